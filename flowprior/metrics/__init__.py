@@ -1,0 +1,39 @@
+"""Measuring: extractors, FID, inception score, precision and recall, PSNR and SSIM, kNN density, digit networks.
+
+The names below load their module, and with it torch-fidelity, torchmetrics or Faiss, when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from flowprior.errors import UserError
+
+_HOMES = {
+    "digit_networks": ("load_extractor", "load_judge", "recognised_share"),
+    "extractors": ("EXTRACTORS", "Features", "extract_features", "load_feature_extractor", "stream_features"),
+    "generation": ("METRICS", "evaluate_generation", "half_half_fid", "statistics_of"),
+    "knn": ("KNNDensity",),
+    "reconstruction": ("ReconstructionMeter", "psnr", "ssim"),
+    "statistics": ("Statistics", "StreamingMoments"),
+}
+_OPTIONAL = {"sklearn", "torch_fidelity", "torchmetrics"}
+
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            try:
+                return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            except ModuleNotFoundError as error:
+                if error.name in _OPTIONAL:
+                    raise UserError(f"{name} needs {error.name}: pip install 'flowprior[metrics]'") from None
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,177 @@
+"""Images as uint8 tensors: the embedded digits, or a folder with one sub-folder per class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+from flowprior.data import digits
+from flowprior.data.order import SampleKey
+from flowprior.errors import UserError
+from flowprior.training.config import option
+from flowprior.training.files import tensors_fingerprint
+from flowprior.training.randomness import stream_seed
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass
+class ImageConfig:
+    """Where images come from, and how they are cropped."""
+
+    source: Literal["digits", "folder"] = option("digits", "digits (embedded) or folder (one sub-folder per class)")
+    path: str = option("", "the folder, for source=folder; DATA= sets it in the scripts")
+    size: int = option(32, "pixels on a side")
+    subset: Literal["all", "train", "val"] = option("all", "of the digits: all, or a part of a fixed split")
+    split_seed: int = option(0, "of the digits' split")
+    crop: Literal["centre", "random_resized"] = option("centre", "in training: centre, or random area and aspect ratio (folder only)")
+    min_area: float = option(0.8, "smallest share of the image's area in a random_resized crop")
+    flip: bool = option(False, "mirror every other image in training")
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise ValueError(f"images are at least 8 pixels on a side, not {self.size}")
+        if not 0 < self.min_area <= 1:
+            raise ValueError(f"min_area lies in (0, 1], not at {self.min_area}")
+
+
+class ImageSource(Protocol):
+    """A keyed data set of images; ``batch`` returns ``image`` uint8 (B, 3, S, S), ``label`` int64 (B,), ``index`` int64 (B,)."""
+
+    num_classes: int
+    class_names: list[str]
+
+    def fingerprint(self) -> str:
+        """16 hex digits of which images these are and how they are cropped for evaluation."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]: ...
+
+
+def open_images(config: ImageConfig, seed: int = 0) -> ImageSource:
+    """The image source that a config names; ``seed`` is the augmentation's."""
+    return SOURCES[config.source](config, seed)
+
+
+class DigitImages:
+    """The embedded digits, held in memory."""
+
+    def __init__(self, config: ImageConfig, seed: int) -> None:
+        images, labels = digits.digit_images(config.size)
+        chosen = digits.digit_split(config.subset, config.split_seed)
+        self.images, self.labels = images[chosen], labels[chosen]
+        self.flip, self.seed = config.flip, seed
+        self.num_classes, self.class_names = digits.NUM_CLASSES, [str(n) for n in range(digits.NUM_CLASSES)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fingerprint(self) -> str:
+        return tensors_fingerprint({"images": self.images, "labels": self.labels})
+
+    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        index = torch.tensor([key.index for key in keys])
+        images = self.images[index]
+        if self.flip:
+            mirrored = torch.tensor([key.epoch >= 0 and _generator(self.seed, key).random() < 0.5 for key in keys])
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        return {"image": images, "label": self.labels[index], "index": index}
+
+
+class FolderImages:
+    """``path/<class>/<image>``; images straight in ``path`` make one class. Files are sorted by name."""
+
+    def __init__(self, config: ImageConfig, seed: int) -> None:
+        root = Path(config.path)
+        if not config.path or not root.is_dir():
+            raise UserError(f"there is no image folder at '{config.path}': set DATA=<folder> or data.path=<folder>")
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.class_names = [p.name for p in folders] or [root.name]
+        self.files: list[Path] = []
+        self.labels: list[int] = []
+        for label, folder in enumerate(folders or [root]):
+            found = sorted(p for p in (folder.rglob("*") if folders else folder.iterdir()) if p.suffix.lower() in EXTENSIONS)
+            self.files += found
+            self.labels += [label] * len(found)
+        if not self.files:
+            raise UserError(f"the folder {root} holds no images ({', '.join(sorted(EXTENSIONS))})")
+        self.num_classes, self.config, self.seed = len(self.class_names), config, seed
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fingerprint(self) -> str:
+        root = Path(self.config.path)
+        rows = [f"{file.relative_to(root)} {file.stat().st_size}" for file in self.files]
+        return f"{stream_seed('centre crop', self.config.size, *rows):016x}"
+
+    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        images = torch.stack([self._read(key) for key in keys])
+        return {"image": images, "label": torch.tensor([self.labels[key.index] for key in keys]),
+                "index": torch.tensor([key.index for key in keys])}
+
+    def _read(self, key: SampleKey) -> Tensor:
+        """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
+        file, config = self.files[key.index], self.config
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("RGB")
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"the image {file} cannot be read ({error}): mend or remove it") from error
+        random = _generator(self.seed, key)
+        if key.epoch >= 0 and config.crop == "random_resized":
+            box = random_resized_box(image.height, image.width, config.min_area, random)
+            image = TF.resized_crop(image, *box, [config.size, config.size], TF.InterpolationMode.BICUBIC)
+        else:
+            image = centre_crop(image, config.size)
+        if key.epoch >= 0 and config.flip and random.random() < 0.5:
+            image = TF.hflip(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+SOURCES = {"digits": DigitImages, "folder": FolderImages}
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's evaluation crop: halve by boxes while more than twice too large, resize the shorter side bicubically, cut the centre."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_resized_box(height: int, width: int, min_area: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop whose area is uniform in [min_area, 1] and whose aspect is log-uniform in [3/4, 4/3]."""
+    for _ in range(10):
+        area = height * width * random.uniform(min_area, 1.0)
+        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        h, w = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+        if 0 < h <= height and 0 < w <= width:
+            return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _generator(seed: int, key: SampleKey) -> np.random.Generator:
+    return np.random.default_rng(stream_seed(seed, "augment", key.epoch, key.index))
+
+
+def to_model(images: Tensor) -> Tensor:
+    """uint8 images as the models see them: float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Model images in [-1, 1] as uint8, rounded."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,202 @@
+"""The latent cache: every image encoded once, in memory-mapped shards, with a manifest that says what they are.
+
+``latents-00000.safetensors`` holds ``latents`` (n, views, T, C) and ``labels`` (n,) of a fixed range of samples, so that no sample
+is missing or comes twice whatever the number of processes; ``manifest.json`` is written last, and with it the cache is whole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from flowprior.data.images import ImageSource, to_model
+from flowprior.data.loader import ordered_batches
+from flowprior.data.order import SampleKey
+from flowprior.errors import UserError
+from flowprior.training.config import option
+from flowprior.training.distributed import Workers
+from flowprior.training.files import file_sha256, read_json, write_json, write_tensors
+from flowprior.training.randomness import stream_seed
+
+FORMAT_VERSION = 1
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class CacheConfig:
+    """How latents are cached."""
+
+    flips: bool = option(False, "cache the mirrored image as well; training draws one of the two")
+    dtype: Literal["float16", "bfloat16", "float32"] = option("float16", "of the stored latents")
+    shard_images: int = option(4096, "images per shard")
+    batch: int = option(128, "images encoded at once", changes_result=False)
+    scale_samples: int = option(10_000, "images that the scale is measured on")
+    scale_per: Literal["all", "channel"] = option("all", "one scale 1/std for all (the paper), or mean and scale of every channel")
+
+    def __post_init__(self) -> None:
+        if min(self.shard_images, self.batch, self.scale_samples) < 1:
+            raise ValueError("shard_images, batch and scale_samples are at least 1")
+
+
+def write_latent_cache(folder: Path, images: ImageSource, encode: Callable[[Tensor], Tensor], config: CacheConfig, origin: dict[str, Any],
+                       workers: Workers) -> None:
+    """Encode every image and write the cache; shards that an interrupted run left are kept.
+
+    Args:
+        folder: of the cache.
+        images: read in their own order, without augmentation.
+        encode: model images ``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``.
+        config: see the class.
+        origin: fingerprints of encoder and images: what a reader must agree with.
+        workers: shards are dealt out to all processes.
+    """
+    shards = math.ceil(len(images) / config.shard_images)
+    mark = {"origin": str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))}
+    files = [folder / f"latents-{shard:05d}.safetensors" for shard in range(shards)]
+    mine = list(range(workers.rank, shards, workers.count))
+    bar = tqdm(total=sum(_rows(shard, config, images) for shard in mine), desc="cache latents", unit="img", disable=not workers.is_main, dynamic_ncols=True)
+    with bar, torch.no_grad():
+        for shard in mine:
+            rows = _rows(shard, config, images)
+            if _is_shard(files[shard], mark):
+                bar.update(rows)
+                continue
+            latents, labels = [], []
+            start = shard * config.shard_images
+            for batch in ordered_batches(images, config.batch, start, start + rows):
+                pictures = to_model(batch["image"].to(workers.device))
+                views = [encode(pictures)] + ([encode(pictures.flip(-1))] if config.flips else [])
+                latents.append(torch.stack(views, dim=1).to(DTYPES[config.dtype]).cpu())  # (B, views, T, C)
+                labels.append(batch["label"])
+                bar.update(len(pictures))
+            write_tensors(files[shard], {"latents": torch.cat(latents), "labels": torch.cat(labels)}, mark)
+    workers.barrier()
+    if workers.is_main:
+        with safe_open(files[0], "pt") as first:
+            _, views, tokens, channels = first.get_slice("latents").get_shape()
+        write_json(folder / "manifest.json", {
+            "format": FORMAT_VERSION, "count": len(images), "views": views, "tokens": tokens, "channels": channels, "dtype": config.dtype,
+            "num_classes": images.num_classes, "class_names": images.class_names, "origin": origin,
+            "shards": [{"file": file.name, "rows": _rows(shard, config, images), "sha256": file_sha256(file)} for shard, file in enumerate(files)]})
+    workers.barrier()
+
+
+def _rows(shard: int, config: CacheConfig, images: ImageSource) -> int:
+    return min(config.shard_images, len(images) - shard * config.shard_images)
+
+
+def _is_shard(file: Path, mark: dict[str, str]) -> bool:
+    """Whether ``file`` is a whole shard of this very cache."""
+    if not file.is_file():
+        return False
+    try:
+        with safe_open(file, "pt") as shard:
+            return shard.metadata() == mark
+    except (SafetensorError, OSError):
+        return False
+
+
+class LatentNormaliser(nn.Module):
+    """The one owner of the latents' scale: ``(latents - mean) * scale`` for the generator, and back for the decoder."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    @classmethod
+    def from_statistics(cls, statistics: dict[str, Any], per: str) -> LatentNormaliser:
+        """From what :func:`measure_statistics` put into a manifest."""
+        normaliser = cls(len(statistics["channel_std"]))
+        if per == "channel":
+            normaliser.mean.copy_(torch.tensor(statistics["channel_mean"]))
+            normaliser.scale.copy_(1 / torch.tensor(statistics["channel_std"]).clamp(min=1e-6))
+        else:
+            normaliser.scale.fill_(statistics["scale"])
+        return normaliser
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Raw latents ``(..., C)`` as the generator sees them."""
+        return (latents.float() - self.mean) * self.scale
+
+    def undo(self, latents: Tensor) -> Tensor:
+        """The generator's latents ``(..., C)`` as the decoder wants them."""
+        return latents / self.scale + self.mean
+
+
+class LatentCache:
+    """A finished cache as a keyed data set; ``batch`` returns raw ``latents`` float32 (B, T, C) and ``label`` int64 (B,).
+
+    Args:
+        folder: of the cache.
+        seed: chooses between an image's views by (seed, epoch, index).
+        verify: read every shard once and compare its checksum.
+
+    Raises:
+        UserError: there is no whole cache, or a shard is missing, changed or of another shape.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0, verify: bool = True) -> None:
+        self.folder, self.seed = folder, seed
+        self.manifest = read_json(folder / "manifest.json", "latent cache (run `bash scripts/train_mar.sh`, which caches first)")
+        if self.manifest.get("format") != FORMAT_VERSION:
+            raise UserError(f"the latent cache {folder} is of another version of this code: delete it")
+        try:
+            self.count, self.num_classes = int(self.manifest["count"]), int(self.manifest["num_classes"])
+            self.shape = (int(self.manifest["tokens"]), int(self.manifest["channels"]))
+            self.views = int(self.manifest["views"])
+            shards = [(folder / Path(entry["file"]).name, int(entry["rows"]), entry["sha256"]) for entry in self.manifest["shards"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the manifest of the latent cache {folder} is damaged ({error}): delete the cache") from error
+        self.latents: list[Tensor] = []
+        labels: list[Tensor] = []
+        for file, rows, checksum in shards:
+            if not file.is_file() or (verify and file_sha256(file) != checksum):
+                raise UserError(f"the latent cache's file {file} is missing or damaged: delete it and {folder / 'manifest.json'}, and cache again")
+            with safe_open(file, "pt") as shard:
+                self.latents.append(shard.get_tensor("latents"))
+                labels.append(shard.get_tensor("labels"))
+            if self.latents[-1].shape != (rows, self.views, *self.shape):
+                raise UserError(f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {folder}")
+        self.labels = torch.cat(labels)
+        self.starts = torch.tensor([0] + [len(part) for part in self.latents]).cumsum(0)
+        if len(self.labels) != self.count:
+            raise UserError(f"the latent cache {folder} holds {len(self.labels)} images and its manifest says {self.count}: delete the cache")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        index = torch.tensor([key.index for key in keys])
+        shards = torch.searchsorted(self.starts, index, right=True) - 1
+        if self.views == 1:
+            views = [0] * len(keys)
+        else:
+            views = [stream_seed(self.seed, "view", key.epoch, key.index) % self.views if key.epoch >= 0 else 0 for key in keys]
+        rows = [self.latents[shard][i - self.starts[shard], view] for shard, i, view in zip(shards.tolist(), index.tolist(), views)]
+        return {"latents": torch.stack(rows).float(), "label": self.labels[index]}
+
+
+def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[str, Any]:
+    """Minimum, maximum, mean, standard deviation (also per channel) and ``scale = 1 / std`` of a random subset of images."""
+    chosen = torch.randperm(len(cache), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    latents = torch.cat([cache.batch([SampleKey(i, -1) for i in chosen[first: first + 1024]])["latents"] for first in range(0, len(chosen), 1024)])
+    tokens = latents.flatten(0, 1).double()  # (N T, C)
+    std = tokens.std().item()
+    if not math.isfinite(std) or std == 0:
+        raise UserError(f"the latents in {cache.folder} are constant or not finite: train the autoencoder again")
+    return {"images": len(chosen), "min": tokens.min().item(), "max": tokens.max().item(), "mean": tokens.mean().item(), "std": std,
+            "channel_mean": tokens.mean(0).tolist(), "channel_std": tokens.std(0).tolist(), "scale": 1 / std}
+
+
+def store_statistics(folder: Path, statistics: dict[str, Any]) -> None:
+    """Put the statistics into the cache's manifest."""
+    manifest = read_json(folder / "manifest.json", "latent cache")
+    write_json(folder / "manifest.json", manifest | {"statistics": statistics})

@@ -1,0 +1,35 @@
+"""Stage 1's objective: flow matching on projected target features."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.path import group_size_for
+from flowprior.flow.target_map import TargetMap
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.randomness import StepRandom
+
+
+class FlowMatchingObjective(nn.Module):
+    """Eq. 3 over batches of raw features.
+
+    Args:
+        velocity: the network that is trained.
+        target_map: fixed.
+        pairs: (t, noise) pairs per feature.
+        group_size: how many features of the batch share a time (see :func:`flow_matching_loss`).
+    """
+
+    def __init__(self, velocity: VelocityMLP, target_map: TargetMap, pairs: int = 4, group_size: int = 1) -> None:
+        super().__init__()
+        self.velocity, self.target_map = velocity, target_map
+        self.pairs, self.group_size = pairs, group_size
+
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        data = self.target_map(batch["features"])  # (B, C)
+        size = group_size_for(len(data), self.group_size)
+        data = data.view(-1, size, data.shape[-1])  # (B / size, size, C)
+        noise = random.normal("noise", len(data), self.pairs, *data.shape[1:])
+        t = random.times("t", len(data), self.pairs, 1)
+        return {"loss": flow_matching_loss(self.velocity, data, pairs=self.pairs, group_size=size, noise=noise, t=t)}

@@ -1,0 +1,170 @@
+"""A frozen flow over target features, as a regulariser for anybody's latents."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.errors import UserError
+from flowprior.flow.losses import alignment_loss
+from flowprior.flow.objective import FlowMatchingObjective
+from flowprior.flow.solver import sample
+from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.distributed import Workers, best_device
+from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
+from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.optim import OptimConfig
+from flowprior.training.randomness import stream_seed
+
+FORMAT_VERSION = 1
+
+
+class FlowPrior(nn.Module):
+    """The pretrained, frozen flow of "Aligning Latent Spaces with Flow Priors" and the map into its space.
+
+    Example::
+
+        prior = FlowPrior.load("runs/digits/flowhead/prior")
+        loss = loss + 0.01 * prior.alignment_loss(latents)  # latents: (..., channels)
+
+    Args:
+        velocity: the trained, unconditional network; it is frozen here.
+        target_map: from raw target features to the flow's space.
+        target: where the features came from: free JSON, kept with the prior.
+    """
+
+    def __init__(self, velocity: VelocityMLP, target_map: TargetMap, target: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.velocity, self.target_map, self.target = velocity, target_map, dict(target or {})
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents that this prior shapes."""
+        return self.velocity.channels
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of every weight, for whoever was trained against this prior to remember."""
+        return tensors_fingerprint(self.state_dict())
+
+    def train(self, mode: bool = True) -> FlowPrior:
+        """Stays in evaluation mode: it is frozen, whatever module it is a part of."""
+        return super().train(False)
+
+    def alignment_loss(self, latents: Tensor, *, pairs: int = 4, group_size: int = 1, noise: Tensor | None = None,
+                       t: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Eq. 5 per channel, a scalar whose gradient reaches ``latents (..., n, C)`` only.
+
+        Args:
+            latents: in the flow's space; every token counts for itself.
+            pairs, group_size, noise, t, generator: as in :func:`flowprior.flow.losses.flow_matching_loss`.
+
+        Raises:
+            ValueError: latents of another number of channels.
+        """
+        if latents.shape[-1] != self.channels:
+            raise ValueError(f"this prior is over {self.channels} channels, the latents have {latents.shape[-1]}")
+        return alignment_loss(self.velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Raw target features ``(..., d2)`` in the flow's space, ``(..., C)``."""
+        return self.target_map(features)
+
+    def sample(self, count: int, *, steps: int = 50, method: str = "heun", generator: torch.Generator | None = None) -> Tensor:
+        """``(count, C)`` samples of the learned distribution."""
+        device = self.target_map.matrix.device
+        return sample(self.velocity, (count, self.channels), steps=steps, method=method, generator=generator, device=device)
+
+    @classmethod
+    def fit(cls, features: Tensor, channels: int = 32, projection: str = "random", *, width: int = 1024, depth: int = 6,
+            steps: int = 10_000, batch_size: int = 512, lr: float = 2e-4, seed: int = 0, progress: bool = True) -> FlowPrior:
+        """Train a prior on any ``features (N, d)``, in memory, on the GPU if there is one.
+
+        A run with checkpoints, a log and several processes is ``bash scripts/train_flowhead.sh``; the training is the same.
+
+        Args:
+            features: float ``(N, d)``.
+            channels: of the latents to be shaped.
+            projection: ``random``, ``avg_pool``, ``pca`` or ``identity``.
+            width, depth: of the velocity network.
+            steps, batch_size, lr, seed: of the training.
+            progress: show a bar with rate and ETA.
+
+        Raises:
+            ValueError: features or sizes that :func:`fit_target_map` refuses.
+        """
+        settings = TargetMapSettings(channels, projection, seed=seed)
+        generator = torch.Generator().manual_seed(stream_seed(seed, "velocity"))
+        workers = Workers(device=best_device())
+        objective = FlowMatchingObjective(VelocityMLP(channels, width, depth, generator=generator), fit_target_map(features, settings), group_size=16)
+        objective.to(workers.device)
+        loop = TrainingLoop(objective, objective.velocity, TrainConfig(steps=steps, global_batch=batch_size, seed=seed),
+                            OptimConfig(lr=lr, warmup_steps=min(2500, steps // 10)), workers, description="flow prior", progress=progress)
+        loop.run(_random_rows(features, batch_size, seed))
+        with loop.averaged_weights():
+            weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}
+        objective.velocity.load_state_dict(weights)
+        return cls(objective.velocity, objective.target_map, {"count": len(features), **asdict(settings)})
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json``; nothing pickled."""
+        from flowprior import __version__
+
+        folder = Path(folder)
+        write_tensors(folder / "model.safetensors", self.state_dict())
+        features, channels = self.target_map.matrix.shape
+        write_json(folder / "config.json", {
+            "format": FORMAT_VERSION, "library_version": __version__, "velocity": self.velocity.sizes,
+            "feature_channels": features, "channels": channels, "target": self.target, "fingerprint": self.fingerprint})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FlowPrior:
+        """Read a prior that :meth:`save` wrote, on the CPU.
+
+        Raises:
+            UserError: the folder is not a prior, or is damaged.
+        """
+        folder = Path(folder)
+        config = read_json(folder / "config.json", "flow prior")
+        try:
+            if config["format"] != FORMAT_VERSION:
+                raise UserError(f"the flow prior in {folder} has format {config['format']}; this version reads {FORMAT_VERSION}")
+            velocity = VelocityMLP(**config["velocity"])
+            target_map = TargetMap(torch.zeros(config["feature_channels"]), torch.ones(()), torch.zeros(config["feature_channels"], config["channels"]))
+            prior = cls(velocity, target_map, config["target"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder / 'config.json'} is not a flow prior's config ({json.dumps(str(error))})") from error
+        load_weights(prior, read_tensors(folder / "model.safetensors", "flow prior's weights"), f"the flow prior in {folder}")
+        return prior
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, **download_options: Any) -> FlowPrior:
+        """Read a prior from a folder, or from the Hugging Face hub by ``user/name``.
+
+        ``download_options`` go to ``huggingface_hub.snapshot_download`` (``revision``, ``cache_dir``, ``token``, ...).
+        """
+        if Path(name_or_folder).is_dir():
+            return cls.load(name_or_folder)
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(str(name_or_folder), allow_patterns=["model.safetensors", "config.json"], **download_options)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no flow prior at {name_or_folder}: it is neither a folder here nor to be had from the hub "
+                            f"(HF_HOME={os.environ.get('HF_HOME', '~/.cache/huggingface')})") from error
+        return cls.load(folder)
+
+
+def _random_rows(features: Tensor, count: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(stream_seed(seed, "rows"))
+    while True:
+        yield {"features": features[torch.randint(len(features), (count,), generator=generator)]}

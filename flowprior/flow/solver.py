@@ -1,0 +1,50 @@
+"""Fixed-step solvers of ``dx/dt = v(x, t)`` between noise (t = 0) and data (t = 1)."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2}
+
+
+def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int = 50, method: str = "euler",
+              t_start: float = 0.0, t_end: float = 1.0) -> Tensor:
+    """Carry ``x`` along the flow in exactly ``steps`` steps of equal length.
+
+    Args:
+        velocity: ``v(x, t)`` with a scalar ``t``.
+        x: state at ``t_start``, any shape.
+        steps: number of steps; the velocity is evaluated once (``euler``) or twice (``midpoint``, ``heun``) in each.
+        method: first order ``euler``; second order ``midpoint`` or ``heun``.
+        t_start, t_end: from noise to data by default; swapped, the flow runs backward.
+
+    Returns:
+        The state at ``t_end``.
+
+    Raises:
+        ValueError: for an unknown method or fewer than one step.
+    """
+    if method not in EVALUATIONS_PER_STEP:
+        raise ValueError(f"solver {method!r} is unknown: write one of {', '.join(EVALUATIONS_PER_STEP)}")
+    if steps < 1:
+        raise ValueError(f"a solver takes at least one step, not {steps}")
+    length = (t_end - t_start) / steps
+    for step in range(steps):
+        t = t_start + step * length
+        v = velocity(x, t)
+        if method == "midpoint":
+            v = velocity(x + 0.5 * length * v, t + 0.5 * length)
+        elif method == "heun":
+            v = 0.5 * (v + velocity(x + length * v, t + length))
+        x = x + length * v
+    return x
+
+
+@torch.no_grad()
+def sample(velocity: Callable[[Tensor, float], Tensor], shape: tuple[int, ...], *, steps: int = 50, method: str = "heun",
+           generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """Draw ``shape`` noise and carry it to data."""
+    return integrate(velocity, torch.randn(shape, generator=generator, device=device), steps, method)

@@ -1,0 +1,73 @@
+"""From raw target features to the space that the flow lives in: normalise to unit standard deviation, then project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.flow.projection import projection_matrix
+from flowprior.training.randomness import stream_seed
+
+STATISTICS_ROWS = 200_000
+
+
+class TargetMap(nn.Module):
+    """``x -> (x - mean) / std @ W``: mean per feature channel, one standard deviation for all, and a fixed projection.
+
+    Args:
+        mean: ``(d2,)``.
+        std: scalar.
+        matrix: ``(d2, d1)``.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", torch.as_tensor(std).float())
+        self.register_buffer("matrix", matrix.float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(..., d2) -> (..., d1)``."""
+        return (features.to(self.matrix) - self.mean) / self.std @ self.matrix
+
+
+@dataclass(frozen=True)
+class TargetMapSettings:
+    """How :func:`fit_target_map` goes about it.
+
+    Attributes:
+        channels: d1.
+        projection: one of :data:`flowprior.flow.projection.PROJECTIONS`.
+        centre: subtract the mean of every feature channel.
+        seed: of the random projection, and of the rows that statistics are taken over.
+    """
+
+    channels: int = 32
+    projection: str = "random"
+    centre: bool = True
+    seed: int = 0
+
+
+def fit_target_map(features: Tensor, settings: TargetMapSettings) -> TargetMap:
+    """Measure mean and standard deviation of ``features (N, d2)``, on 200,000 random rows of larger sets, and form the projection.
+
+    Raises:
+        ValueError: features that are not two-dimensional, not finite, or constant.
+    """
+    if features.dim() != 2 or features.shape[0] < 2:
+        raise ValueError(f"target features have shape (N, d) with N of at least 2, not {tuple(features.shape)}")
+    rows = features
+    if len(features) > STATISTICS_ROWS:
+        generator = torch.Generator().manual_seed(stream_seed(settings.seed, "target statistics"))
+        rows = features[torch.randint(len(features), (STATISTICS_ROWS,), generator=generator)]
+    rows = rows.double()
+    if not torch.isfinite(rows).all():
+        raise ValueError("target features hold NaN or infinite values")
+    mean = rows.mean(0) if settings.centre else torch.zeros(rows.shape[1], dtype=torch.float64)
+    std = (rows - mean).square().mean().sqrt()
+    if not std > 0:
+        raise ValueError("target features are constant: there is nothing to match")
+    matrix = projection_matrix(settings.projection, rows.shape[1], settings.channels, features=(rows - mean) / std, seed=settings.seed)
+    return TargetMap(mean, std, matrix)

@@ -1,0 +1,195 @@
+"""Configs: a dataclass tree, a YAML preset over its defaults, and dotted overrides over both. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from flowprior.errors import UserError
+
+C = TypeVar("C")
+
+
+def option(default: Any, help: str, *, changes_result: bool = True) -> Any:
+    """A dataclass field with its meaning for ``--help``.
+
+    Args:
+        default: the value, or a dataclass type for a nested section.
+        help: one line.
+        changes_result: False for what may differ when a run is resumed (logging, workers).
+    """
+    metadata = {"help": help, "changes_result": changes_result}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
+    """An instance of the dataclass ``cls`` from nested ``values``; the rest keeps its default.
+
+    Raises:
+        UserError: unknown key (with the nearest known one), wrong type, or a value that ``__post_init__`` refuses.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"config section '{where or 'top level'}' must be a mapping of options, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise UserError(f"config has no option '{dotted}'; the nearest is '{dotted[: len(dotted) - len(str(key))]}{near}' (--help lists all)")
+        arguments[key] = _coerce(hints[key], value, dotted)
+    for field in dataclasses.fields(cls):
+        if field.name not in arguments and dataclasses.is_dataclass(hints[field.name]):
+            arguments[field.name] = build_config(hints[field.name], {}, f"{where}.{field.name}" if where else field.name)
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"config section '{where}': {error}" if where else f"config: {error}") from error
+
+
+def _coerce(hint: Any, value: Any, dotted: str) -> Any:
+    """``value`` as the annotated type, where that loses nothing."""
+    if dataclasses.is_dataclass(hint):
+        return build_config(hint, value if value is not None else {}, dotted)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(next(a for a in arguments if a is not type(None)), value, dotted)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"option '{dotted}' is one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"option '{dotted}' is a list such as [1, 2], not {value!r}")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise UserError(f"option '{dotted}' is a list of {len(arguments)} values, not {value!r}")
+        return tuple(_coerce(arguments[0], item, dotted) for item in value)
+    try:
+        if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value)
+        if hint is int and not isinstance(value, bool) and float(value) == int(float(value)):
+            return int(float(value))
+        if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        if hint is bool and isinstance(value, bool):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    raise UserError(f"option '{dotted}' is {names.get(hint, hint)}, not {value!r}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; a :class:`UserError` if there is none."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"the config {path} must hold 'option: value' lines")
+    return values or {}
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """``values`` with every ``a.b=value`` put in; values are read as YAML."""
+    for text in overrides:
+        dotted, equals, raw = text.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"'{text}' is not an override: write option=value, e.g. optim.lr=2e-4")
+        try:
+            value = yaml.safe_load(raw) if raw else ""
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of override '{text}' cannot be read as YAML") from error
+        *parents, leaf = dotted.split(".")
+        node = values
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise UserError(f"override '{text}' goes into '{parent}', which has no options of its own")
+            node = child
+        node[leaf] = value
+    return values
+
+
+def find_preset(name: str, folder: Path) -> Path:
+    """The YAML file of a preset: a name in ``folder`` or the path of a file of one's own."""
+    own = Path(name)
+    if own.suffix in (".yaml", ".yml"):
+        if not own.is_file():
+            raise UserError(f"there is no preset file {own}")
+        return own
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(f"there is no preset '{name}' for this stage: choose one of {there}, or the path of a .yaml file")
+    return path
+
+
+def list_options(cls: type, where: str = "") -> list[tuple[str, Any, str]]:
+    """``(dotted name, default, meaning)`` of every leaf of a config tree."""
+    hints, rows = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        dotted = f"{where}.{field.name}" if where else field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            rows += list_options(hints[field.name], dotted)
+        else:
+            rows.append((dotted, field.default, field.metadata.get("help", "")))
+    return rows
+
+
+def changed_options(cls: type, old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
+    """``name: old -> new`` for every differing option that changes a run's result."""
+    hints, rows = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        before, after = old.get(field.name), new.get(field.name)
+        dotted = f"{where}.{field.name}" if where else field.name
+        if not field.metadata.get("changes_result", True):
+            continue
+        if dataclasses.is_dataclass(hints[field.name]):
+            rows += changed_options(hints[field.name], before or {}, after or {}, dotted)
+        elif before != after:
+            rows.append(f"{dotted}: {before} -> {after}")
+    return rows
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values (tuples become lists), as YAML and JSON write them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def config_from_command_line(cls: type[C], presets: Path, description: str, argv: list[str] | None = None) -> C:
+    """The config that a command line asks for: ``[--preset NAME] [option=value ...]``; ``--help`` prints every field.
+
+    ``run_dir``, which every stage's config has, is ``runs/<preset>`` unless it is given.
+    """
+    width = max(len(name) for name, _, _ in list_options(cls))
+    fields = "\n".join(f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(cls))
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog=f"options, with their defaults before the preset is applied:\n{fields}")
+    parser.add_argument("--preset", default="digits", help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [digits]")
+    parser.add_argument("overrides", nargs="*", metavar="option=value", help="dotted overrides, e.g. optim.lr=2e-4 train.steps=1000")
+    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
+    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    preset = find_preset(arguments.preset, presets)
+    values = apply_overrides(read_yaml(preset), arguments.overrides)
+    values.setdefault("run_dir", f"runs/{preset.stem}")
+    return build_config(cls, values)

@@ -1,0 +1,71 @@
+"""One process by default; many under ``torchrun``, with NCCL on GPUs and gloo on CPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Iterator
+
+import torch
+import torch.distributed as torch_distributed
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process's place among those of the run, and its device."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            torch_distributed.barrier()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of ``tensor`` over all processes, in place."""
+        if self.count > 1:
+            torch_distributed.all_reduce(tensor)
+        return tensor
+
+    def mean(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Scalars averaged over all processes; every process passes the same names."""
+        if not values:
+            return {}
+        stacked = torch.stack([v.detach().float().to(self.device) for v in values.values()])
+        return dict(zip(values, (self.sum(stacked) / self.count).tolist()))
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` holds in any process."""
+        if self.count == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def distributed_workers() -> Iterator[Workers]:
+    """The :class:`Workers` of this process, from torchrun's environment; leaves the process group on the way out."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    device = best_device()
+    if count == 1:
+        yield Workers(device=device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Workers(torch_distributed.get_rank(), count, device)
+    finally:
+        torch_distributed.destroy_process_group()

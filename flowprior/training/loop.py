@@ -1,0 +1,221 @@
+"""The one training loop. A trainer hands it an objective, a module whose forward is the loss, and a stream of batches."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterable, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from flowprior.training.checkpoint import Checkpoints, Stateful
+from flowprior.training.config import option
+from flowprior.training.distributed import Workers
+from flowprior.training.ema import EMA
+from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
+from flowprior.training.randomness import StepRandom
+from flowprior.training.reporting import RunLog
+
+
+@dataclass
+class TrainConfig:
+    """Length, batch, precision, and how often things happen."""
+
+    steps: int = option(1000, "optimiser steps")
+    global_batch: int = option(64, "samples per step, over all processes and accumulated micro-batches")
+    accumulation: int = option(1, "micro-batches per step in every process")
+    seed: int = option(0, "of weights, data order, augmentation and noise")
+    precision: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 autocast on a GPU, float32 on a CPU")
+    compile: bool = option(False, "torch.compile the objective")
+    workers: int = option(0, "data loading processes per training process", changes_result=False)
+    log_steps: int = option(20, "write figures every so many steps", changes_result=False)
+    eval_steps: int = option(500, "evaluate every so many steps; 0: at the end only")
+    checkpoint_steps: int = option(500, "save every so many steps; 0: at the end only", changes_result=False)
+    keep_checkpoints: int = option(2, "how many checkpoints stay", changes_result=False)
+    tensorboard: bool = option(True, "write TensorBoard files as well", changes_result=False)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.global_batch, self.accumulation, self.log_steps, self.keep_checkpoints) < 1:
+            raise ValueError("steps, global_batch, accumulation, log_steps and keep_checkpoints are at least 1")
+        if min(self.eval_steps, self.checkpoint_steps, self.workers) < 0:
+            raise ValueError("eval_steps, checkpoint_steps and workers cannot be negative")
+
+    def micro_batch(self, processes: int) -> int:
+        """Samples per forward pass; a ValueError when the global batch does not divide."""
+        slots = processes * self.accumulation
+        if self.global_batch % slots:
+            raise ValueError(f"global_batch {self.global_batch} does not divide into {processes} processes x {self.accumulation} micro-batches")
+        return self.global_batch // slots
+
+
+class Objective(Protocol):
+    """A module whose forward takes a batch and its noise, and returns named scalar terms; ``loss`` is the one that is minimised."""
+
+    def __call__(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]: ...
+
+
+class NonFiniteLoss(Exception):
+    """The loss or its gradient is NaN or infinite. Nothing was stepped; the last checkpoint is as it was."""
+
+
+class TrainingLoop:
+    """Trains ``objective`` and keeps an average of ``model``, the part of it that is handed on.
+
+    Args:
+        objective: see :class:`Objective`. Its parameters that require gradients are trained.
+        model: the module inside it to average.
+        config, optim: see the classes.
+        workers: this process among those of the run.
+        folder: of the stage, for checkpoints and the log; None keeps nothing (a library call).
+        saved: what a resumed run needs besides the model, optimiser and average: a regulariser's own networks, say.
+        description: before the progress bar.
+        progress: show the bar.
+    """
+
+    def __init__(self, objective: nn.Module, model: nn.Module, config: TrainConfig, optim: OptimConfig, workers: Workers,
+                 folder: Path | None = None, saved: dict[str, Stateful] | None = None, description: str = "train",
+                 progress: bool = True) -> None:
+        self.config, self.optim, self.workers, self.folder = config, optim, workers, folder
+        self.model, self.description = model, description
+        self.progress = progress and workers.is_main
+        self.optimizer = make_optimizer(objective, optim)
+        self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
+        forward = torch.compile(objective) if config.compile else objective
+        if workers.count > 1:
+            devices = [workers.device.index] if workers.device.type == "cuda" else None
+            forward = DistributedDataParallel(forward, device_ids=devices, broadcast_buffers=False)
+        self.objective, self.forward = objective, forward
+        objects: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, **(saved or {})}
+        if self.ema is not None:
+            objects["ema"] = self.ema
+        self.checkpoints = Checkpoints(folder / "checkpoints", objects, config.keep_checkpoints) if folder else None
+        self.step = self.checkpoints.load_latest(workers.device) if self.checkpoints else 0
+        self.log = RunLog(folder, self.step, config.tensorboard) if folder and workers.is_main else None
+        half = config.precision == "bfloat16" or (config.precision == "auto" and workers.device.type == "cuda")
+        self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
+        self.stop_signal: int | None = None
+
+    def run(self, batches: Iterable[dict[str, Tensor]], evaluate: Callable[[int], dict[str, float]] | None = None,
+            after_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None) -> None:
+        """Train until ``config.steps``.
+
+        Args:
+            batches: micro-batches from position ``step * accumulation`` on, this process's share of each.
+            evaluate: called in every process, every ``eval_steps`` and at the end, with averaged weights in place and no
+                gradients; its figures are logged.
+            after_step: called with the last micro-batch's terms and the step, for networks that train beside the model.
+        """
+        stream, config = iter(batches), self.config
+        bar = tqdm(total=config.steps, initial=self.step, desc=self.description, unit="step", disable=not self.progress,
+                   dynamic_ncols=True, mininterval=0.5)
+        window: list[dict[str, Tensor]] = []
+        window_start = time.perf_counter()
+        with self._signals_noted(), bar:
+            while self.step < config.steps:
+                terms = self._train_step(stream)
+                if after_step is not None:
+                    terms |= after_step(terms, self.step)
+                window.append({name: value.detach() for name, value in terms.items() if value.dim() == 0})
+                self.step += 1
+                bar.update()
+                last = self.step == config.steps
+                if self.step % config.log_steps == 0 or last:
+                    figures = self._mean_over(window)
+                    figures["steps_per_second"] = len(window) / (time.perf_counter() - window_start)
+                    self._write(figures)
+                    bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+                    window, window_start = [], time.perf_counter()
+                if evaluate is not None and (last or (config.eval_steps and self.step % config.eval_steps == 0)):
+                    self._write(self._evaluated(evaluate))
+                    window_start = time.perf_counter()
+                stopping = self.workers.any(self.stop_signal is not None)
+                if stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
+                    self.save()
+                if stopping and not last:
+                    raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+        if self.log is not None:
+            self.log.close()
+
+    def _train_step(self, stream: Any) -> dict[str, Tensor]:
+        """One optimiser step over ``accumulation`` micro-batches; returns the mean of their terms."""
+        config, workers = self.config, self.workers
+        rate = learning_rate(self.step, config.steps, self.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.objective.train()
+        sums: dict[str, Tensor] = {}
+        for micro in range(config.accumulation):
+            batch = {name: value.to(workers.device, non_blocking=True) for name, value in next(stream).items()}
+            slot, slots = micro * workers.count + workers.rank, config.accumulation * workers.count
+            random = StepRandom(config.seed, self.step, slot, slots, workers.device)
+            random.seed_dropout()
+            last = micro + 1 == config.accumulation
+            with contextlib.nullcontext() if last or workers.count == 1 else self.forward.no_sync():
+                with self.autocast:
+                    terms = self.forward(batch, random)
+                (terms["loss"] / config.accumulation).backward()
+            for name, value in terms.items():
+                if value.dim() == 0:
+                    sums[name] = sums.get(name, 0) + value.detach() / config.accumulation
+                else:
+                    sums[name] = value.detach()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
+        if not torch.isfinite(norm):
+            bad = [name for name, value in sums.items() if not torch.isfinite(value).all()]
+            raise NonFiniteLoss(f"step {self.step}, process {workers.rank}: the gradient is not finite"
+                                + (f" ({', '.join(bad)} is not either)" if bad else ""))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        return {**sums, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
+
+    @torch.no_grad()
+    def _evaluated(self, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float]:
+        self.objective.eval()
+        with self.averaged_weights(), self.autocast:
+            return evaluate(self.step)
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within, the model holds the weights that are handed on: the average where one is kept."""
+        return self.ema.applied() if self.ema is not None else contextlib.nullcontext()
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, from the first process."""
+        if self.checkpoints is not None and self.workers.is_main and self.step not in self.checkpoints.steps():
+            self.checkpoints.save(self.step)
+        self.workers.barrier()
+
+    def _mean_over(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
+        means = {name: torch.stack([terms[name].float().to(self.workers.device) for terms in window]).mean() for name in window[-1]}
+        return self.workers.mean(means)
+
+    def _write(self, figures: dict[str, float]) -> None:
+        if self.log is not None:
+            self.log.write(self.step, figures)
+
+    @contextlib.contextmanager
+    def _signals_noted(self) -> Any:
+        """SIGTERM and Ctrl-C end the run after the step under way, with a checkpoint; a second one ends it at once."""
+
+        def note(number: int, frame: Any) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        if self.folder is None:
+            yield
+            return
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

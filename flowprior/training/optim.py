@@ -1,0 +1,56 @@
+"""AdamW with decay groups, and a learning rate that is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from flowprior.training.config import option
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule."""
+
+    lr: float = option(1e-4, "peak learning rate")
+    betas: tuple[float, float] = option((0.9, 0.95), "AdamW's moments")
+    weight_decay: float = option(0.0, "on matrices; vectors (biases, norms) are never decayed")
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up: cosine or constant")
+    final_lr_fraction: float = option(0.1, "the cosine ends at this fraction of lr")
+    clip_norm: float = option(1.0, "largest gradient norm; 0 switches clipping off")
+    ema_decay: float = option(0.9999, "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off")
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies in [0, 1), not at {self.ema_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas lie in [0, 1), not at {list(self.betas)}")
+        if min(self.weight_decay, self.warmup_steps, self.clip_norm, self.final_lr_fraction) < 0:
+            raise ValueError("weight_decay, warmup_steps, clip_norm and final_lr_fraction cannot be negative")
+
+
+def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
+    """The learning rate of step ``step`` (from 0): linear warm-up, then cosine to ``final_lr_fraction`` or constant."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters of ``module`` that require gradients; only tensors of two dimensions or more decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
+              {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
+    fused = all(p.is_cuda for p in trained)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)

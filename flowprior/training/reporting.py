@@ -1,0 +1,60 @@
+"""A run's figures: JSON lines to compute with, TensorBoard to look at, a progress bar while it runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from flowprior.errors import UserError
+
+
+class RunLog:
+    """Scalars by step, to ``log.jsonl`` and TensorBoard.
+
+    Args:
+        folder: of the stage.
+        start_step: lines of later steps, written by a run that was interrupted after its last checkpoint, are dropped.
+        tensorboard: write event files as well, where tensorboard is installed.
+    """
+
+    def __init__(self, folder: Path, start_step: int = 0, tensorboard: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "log.jsonl"
+        kept = [row for row in read_log(self.file) if row["step"] <= start_step]
+        self.file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.writer = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one row; numbers that are not finite are written as strings, so that every line stays strict JSON."""
+        row = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        with open(self.file, "a") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The rows of a ``log.jsonl``; a last line that a killed process left unfinished is passed over."""
+    if not file.is_file():
+        return []
+    rows, lines = [], file.read_text().splitlines()
+    for number, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number + 1 < len(lines):
+                raise UserError(f"line {number + 1} of {file} is damaged: delete the line") from error
+    return rows

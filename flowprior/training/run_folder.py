@@ -1,0 +1,92 @@
+"""One stage's folder: the resolved config, the log, checkpoints, pictures, and the result once the stage is complete."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowprior.errors import UserError
+from flowprior.training.config import changed_options, read_yaml, to_dict
+from flowprior.training.distributed import Workers
+from flowprior.training.files import read_json, write_bytes, write_json
+
+
+class RunFolder:
+    """``<run_dir>/<stage>``. The stage is complete when ``result.json`` is there.
+
+    Args:
+        run_dir: folder of the whole run, shared by its stages.
+        stage: this stage's name.
+    """
+
+    def __init__(self, run_dir: str | Path, stage: str) -> None:
+        self.stage = stage
+        self.path = Path(run_dir) / stage
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    def is_complete(self) -> bool:
+        return self.result_file.is_file()
+
+    def read_result(self, made_by: str) -> dict[str, Any]:
+        """What the stage left; a :class:`UserError` that says which command makes it when it is not complete."""
+        if not self.is_complete():
+            raise UserError(f"{self.path} is not there or not complete: run `{made_by}` first")
+        return read_json(self.result_file, f"result of stage '{self.stage}'")
+
+    def open(self, config: Any, workers: Workers) -> None:
+        """Create the folder with this config, or check that it holds a run of the same config.
+
+        Raises:
+            UserError: the folder's run was started with other options, or the folder cannot be written.
+        """
+        file = self.path / "config.yaml"
+        if file.is_file():
+            changes = changed_options(type(config), read_yaml(file), to_dict(config))
+            if changes:
+                raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
+                                f"write run_dir=<another folder>, or delete {self.path}")
+        elif workers.is_main:
+            try:
+                write_bytes(file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+            except OSError as error:
+                raise UserError(f"cannot write into {self.path}: {error.strerror}") from error
+        workers.barrier()
+
+    def complete(self, result: dict[str, Any]) -> None:
+        """Mark the stage complete, with what the next stages and the report want to know."""
+        write_json(self.result_file, result)
+
+    def say_complete(self) -> None:
+        print(f"{self.stage}: complete ({self.path})")
+
+
+class Stopwatch:
+    """Seconds that a stage has taken, kept in its folder so that a resumed stage adds up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "seconds"
+        self.before = float(self.file.read_text()) if self.file.is_file() else 0.0
+        self.start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+    def save(self) -> None:
+        write_bytes(self.file, f"{self.seconds():.3f}".encode())
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in GB; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if os.uname().sysname == "Darwin" else 1e6)

@@ -1,0 +1,88 @@
+"""Stage 3's config: one tree that all of its commands read, and the registry of generators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+
+from flowprior.data.images import ImageConfig
+from flowprior.data.latent_cache import CacheConfig
+from flowprior.training.config import config_from_command_line, option
+from flowprior.training.loop import TrainConfig
+from flowprior.training.optim import OptimConfig
+from mar.generator import Generator
+from mar.model import MARConfig
+
+GENERATORS = {"mar": MARConfig}
+PRESETS = Path(__file__).parent / "configs"
+
+
+def _check_name(self: object) -> None:
+    if self.name not in GENERATORS:
+        raise ValueError(f"name is one of {', '.join(GENERATORS)}, not '{self.name}'")
+
+
+GeneratorConfig = make_dataclass(
+    "GeneratorConfig",
+    [("name", str, option("mar", f"one of {', '.join(GENERATORS)}"))]
+    + [(name, config, field(default_factory=config)) for name, config in GENERATORS.items()],
+    namespace={"__post_init__": _check_name, "__doc__": "Which generator is trained; every one has its own section."},
+)
+
+
+def build_generator(config: GeneratorConfig, tokens: int, channels: int, num_classes: int) -> Generator:
+    """The generator that ``config.name`` names."""
+    return getattr(config, config.name).build(tokens, channels, num_classes)
+
+
+@dataclass
+class SampleConfig:
+    """What is sampled for the evaluation."""
+
+    count: int = option(50_000, "images per guidance scale, class-balanced")
+    cfg: tuple[float, ...] = option((1.0,), "guidance scales, one set of images each")
+    batch: int = option(256, "images at once in every process; changes speed, not images")
+    seed: int = option(0, "image i is drawn from (seed, i)")
+    preview_images: int = option(64, "in the picture drawn while training")
+    preview_cfg: float = option(2.0, "its guidance scale")
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.batch, self.preview_images) < 1 or not self.cfg or min(self.cfg) < 0:
+            raise ValueError("count, batch and preview_images are at least 1, cfg is a list such as [1, 1.5]")
+
+
+@dataclass
+class EvaluateConfig:
+    """How generated images are measured."""
+
+    extractor: str = option("inception", "digits (embedded) or inception")
+    weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
+    reference: str = option("data", "data: all images of the training data; or a .npz with mu and sigma")
+
+
+@dataclass
+class MARStageConfig:
+    """Stage 3."""
+
+    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its latents/ and mar/")
+    autoencoder: str = option("", "folder of the autoencoder; empty: <run_dir>/ae/autoencoder")
+    data: ImageConfig = option(ImageConfig, "")
+    cache: CacheConfig = option(CacheConfig, "")
+    model: GeneratorConfig = option(GeneratorConfig, "")
+    train: TrainConfig = option(TrainConfig, "")
+    optim: OptimConfig = option(OptimConfig, "")
+    sample: SampleConfig = option(SampleConfig, "", changes_result=False)
+    evaluate: EvaluateConfig = option(EvaluateConfig, "", changes_result=False)
+
+    @property
+    def autoencoder_folder(self) -> Path:
+        return Path(self.autoencoder) if self.autoencoder else Path(self.run_dir) / "ae" / "autoencoder"
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.run_dir) / "latents"
+
+
+def read_config(description: str) -> MARStageConfig:
+    """The config that the command line asks for."""
+    return config_from_command_line(MARStageConfig, PRESETS, description)

@@ -1,0 +1,35 @@
+"""What a generator of latents is, and the bundle of one with the scale of its latents. MAR is the one that comes with the project."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowprior.data.latent_cache import LatentNormaliser
+from flowprior.training.randomness import StepRandom
+
+
+class Generator(nn.Module, ABC):
+    """A class-conditional model of normalised latents ``(B, T, C)``."""
+
+    @abstractmethod
+    def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:
+        """The training loss, a scalar, of normalised latents ``(B, T, C)`` with labels ``(B,)``."""
+
+    @abstractmethod
+    def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
+        """Normalised latents ``(B, T, C)`` for labels ``(B,)``; sample i depends on its label, ``seeds[i]`` and ``cfg`` only."""
+
+
+class GeneratorObjective(nn.Module):
+    """Stage 3's objective: the generator's loss on normalised latents."""
+
+    def __init__(self, model: Generator, normaliser: LatentNormaliser) -> None:
+        super().__init__()
+        self.model, self.normaliser = model, normaliser
+
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        return {"loss": self.model.loss(self.normaliser(batch["latents"]), batch["label"], random)}

@@ -1,0 +1,135 @@
+"""MAR (Li et al., 2024): a masked encoder-decoder over latent tokens, and a flow that draws each token given the decoder's output."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.config import option
+from flowprior.training.randomness import StepRandom
+from mar.generator import Generator
+from mar.sampler import SamplerConfig, sample_latents
+
+
+@dataclass
+class MARConfig:
+    """Sizes and training choices of MAR; the defaults are MAR-B's."""
+
+    width: int = option(768, "of the transformer")
+    encoder_depth: int = option(12, "blocks")
+    decoder_depth: int = option(12, "blocks")
+    heads: int = option(12, "of attention; queries and keys are normalised")
+    buffer_tokens: int = option(64, "tokens that carry the class through the transformer")
+    head_width: int = option(1024, "of the flow head")
+    head_depth: int = option(6, "residual blocks of the flow head")
+    pairs: int = option(4, "(t, noise) pairs per masked token")
+    label_drop: float = option(0.1, "share of labels that are dropped, for classifier-free guidance")
+    dropout: float = option(0.1, "of attention and projections")
+    mask_ratio_min: float = option(0.7, "smallest share of tokens that is masked in training")
+    mask_ratio_std: float = option(0.25, "of the normal around 1 that the share is drawn from, truncated")
+    sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if not (0 <= self.label_drop < 1 and 0 <= self.dropout < 1 and 0 < self.mask_ratio_min <= 1 and self.mask_ratio_std > 0):
+            raise ValueError("label_drop and dropout lie in [0, 1), mask_ratio_min in (0, 1], mask_ratio_std above 0")
+
+    def build(self, tokens: int, channels: int, num_classes: int) -> MAR:
+        return MAR(self, tokens, channels, num_classes)
+
+
+def mask_ratio(config: MARConfig, generator: torch.Generator) -> float:
+    """A draw from N(1, std^2) truncated to [min, 1], by inverting its distribution function."""
+    low = 0.5 * (1 + math.erf((config.mask_ratio_min - 1) / config.mask_ratio_std / math.sqrt(2)))
+    u = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
+    z = torch.special.ndtri(low + u * (0.5 - low))
+    return min(1.0, 1 + config.mask_ratio_std * z.item())
+
+
+def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """``x (B, T, W)`` at ``positions (B, n)``: ``(B, n, W)``."""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+class MAR(Generator):
+    """Masked autoregressive generator with a flow head.
+
+    Args:
+        config: see the class.
+        tokens, channels: T and C of the latents.
+        num_classes: labels are 0 to num_classes - 1; num_classes itself stands for a dropped label.
+    """
+
+    def __init__(self, config: MARConfig, tokens: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.tokens, self.channels, self.num_classes = config, tokens, channels, num_classes
+        width, buffer = config.width, config.buffer_tokens
+        self.class_embed = nn.Embedding(num_classes + 1, width)
+        self.embed = nn.Linear(channels, width)
+        self.embed_norm = nn.LayerNorm(width, eps=1e-6)
+        self.encoder_positions = nn.Parameter(torch.empty(1, buffer + tokens, width))
+        self.encoder = self._blocks(config.encoder_depth)
+        self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_embed = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.decoder_positions = nn.Parameter(torch.empty(1, buffer + tokens, width))
+        self.decoder = self._blocks(config.decoder_depth)
+        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.head_positions = nn.Parameter(torch.empty(1, tokens, width))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for parameter in (self.class_embed.weight, self.encoder_positions, self.mask_token, self.decoder_positions, self.head_positions):
+            nn.init.normal_(parameter, std=0.02)
+        self.head = VelocityMLP(channels, config.head_width, config.head_depth, cond_channels=width)
+
+    def _blocks(self, depth: int) -> nn.Sequential:
+        c = self.config
+        return nn.Sequential(*[Block(c.width, c.heads, qkv_bias=True, qk_norm=True, proj_drop=c.dropout, attn_drop=c.dropout) for _ in range(depth)])
+
+    def condition(self, latents: Tensor, labels: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+        """What the flow head is told about the tokens at ``wanted``, given those at ``known``.
+
+        Args:
+            latents: normalised ``(B, T, C)``; only the known positions are read.
+            labels: ``(B,)``.
+            known: positions ``(B, k)``; k may be 0.
+            wanted: positions ``(B, n)``.
+
+        Returns:
+            ``(B, n, width)``.
+        """
+        buffer = self.config.buffer_tokens
+        positions = self.encoder_positions.expand(len(labels), -1, -1)
+        classes = self.class_embed(labels).unsqueeze(1).expand(-1, buffer, -1)  # (B, buffer, W)
+        tokens = self.embed(gather_tokens(latents, known))  # (B, k, W)
+        x = torch.cat([classes + positions[:, :buffer], tokens + gather_tokens(positions[:, buffer:], known)], dim=1)
+        x = self.decoder_embed(self.encoder_norm(self.encoder(self.embed_norm(x))))  # (B, buffer + k, W)
+        full = self.mask_token.to(x.dtype).expand(len(labels), self.tokens, -1)
+        full = full.scatter(1, known.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x[:, buffer:])  # (B, T, W)
+        x = torch.cat([x[:, :buffer], full], dim=1) + self.decoder_positions  # (B, buffer + T, W)
+        x = self.decoder_norm(self.decoder(x))[:, buffer:]  # (B, T, W)
+        return gather_tokens(x + self.head_positions, wanted)  # (B, n, W)
+
+    def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:
+        """Flow matching of the masked tokens given the others; the head sees masked tokens only."""
+        config, images = self.config, len(latents)
+        masked_count = max(1, math.ceil(self.tokens * mask_ratio(config, random.generator("mask ratio"))))
+        order = random.uniform("order", images, self.tokens).argsort(dim=1)  # (B, T)
+        masked, known = order[:, :masked_count], order[:, masked_count:]
+        labels = torch.where(random.uniform("label drop", images) < config.label_drop, self.num_classes, labels)
+        cond = self.condition(latents, labels, known, masked)  # (B, n, W)
+        noise = random.normal("noise", images, config.pairs, masked_count, self.channels)
+        return flow_matching_loss(self.head, gather_tokens(latents, masked), pairs=config.pairs, group_size=1, cond=cond, noise=noise,
+                                  t=random.times("t", images, config.pairs, masked_count))
+
+    def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
+        return sample_latents(self, labels, seeds, cfg, self.config.sampler)

@@ -1,0 +1,59 @@
+"""A trained generator as a folder: ``model.safetensors`` with the weights and the latents' scale, ``config.json`` with the rest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowprior.data.latent_cache import LatentNormaliser
+from flowprior.errors import UserError
+from flowprior.training.config import build_config
+from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
+from mar.config import GeneratorConfig, MARStageConfig, build_generator
+from mar.generator import GeneratorObjective
+from tokenizer.autoencoder import Autoencoder
+
+FORMAT_VERSION = 1
+
+
+def save_generator(folder: Path, bundle: GeneratorObjective, config: GeneratorConfig, shape: dict[str, int], about: dict[str, Any]) -> str:
+    """Write generator and normaliser; returns the fingerprint of both.
+
+    Args:
+        folder: where to.
+        bundle: generator and normaliser.
+        config: the generator's.
+        shape: ``tokens``, ``channels``, ``num_classes``.
+        about: the autoencoder's fingerprint (``autoencoder``) and what else should be remembered.
+    """
+    fingerprint = tensors_fingerprint(bundle.state_dict())
+    write_tensors(folder / "model.safetensors", bundle.state_dict())
+    write_json(folder / "config.json", {"format": FORMAT_VERSION, "generator": asdict(config), "shape": shape, "about": about, "fingerprint": fingerprint})
+    return fingerprint
+
+
+def load_generator(config: MARStageConfig, autoencoder: Autoencoder, device: torch.device) -> tuple[GeneratorObjective, dict[str, Any]]:
+    """The run's trained generator with the sampler that ``config`` asks for, and its ``config.json``.
+
+    Raises:
+        UserError: there is none, it is damaged, or it was trained on the latents of another autoencoder.
+    """
+    folder = Path(config.run_dir) / "mar" / "generator"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"there is no trained generator at {folder}: run `bash scripts/train_mar.sh` first")
+    saved = read_json(folder / "config.json", "generator")
+    if saved.get("format") != FORMAT_VERSION:
+        raise UserError(f"{folder / 'config.json'} is not a generator of format {FORMAT_VERSION}")
+    if saved.get("about", {}).get("autoencoder") != autoencoder.fingerprint:
+        raise UserError(f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}")
+    trained = build_config(GeneratorConfig, saved.get("generator"), str(folder))
+    section = getattr(trained, trained.name)
+    if hasattr(section, "sampler"):
+        section.sampler = getattr(config.model, trained.name).sampler
+    model = build_generator(trained, **saved["shape"])
+    bundle = GeneratorObjective(model, LatentNormaliser(saved["shape"]["channels"]))
+    load_weights(bundle, read_tensors(folder / "model.safetensors", "generator's weights"), f"the generator in {folder}")
+    return bundle.eval().requires_grad_(False).to(device), saved

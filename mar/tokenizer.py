@@ -1,0 +1,32 @@
+"""The trained autoencoder, as stage 3 uses it: encode images for the cache, decode latents to pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowprior.data.images import to_uint8
+from flowprior.errors import UserError
+from mar.config import MARStageConfig
+from tokenizer.autoencoder import Autoencoder
+
+
+def load_autoencoder(config: MARStageConfig, device: torch.device) -> Autoencoder:
+    """The frozen autoencoder of this run.
+
+    Raises:
+        UserError: there is none, or it was trained at another image size or crop.
+    """
+    if not (config.autoencoder_folder / "config.json").is_file():
+        raise UserError(f"there is no autoencoder at {config.autoencoder_folder}: run `bash scripts/train_ae.sh` first")
+    autoencoder = Autoencoder.load(config.autoencoder_folder).requires_grad_(False).to(device)
+    if config.data.size != autoencoder.config.image_size:
+        raise UserError(f"data.size is {config.data.size} and the autoencoder in {config.autoencoder_folder} takes {autoencoder.config.image_size} px: "
+                        f"write data.size={autoencoder.config.image_size}")
+    return autoencoder
+
+
+@torch.no_grad()
+def decode_to_uint8(autoencoder: Autoencoder, latents: Tensor, batch: int = 64) -> Tensor:
+    """Raw latents ``(N, T, C)`` as uint8 images ``(N, 3, H, H)`` on the CPU."""
+    return torch.cat([to_uint8(autoencoder.decode(part)).cpu() for part in latents.split(batch)])

@@ -1,0 +1,84 @@
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowprior.data.digits import digit_images
+from flowprior.metrics import Statistics, extract_features, statistics_of
+
+FID_STATS = Path(__file__).resolve().parents[2] / "fid_stats"
+
+
+@pytest.fixture(scope="module")
+def compute() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(FID_STATS / "compute.py"), run_name="compute"))
+
+
+@pytest.fixture
+def run(compute, monkeypatch, capsys):
+    """Call the command with arguments; its exit code and what it wrote on stderr."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["compute.py", *map(str, arguments), "--device", "cpu"])
+        try:
+            compute.main()
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def picture_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, image in enumerate(digit_images(32)[0][:40]):
+        path = folder / str(index % 3) / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_the_committed_statistics_of_the_digits_are_what_the_command_makes(run, tmp_path):
+    assert run("digits", "--out", tmp_path / "digits.npz")[0] == 0
+    made, committed = Statistics.load(tmp_path / "digits.npz"), Statistics.load(FID_STATS / "digits.npz")
+    assert (committed.count, committed.extractor) == (1797, "digits") == (made.count, made.extractor)
+    for name in ("mu", "sigma"):
+        expected = getattr(committed, name)
+        np.testing.assert_allclose(getattr(made, name), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_folder_gives_the_moments_of_its_pictures_at_any_depth(run, picture_folder, tmp_path):
+    out = tmp_path / "stats.npz"
+    assert run(picture_folder, "--extractor", "digits", "--size", 32, "--batch-size", 7, "--out", out)[0] == 0
+    expected = statistics_of(extract_features([digit_images(32)[0][:40]], "digits"))
+    read = Statistics.load(out)
+    assert read.count == 40
+    np.testing.assert_allclose(read.sigma, expected.sigma, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, picture_folder, tmp_path):
+    (tmp_path / "a").symlink_to(picture_folder)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    code, message = run(tmp_path, "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
+    assert code == 2 and "broken.jpg" in message and len(message.splitlines()) == 1
+    assert not (tmp_path / "stats.npz").exists()
+
+
+def test_the_command_says_in_one_line_what_it_lacks(run, tmp_path):
+    for arguments, words in [((tmp_path / "none", "--out", "x.npz"), "there is no folder"), ((tmp_path,), "--out")]:
+        code, message = run(*arguments)
+        assert code == 2 and words in message and len(message.splitlines()) == 1
+
+
+def test_help_explains_every_option(capsys, monkeypatch, compute):
+    monkeypatch.setattr(sys, "argv", ["compute.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        compute.main()
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("digits", "FOLDER", "--extractor", "--size", "--out", "--weights-path", "examples:"))

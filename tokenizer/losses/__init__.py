@@ -1,0 +1,1 @@
+"""Losses between images: pixels and, where weights can be had, perceptual."""

@@ -1,0 +1,48 @@
+"""What a regulariser is: a term on the latents, and, if it wants, networks of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowprior.training.checkpoint import Stateful
+from flowprior.training.randomness import StepRandom
+from tokenizer.autoencoder import Encoded
+
+
+class Regulariser(nn.Module, ABC):
+    """One term on the latents, weighted by its config.
+
+    A subclass implements :meth:`term`. Parameters that it registers are trained with the autoencoder's optimiser. One that trains
+    a network by a loss of its own keeps that network's optimiser to itself, steps it in :meth:`after_step`, and names both in
+    :meth:`saved`, so that they are checkpointed with the rest.
+    """
+
+    name: str = ""
+    needs_gaussian: bool = False  # whether the encoder must give a mean and a log-variance
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def weight_at(self, step: int) -> float:
+        """The weight in step ``step``; constant unless a subclass ramps it."""
+        return self.weight
+
+    @abstractmethod
+    def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
+        """The unweighted term, a scalar."""
+
+    def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
+        """Called after the autoencoder's step with its detached latents ``(B, T, C)``; returns figures to log."""
+        return {}
+
+    def saved(self) -> dict[str, Stateful]:
+        """What a resumed run needs: by default this module's state, if it has any."""
+        return {self.name: self} if self.state_dict() else {}
+
+    def describe(self) -> dict[str, Any]:
+        """What a trained autoencoder remembers of it."""
+        return {"name": self.name, "weight": self.weight}

@@ -1,0 +1,35 @@
+"""KL divergence of a diagonal Gaussian posterior from N(0, I), the VAE's regulariser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flowprior.training.config import option
+from flowprior.training.randomness import StepRandom
+from tokenizer.autoencoder import Encoded
+from tokenizer.regularisers.base import Regulariser
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """``KL(N(mean, exp(logvar)) || N(0, I))`` per latent element, averaged."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+@dataclass
+class KLConfig:
+    """The kl regulariser."""
+
+    weight: float = option(1e-3, "of the KL divergence per latent element")
+
+    def build(self, prior: object) -> KLRegulariser:
+        return KLRegulariser(self.weight)
+
+
+class KLRegulariser(Regulariser):
+    name = "kl"
+    needs_gaussian = True
+
+    def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
+        return kl_divergence(encoded.mean.float(), encoded.logvar.float())
