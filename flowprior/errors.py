@@ -27,6 +27,9 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             line = " ".join(str(error).split())
             if int(os.environ.get("RANK", "0")) == 0:
                 print(f"error: {line}", file=sys.stderr, flush=True)
+            if os.environ.get("FLOWPRIOR_USER_ERROR"):  # scripts under torchrun, which reports every failure as exit code 1
+                with open(os.environ["FLOWPRIOR_USER_ERROR"], "a") as file:
+                    print(line, file=file)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)

@@ -144,6 +144,8 @@ class FlowPrior(nn.Module):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder / 'config.json'} is not a flow prior's config ({json.dumps(str(error))})") from error
         load_weights(prior, read_tensors(folder / "model.safetensors", "flow prior's weights"), f"the flow prior in {folder}")
+        if prior.fingerprint != config.get("fingerprint"):
+            raise UserError(f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder")
         return prior
 
     @classmethod

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 
 from flowprior.errors import UserError
 from flowprior.training.files import file_sha256, flush_to_disk, read_json, read_tensors, write_bytes, write_json, write_tensors
@@ -48,9 +50,20 @@ class Checkpoints:
         return self.folder / f"step_{step:08d}"
 
     def save(self, step: int) -> None:
-        """Write the state of every object after ``step`` steps, then prune."""
+        """Write the state of every object after ``step`` steps, then prune.
+
+        Raises:
+            UserError: the disk is full or not writable; the checkpoints that were there still are.
+        """
         final = self.path(step)
         temporary = self.folder / f".{final.name}.tmp"
+        try:
+            self._save(step, temporary, final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(f"cannot write the checkpoint {final} ({error}): make room, then run the same command again") from error
+
+    def _save(self, step: int, temporary: Path, final: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         files = {}
@@ -98,14 +111,14 @@ class Checkpoints:
             raise UserError(f"the checkpoint {folder} and this run differ in what they save ({differing}): {remedy}")
         for name, entry in files.items():
             file = folder / Path(name).name
-            if not file.is_file() or file_sha256(file) != entry.get("sha256"):
+            if not file.is_file() or not isinstance(entry, dict) or file_sha256(file) != entry.get("sha256"):
                 raise UserError(f"the checkpoint file {file} is missing or damaged: {remedy}")
-            if file.suffix == ".safetensors":
-                state = read_tensors(file, "checkpoint file")
-            else:
-                state = torch.load(file, map_location=device, weights_only=True)
             try:
+                if file.suffix == ".safetensors":
+                    state = read_tensors(file, "checkpoint file")
+                else:
+                    state = torch.load(file, map_location=device, weights_only=True)
                 self.objects[file.stem].load_state_dict(state)
-            except (RuntimeError, ValueError, KeyError) as error:
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
                 raise UserError(f"{file} does not fit this run ({' '.join(str(error).split())[:200]}): {remedy}") from error
         return steps[-1]

@@ -80,8 +80,11 @@ def _coerce(hint: Any, value: Any, dotted: str) -> Any:
     try:
         if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             return float(value)
-        if hint is int and not isinstance(value, bool) and float(value) == int(float(value)):
-            return int(float(value))
+        if hint is int and not isinstance(value, bool):
+            if isinstance(value, int):  # a float holds no more than 53 bits of it
+                return value
+            if float(value) == int(float(value)):
+                return int(float(value))
         if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
         if hint is bool and isinstance(value, bool):
@@ -96,7 +99,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; a :class:`UserError` if there is none."""
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
         raise UserError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
     if values is not None and not isinstance(values, dict):
         raise UserError(f"the config {path} must hold 'option: value' lines")
@@ -111,12 +114,14 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise UserError(f"'{text}' is not an override: write option=value, e.g. optim.lr=2e-4")
         try:
             value = yaml.safe_load(raw) if raw else ""
-        except yaml.YAMLError as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date such as 2001-99-99
             raise UserError(f"the value of override '{text}' cannot be read as YAML") from error
         *parents, leaf = dotted.split(".")
         node = values
         for parent in parents:
-            child = node.setdefault(parent, {})
+            if node.get(parent) is None:  # absent, or a section that the preset leaves empty
+                node[parent] = {}
+            child = node[parent]
             if not isinstance(child, dict):
                 raise UserError(f"override '{text}' goes into '{parent}', which has no options of its own")
             node = child

@@ -50,7 +50,7 @@ class EMA:
         return dict(self.average)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state.keys() != self.average.keys():
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.average.items()}:
             raise ValueError("the averaged weights in the checkpoint are those of another model")
         for name, average in self.average.items():
             average.copy_(state[name])

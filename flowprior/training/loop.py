@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from flowprior.errors import UserError
 from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
@@ -47,10 +48,11 @@ class TrainConfig:
             raise ValueError("eval_steps, checkpoint_steps and workers cannot be negative")
 
     def micro_batch(self, processes: int) -> int:
-        """Samples per forward pass; a ValueError when the global batch does not divide."""
+        """Samples per forward pass; a UserError when the global batch does not divide."""
         slots = processes * self.accumulation
         if self.global_batch % slots:
-            raise ValueError(f"global_batch {self.global_batch} does not divide into {processes} processes x {self.accumulation} micro-batches")
+            raise UserError(f"global_batch {self.global_batch} does not divide into {processes} processes x {self.accumulation} micro-batches: "
+                            f"write a multiple of {slots}")
         return self.global_batch // slots
 
 
@@ -167,10 +169,9 @@ class TrainingLoop:
                     sums[name] = value.detach()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
-        if not torch.isfinite(norm):
-            bad = [name for name, value in sums.items() if not torch.isfinite(value).all()]
-            raise NonFiniteLoss(f"step {self.step}, process {workers.rank}: the gradient is not finite"
-                                + (f" ({', '.join(bad)} is not either)" if bad else ""))
+        if workers.any(not torch.isfinite(norm + sums["loss"])):
+            bad = [name for name, value in {**sums, "gradient norm": norm}.items() if not torch.isfinite(value).all()]
+            raise NonFiniteLoss(f"step {self.step}, process {workers.rank}: not finite: {', '.join(bad) or 'another process knows what'}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowprior.errors import UserError
+from flowprior.training.files import write_bytes
 
 
 class RunLog:
@@ -23,7 +24,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "log.jsonl"
         kept = [row for row in read_log(self.file) if row["step"] <= start_step]
-        self.file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_bytes(self.file, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self.writer = None
         if tensorboard:
             try:

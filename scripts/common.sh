@@ -1,0 +1,72 @@
+# Shared by the scripts: the environment, and one process or torchrun. Sourced, not run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PRESET=${PRESET:-digits}
+DATA=${DATA:-}
+NPROC=${NPROC:-1}
+NNODES=${NNODES:-1}
+# Threads that wait without spinning cost nothing here and keep a busy machine from crawling.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+[[ $NPROC =~ ^[1-9][0-9]*$ && $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NPROC and NNODES are whole numbers, e.g. NPROC=8 NNODES=2"
+
+# An interpreter that the requirements support.
+find_python() {
+  local name
+  for name in python3 python3.13 python3.12 python3.11 python3.10 python; do
+    if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  return 1
+}
+
+# Sets PYTHON: the one given in the environment as it is, else .venv with requirements.txt, made with uv where there is uv.
+ensure_environment() {
+  [[ -n ${PYTHON:-} ]] && return
+  PYTHON=.venv/bin/python
+  local wanted base
+  wanted=$(cksum < requirements.txt)
+  [[ -x $PYTHON && -f .venv/requirements.cksum && $(< .venv/requirements.cksum) == "$wanted" ]] && return
+  base=$(find_python) || fail "no Python 3.10 to 3.13 found: install one, or set PYTHON=<interpreter with requirements.txt installed>"
+  echo "environment: installing requirements.txt into .venv ($("$base" --version))"
+  if command -v uv >/dev/null; then
+    [[ -x $PYTHON ]] || uv venv --quiet --python "$base" .venv
+    uv pip install --quiet --python "$PYTHON" -r requirements.txt
+  else
+    [[ -x $PYTHON ]] || "$base" -m venv .venv
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  fi
+  echo "$wanted" > .venv/requirements.cksum
+}
+
+# launch MODULE ARGUMENT...: in one process, or in NPROC on each of NNODES nodes.
+# On several nodes MASTER_ADDR, MASTER_PORT and NODE_RANK are torchrun's.
+launch() {
+  if (( NPROC * NNODES == 1 )); then
+    "$PYTHON" -m "$@"
+    return
+  fi
+  local rendezvous=(--standalone) status=0
+  if (( NNODES > 1 )); then
+    rendezvous=(--node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:?set MASTER_ADDR to the first node}" --master_port "${MASTER_PORT:-29500}")
+  fi
+  FLOWPRIOR_USER_ERROR=$(mktemp)
+  export FLOWPRIOR_USER_ERROR
+  "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
+  # torchrun reports every failure as 1; a person's mistake keeps its code 2.
+  if (( status )) && [[ -s $FLOWPRIOR_USER_ERROR ]]; then status=2; fi
+  rm -f "$FLOWPRIOR_USER_ERROR"
+  return "$status"
+}
+
+# help_requested ARGUMENT...: whether --help is among them; help needs one process only.
+help_requested() {
+  local word
+  for word in "$@"; do [[ $word == --help || $word == -h ]] && return 0; done
+  return 1
+}

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# What alignment does on the digits: the same autoencoder and generator with and without it, over several seeds.
+#   bash scripts/compare_digits.sh
+#   SEEDS="0 1 2" REGULARISERS="none flow" JOBS=2 bash scripts/compare_digits.sh
+# JOBS runs go on at once, with one thread each. Prints the table and writes runs/comparison/digits.json; run again, it goes on.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+SEEDS=${SEEDS:-0 1 2}
+REGULARISERS=${REGULARISERS:-none flow}
+JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
+RUNS=runs/comparison
+ensure_environment
+export PYTHON OMP_NUM_THREADS=1 PRESET=digits DATA= NPROC=1 NNODES=1
+mkdir -p "$RUNS"
+
+# All stages of one regulariser and one seed, after the seed's prior.
+one_run() {
+  local regulariser=$1 seed=$2 folder=$RUNS/$1_seed$2
+  bash scripts/train_ae.sh "run_dir=$folder" "prior=$RUNS/prior_seed$seed/flowhead/prior" "regulariser.name=$regulariser" "train.seed=$seed" &&
+    bash scripts/train_mar.sh "run_dir=$folder" "train.seed=$seed" "sample.seed=$seed"
+}
+
+# COMMAND NAME ARGUMENT...: start it in the background once fewer than JOBS run, with its output in a log of that name.
+in_background() {
+  local command=$1 name=$2
+  shift 2
+  while (( $(jobs -rp | wc -l) >= JOBS )); do wait -n || true; done
+  echo "started $name ($RUNS/$name.log)"
+  "$command" "$@" > "$RUNS/$name.log" 2>&1 &
+}
+
+train_prior() { bash scripts/train_flowhead.sh "run_dir=$RUNS/prior_seed$1" "train.seed=$1"; }
+
+for seed in $SEEDS; do in_background train_prior "prior_seed$seed" "$seed"; done
+wait
+for seed in $SEEDS; do
+  for regulariser in $REGULARISERS; do in_background one_run "${regulariser}_seed$seed" "$regulariser" "$seed"; done
+done
+wait
+"$PYTHON" scripts/compare_table.py "$RUNS" --seeds $SEEDS --regularisers $REGULARISERS

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# From a fresh machine to a report: environment, then every stage on the embedded digits.
+#   bash scripts/quickstart.sh
+# Run again, it goes on where it stopped; once complete, it says so and prints the report.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+PRESET=digits
+DATA=
+RUN=runs/digits
+start=$SECONDS
+ensure_environment
+if [[ -f $RUN/report.html && -f $RUN/flowhead/result.json && -f $RUN/ae/result.json && -f $RUN/mar/result.json && -f $RUN/mar/evaluation.json ]]; then
+  echo "flowhead, ae, latents, mar, samples, evaluation: complete ($RUN; delete the folder to start over)"
+  "$PYTHON" scripts/report.py "$RUN" --print-only
+  exit
+fi
+export PYTHON
+for stage in train_flowhead train_ae train_mar; do
+  echo "--- bash scripts/$stage.sh"
+  before=$SECONDS
+  PRESET=$PRESET bash "scripts/$stage.sh"
+  echo "$stage: $((SECONDS - before)) s"
+done
+"$PYTHON" scripts/report.py "$RUN"
+echo "total: $((SECONDS - start)) s"

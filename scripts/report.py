@@ -1,0 +1,240 @@
+"""The report of a run: one self-contained HTML page with pictures, metrics and their protocol, and a table on the terminal.
+
+    python scripts/report.py runs/digits [--print-only]
+
+Reads what the stages wrote into the run's folder and computes nothing anew. Writes ``report.html`` and ``overview.png`` there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+BLUE, RED, GREEN, GREY = "#2b6cb0", "#c53030", "#2f855a", "#718096"
+
+
+def read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        print(f"error: {path} is not there: finish the run with `bash scripts/quickstart.sh`", file=sys.stderr)
+        sys.exit(2)
+    return json.loads(path.read_text())
+
+
+def read_rows(path: Path, *names: str) -> list[dict[str, float]]:
+    """The log's rows that have all of ``names``."""
+    return [row for row in map(json.loads, path.read_text().splitlines()) if all(name in row for name in names)]
+
+
+def summary(run: Path) -> list[tuple[str, str]]:
+    """The figures that the terminal and the page's head show."""
+    stages = {name: read(run / name / "result.json") for name in ("flowhead", "ae", "mar")}
+    reconstruction = read(run / "ae" / "evaluation.json")["metrics"]
+    evaluation = read(run / "mar" / "evaluation.json")
+    rows = [("autoencoder PSNR", f"{reconstruction['psnr']:.2f} dB"), ("autoencoder SSIM", f"{reconstruction['ssim']:.4f}")]
+    if "rfid" in reconstruction:
+        rows.append(("autoencoder rFID", f"{reconstruction['rfid']:.3f}"))
+    for cfg, figures in evaluation["metrics"].items():
+        best = "  <- best" if cfg == evaluation["best_cfg"] else ""
+        row = f"FID {figures['fid']:.3f}  IS {figures['inception_score']:.2f}  precision {figures['precision']:.3f}  recall {figures['recall']:.3f}"
+        rows.append((f"generator, cfg {cfg}", row + (f"  recognised {figures['recognised']:.2%}" if "recognised" in figures else "") + best))
+    if "half_half_fid" in evaluation:
+        floor = evaluation["half_half_fid"]
+        rows.append(("FID of real halves", f"{floor['mean']:.3f} +- {floor['std']:.3f} (one random half of the real images against the other)"))
+    rows.append(("training time", "  ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in stages.items())))
+    rows.append(("peak memory", f"{max(stage['peak_memory_gb'] for stage in stages.values()):.1f} GB"))
+    return rows
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+class Page:
+    """Collects sections of HTML with the pictures inside."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.parts = title, []
+
+    def section(self, heading: str, text: str) -> None:
+        self.parts.append(f"<h2>{html.escape(heading)}</h2><p>{text}</p>")
+
+    def picture(self, png: bytes, caption: str, pixelated: bool = False) -> None:
+        style = ' class="pixels"' if pixelated else ""
+        source = base64.b64encode(png).decode()
+        self.parts.append(f'<figure><img{style} alt="{html.escape(caption)}" src="data:image/png;base64,{source}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+
+    def table(self, rows: list[tuple[str, str]]) -> None:
+        body = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
+        self.parts.append(f"<table>{body}</table>")
+
+    def code(self, text: str) -> None:
+        self.parts.append(f"<pre>{html.escape(text)}</pre>")
+
+    def write(self, path: Path) -> None:
+        style = ("body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a202c}"
+                 "figure{margin:1rem 0}img{max-width:100%}img.pixels{image-rendering:pixelated}figcaption{color:#4a5568;font-size:.9rem}"
+                 "table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1rem .2rem 0;border-bottom:1px solid #e2e8f0;font-weight:normal}"
+                 "th{white-space:nowrap;color:#4a5568}td{font-variant-numeric:tabular-nums}"
+                 "pre{background:#f7fafc;padding:1rem;overflow:auto;font-size:.8rem}summary{cursor:pointer}")
+        text = (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+                f"<title>{html.escape(self.title)}</title><style>{style}</style><body><h1>{html.escape(self.title)}</h1>{''.join(self.parts)}</body></html>")
+        path.write_text(text)
+
+
+def figure_png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def draw_prior(axis: Any, run: Path) -> None:
+    """Target features and prior samples on the two principal axes of the target."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    target = load_file(run / "flowhead" / "target_samples.safetensors")["samples"]
+    samples = load_file(run / "flowhead" / "prior_samples.safetensors")["samples"]
+    target = target[np.random.default_rng(0).permutation(len(target))[: len(samples)]]
+    mean = target.mean(0)
+    _, _, axes = np.linalg.svd(target - mean, full_matrices=False)
+    for points, colour, label in ((target, BLUE, "target features"), (samples, RED, "prior samples")):
+        plane = (points - mean) @ axes[:2].T
+        axis.scatter(plane[:, 0], plane[:, 1], s=2, alpha=0.35, color=colour, label=label, linewidths=0)
+    axis.set(xlabel="first principal axis", ylabel="second principal axis", title="flow prior")
+    axis.legend(markerscale=5, frameon=False, loc="best")
+
+
+def draw_losses(axes: Any, run: Path) -> None:
+    """The loss of every stage against the step."""
+    for axis, (stage, title) in zip(axes, (("flowhead", "flow prior: flow matching"), ("ae", "autoencoder"), ("mar", "MAR: flow matching of masked tokens"))):
+        rows = read_rows(run / stage / "log.jsonl", "loss")
+        names = [name for name in rows[0] if name not in ("step", "grad_norm", "lr", "steps_per_second")]
+        for name, colour in zip(names, (BLUE, RED, GREEN, GREY)):
+            axis.plot([row["step"] for row in rows], [row[name] for row in rows], color=colour, label=name, linewidth=1)
+        axis.set(yscale="log", xlabel="step", title=title)
+        axis.legend(frameon=False)
+
+
+def draw_alignment(axes: Any, run: Path) -> None:
+    """Alignment loss and kNN distance over training, and against each other (Fig. 4 of the paper)."""
+    import numpy as np
+
+    rows = read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance")
+    steps, alignment, distance = ([row[name] for row in rows] for name in ("step", "alignment", "knn_log_distance"))
+    axes[0].plot(steps, alignment, color=BLUE, label="alignment loss")
+    axes[0].set(xlabel="step", ylabel="alignment loss", title="over training")
+    other = axes[0].twinx()
+    other.plot(steps, distance, color=RED, linestyle="--", label="mean log kNN distance")
+    other.set_ylabel("mean log kNN distance")
+    lines = axes[0].get_lines() + other.get_lines()
+    axes[0].legend(lines, [line.get_label() for line in lines], frameon=False)
+    axes[1].scatter(alignment, distance, c=steps, cmap="viridis", s=18)
+    correlation = np.corrcoef(alignment, distance)[0, 1] if len(rows) > 2 else float("nan")
+    axes[1].set(xlabel="alignment loss", ylabel="mean log kNN distance", title=f"Pearson correlation {correlation:.3f}")
+
+
+def draw_latents(axes: Any, run: Path) -> None:
+    """Latent statistics over training, and the channels' standard deviations in the cache."""
+    rows = read_rows(run / "ae" / "log.jsonl", "latent_std")
+    steps = [row["step"] for row in rows]
+    for name, label, colour in (("latent_std", "standard deviation", BLUE), ("latent_mean", "mean", GREY)):
+        axes[0].plot(steps, [row[name] for row in rows], label=label, color=colour)
+    axes[0].set(xlabel="step", title="latents")
+    axes[0].legend(frameon=False)
+    axes[1].plot(steps, [row["latent_effective_rank"] for row in rows], color=GREEN)
+    axes[1].set(xlabel="step", title="effective rank of the latents")
+    statistics = read(run / "latents" / "manifest.json")["statistics"]
+    axes[2].bar(range(len(statistics["channel_std"])), statistics["channel_std"], color=BLUE)
+    axes[2].set(xlabel="channel", title=f"cached std per channel, scale {statistics['scale']:.3f}")
+
+
+def curves(run: Path, draw: Any, panels: int) -> bytes:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), layout="constrained")
+    draw(axes, run)
+    png = figure_png(figure)
+    plt.close(figure)
+    return png
+
+
+def two_scales(run: Path) -> list[str]:
+    """No guidance (or the smallest) and the best of the others."""
+    metrics = read(run / "mar" / "evaluation.json")["metrics"]
+    first, *others = sorted(metrics, key=float)
+    return [first] + ([min(others, key=lambda cfg: metrics[cfg]["fid"])] if others else [])
+
+
+def last_picture(folder: Path, pattern: str) -> bytes:
+    return sorted(folder.glob(pattern))[-1].read_bytes()
+
+
+def overview(run: Path, path: Path) -> None:
+    """One picture of the whole run, for a README."""
+    import matplotlib.image as image
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1.1, 1.2, 1))
+    draw_prior(axes[0], run)
+    reconstructions = io.BytesIO(last_picture(run / "ae" / "pictures", "reconstructions_*.png"))
+    axes[1].imshow(image.imread(reconstructions))
+    axes[1].set_title("digits (rows 1, 3) and their reconstructions (rows 2, 4)")
+    cfg = two_scales(run)[-1]
+    axes[2].imshow(image.imread(run / "mar" / "samples" / f"cfg_{cfg}.png"))
+    axes[2].set_title(f"generated, one class a column (cfg {cfg})")
+    for axis in axes[1:]:
+        axis.axis("off")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` and ``overview.png``; returns the page's path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    page = Page(f"flowprior: {run.name}")
+    page.table(summary(run))
+    page.section("1. Flow prior", "Target features and samples of the frozen flow, on the two principal axes of the target.")
+    page.picture(curves(run, draw_prior, 1), "Target features (blue) and prior samples (red)")
+    page.section("2. Autoencoder", "Inputs above, reconstructions below.")
+    page.picture(last_picture(run / "ae" / "pictures", "reconstructions_*.png"), "Rows 1 and 3: inputs. Rows 2 and 4: reconstructions.", pixelated=True)
+    if read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance"):
+        page.section("Alignment against density", "The kNN distance to target samples is a proxy of the latents' negative log-likelihood.")
+        page.picture(curves(run, draw_alignment, 2), "Alignment loss and mean log distance to the k-th nearest target sample, on a fixed set of images")
+    page.section("Latents", "Statistics on a fixed set of images over training, and of the cache.")
+    page.picture(curves(run, draw_latents, 3), "Latent statistics")
+    page.section("3. Generator", "One class a column; the same seeds in every sheet.")
+    for cfg in two_scales(run):
+        page.picture((run / "mar" / "samples" / f"cfg_{cfg}.png").read_bytes(), f"Generated images, guidance scale {cfg}", pixelated=True)
+    page.section("Losses", "Means over the logging interval.")
+    page.picture(curves(run, draw_losses, 3), "Loss curves")
+    page.section("Protocol", "How the figures above were measured.")
+    for stage in ("ae", "mar"):
+        page.code(json.dumps(read(run / stage / "evaluation.json")["protocol"], indent=1))
+    page.write(run / "report.html")
+    overview(run, run / "overview.png")
+    return run / "report.html"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run, e.g. runs/digits")
+    parser.add_argument("--print-only", action="store_true", help="print the table; leave the page as it is")
+    arguments = parser.parse_args()
+    rows = summary(arguments.run)
+    page = arguments.run / "report.html" if arguments.print_only else write_report(arguments.run)
+    print_table(rows)
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Stage 2: the autoencoder, aligned to the flow prior of stage 1; then its evaluation.
+#   bash scripts/train_ae.sh [option=value ...]
+#   PRESET=folder DATA=/data/images NPROC=8 NNODES=1 bash scripts/train_ae.sh optim.lr=2e-4
+# DATA is a folder of images, with one sub-folder per class.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+ensure_environment
+if help_requested "$@"; then NPROC=1 NNODES=1; fi
+arguments=(--preset "$PRESET")
+[[ -n $DATA ]] && arguments+=(data.source=folder "data.path=$DATA")
+launch tokenizer.train_ae "${arguments[@]}" "$@"
+help_requested "$@" || NPROC=1 NNODES=1 launch tokenizer.evaluate "${arguments[@]}" "$@"

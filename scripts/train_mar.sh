@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Stage 3: cache latents -> measure their scale -> train MAR -> sample -> evaluate.
+#   bash scripts/train_mar.sh [option=value ...]
+#   PRESET=folder DATA=/data/images NPROC=8 NNODES=1 bash scripts/train_mar.sh optim.lr=2e-4
+# DATA is a folder of images, with one sub-folder per class.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+ensure_environment
+arguments=(--preset "$PRESET")
+[[ -n $DATA ]] && arguments+=(data.source=folder "data.path=$DATA")
+if help_requested "$@"; then
+  NPROC=1 NNODES=1 launch mar.train_mar "${arguments[@]}" "$@"
+  exit
+fi
+launch mar.cache_latents "${arguments[@]}" "$@"
+NPROC=1 NNODES=1 launch mar.estimate_scale "${arguments[@]}" "$@"
+launch mar.train_mar "${arguments[@]}" "$@"
+launch mar.generate "${arguments[@]}" "$@"
+NPROC=1 NNODES=1 launch mar.evaluate "${arguments[@]}" "$@"
