@@ -1,11 +1,14 @@
-"""The one exception for mistakes that a person can mend, and the guard that turns it into one line."""
+"""Mistakes that a person can mend, and the guard that turns them into one line."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from typing import Callable
+from collections.abc import Callable
+
+USER_ERROR_EXIT = 2
+NON_FINITE_EXIT = 3
 
 
 class UserError(Exception):
@@ -15,24 +18,46 @@ class UserError(Exception):
     Entry points wrapped in :func:`entry_point` print it on stderr and exit with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # A data loader's worker hands its exception on with a traceback inside the message: the sentence is its end.
+        super().__init__(message.rsplit("UserError: ", 1)[-1].strip() if "Original Traceback" in message else message)
+
+
+class NonFiniteLoss(Exception):
+    """The loss or its gradient is NaN or infinite. Nothing was stepped; the last checkpoint is as it was. Exit code 3."""
+
 
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a ``main`` so that a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Wrap a ``main`` so that a person's mistake becomes one line on stderr and exit code 2, and divergence one line and code 3."""
 
     @functools.wraps(main)
     def guarded() -> None:
         try:
             main()
         except UserError as error:
-            line = " ".join(str(error).split())
-            if int(os.environ.get("RANK", "0")) == 0:
-                print(f"error: {line}", file=sys.stderr, flush=True)
-            if os.environ.get("FLOWPRIOR_USER_ERROR"):  # scripts under torchrun, which reports every failure as exit code 1
-                with open(os.environ["FLOWPRIOR_USER_ERROR"], "a") as file:
-                    print(line, file=file)
-            sys.exit(2)
+            _say_once(f"error: {' '.join(str(error).split())}")
+            sys.exit(USER_ERROR_EXIT)
+        except NonFiniteLoss as error:
+            print(f"stopped: {error}; the last checkpoint is intact", file=sys.stderr, flush=True)
+            sys.exit(NON_FINITE_EXIT)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
             sys.exit(130)
 
     return guarded
+
+
+def _say_once(line: str) -> None:
+    """Print ``line``, from one of the processes only where the scripts started several.
+
+    torchrun reports every failure as exit code 1, so the scripts learn from the file ``FLOWPRIOR_USER_ERROR`` that it was a mistake.
+    """
+    note = os.environ.get("FLOWPRIOR_USER_ERROR")
+    if note:
+        try:
+            os.close(os.open(f"{note}.said", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return
+        with open(note, "w") as file:
+            print(line, file=file)
+    print(line, file=sys.stderr, flush=True)

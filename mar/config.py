@@ -13,6 +13,7 @@ from flowprior.training.optim import OptimConfig
 from mar.generator import Generator
 from mar.model import MARConfig
 
+# Each has build(tokens, channels, num_classes), and a section `sampler` with what may change once the generator is trained.
 GENERATORS = {"mar": MARConfig}
 PRESETS = Path(__file__).parent / "configs"
 

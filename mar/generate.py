@@ -48,8 +48,7 @@ def samples_file(config: MARStageConfig, cfg: float) -> Path:
 
 def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float) -> dict[str, Any]:
     """How a set of images is made: equal protocols mean equal images."""
-    section = getattr(config.model, saved["generator"]["name"])
-    sampler = asdict(section.sampler) if hasattr(section, "sampler") else {}
+    sampler = asdict(getattr(config.model, saved["generator"]["name"]).sampler)
     return {"generator": saved["fingerprint"], "autoencoder": saved["about"]["autoencoder"], "count": config.sample.count,
             "seed": config.sample.seed, "labels": "i mod number of classes", "cfg": cfg, "sampler": sampler}
 

@@ -51,8 +51,7 @@ def load_generator(config: MARStageConfig, autoencoder: Autoencoder, device: tor
         raise UserError(f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}")
     trained = build_config(GeneratorConfig, saved.get("generator"), str(folder))
     section = getattr(trained, trained.name)
-    if hasattr(section, "sampler"):
-        section.sampler = getattr(config.model, trained.name).sampler
+    section.sampler = getattr(config.model, trained.name).sampler
     model = build_generator(trained, **saved["shape"])
     bundle = GeneratorObjective(model, LatentNormaliser(saved["shape"]["channels"]))
     load_weights(bundle, read_tensors(folder / "model.safetensors", "generator's weights"), f"the generator in {folder}")

@@ -60,7 +60,7 @@ launch() {
   "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
   # torchrun reports every failure as 1; a person's mistake keeps its code 2.
   if (( status )) && [[ -s $FLOWPRIOR_USER_ERROR ]]; then status=2; fi
-  rm -f "$FLOWPRIOR_USER_ERROR"
+  rm -f "$FLOWPRIOR_USER_ERROR" "$FLOWPRIOR_USER_ERROR.said"
   return "$status"
 }
 

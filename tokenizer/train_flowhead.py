@@ -29,7 +29,7 @@ from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
 from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
-from tokenizer.targets import TargetConfig, TargetFeatures, load_target
+from tokenizer.targets import TargetConfig, TargetContext, TargetFeatures, load_target
 
 KEPT_TARGET_ROWS = 100_000
 KEPT_SAMPLES = 4096
@@ -67,7 +67,7 @@ def main() -> None:
 
 def train(config: FlowHeadConfig, folder: RunFolder, workers: Workers) -> None:
     stopwatch = Stopwatch(folder.path)
-    target = load_target(config.target, config.train.seed, folder.path, workers)
+    target = load_target(config.target, TargetContext(config.train.seed, folder.path, workers))
     target_map = make_target_map(config, target)
     projected_std = target_map(target.features[:KEPT_TARGET_ROWS]).std().item()
     if workers.is_main:

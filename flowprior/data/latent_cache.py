@@ -7,9 +7,10 @@ is missing or comes twice whatever the number of processes; ``manifest.json`` is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -153,6 +154,8 @@ class LatentCache:
             self.shape = (int(self.manifest["tokens"]), int(self.manifest["channels"]))
             self.views = int(self.manifest["views"])
             shards = [(folder / Path(entry["file"]).name, int(entry["rows"]), entry["sha256"]) for entry in self.manifest["shards"]]
+            if not shards:
+                raise ValueError("it lists no shards")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the manifest of the latent cache {folder} is damaged ({error}): delete the cache") from error
         self.latents: list[Tensor] = []
@@ -160,15 +163,20 @@ class LatentCache:
         for file, rows, checksum in shards:
             if not file.is_file() or (verify and file_sha256(file) != checksum):
                 raise UserError(f"the latent cache's file {file} is missing or damaged: delete it and {folder / 'manifest.json'}, and cache again")
-            with safe_open(file, "pt") as shard:
-                self.latents.append(shard.get_tensor("latents"))
-                labels.append(shard.get_tensor("labels"))
+            try:
+                with safe_open(file, "pt") as shard:
+                    self.latents.append(shard.get_tensor("latents"))
+                    labels.append(shard.get_tensor("labels"))
+            except SafetensorError as error:
+                raise UserError(f"the latent cache's file {file} is damaged ({error}): delete the cache {folder}") from error
             if self.latents[-1].shape != (rows, self.views, *self.shape):
                 raise UserError(f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {folder}")
         self.labels = torch.cat(labels)
         self.starts = torch.tensor([0] + [len(part) for part in self.latents]).cumsum(0)
         if len(self.labels) != self.count:
             raise UserError(f"the latent cache {folder} holds {len(self.labels)} images and its manifest says {self.count}: delete the cache")
+        if not (0 <= self.labels.min() and self.labels.max() < self.num_classes):
+            raise UserError(f"the latent cache {folder} has labels beyond its {self.num_classes} classes: delete the cache")
 
     def __len__(self) -> int:
         return self.count

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from flowprior.errors import UserError
+from flowprior.errors import NonFiniteLoss, UserError
 from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
@@ -60,10 +62,6 @@ class Objective(Protocol):
     """A module whose forward takes a batch and its noise, and returns named scalar terms; ``loss`` is the one that is minimised."""
 
     def __call__(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]: ...
-
-
-class NonFiniteLoss(Exception):
-    """The loss or its gradient is NaN or infinite. Nothing was stepped; the last checkpoint is as it was."""
 
 
 class TrainingLoop:
@@ -140,6 +138,8 @@ class TrainingLoop:
                 if stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
                 if stopping and not last:
+                    if self.workers.is_main:
+                        print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
                     raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         if self.log is not None:
             self.log.close()

@@ -34,6 +34,10 @@ class RunFolder:
     def is_complete(self) -> bool:
         return self.result_file.is_file()
 
+    def has_begun(self) -> bool:
+        """Whether there is anything to lose: a result, or a checkpoint."""
+        return self.is_complete() or any((self.path / "checkpoints").glob("step_*"))
+
     def read_result(self, made_by: str) -> dict[str, Any]:
         """What the stage left; a :class:`UserError` that says which command makes it when it is not complete."""
         if not self.is_complete():
@@ -41,18 +45,18 @@ class RunFolder:
         return read_json(self.result_file, f"result of stage '{self.stage}'")
 
     def open(self, config: Any, workers: Workers) -> None:
-        """Create the folder with this config, or check that it holds a run of the same config.
+        """Create the folder with this config, or check that the run in it has the same; one that saved nothing yet gives way.
 
         Raises:
             UserError: the folder's run was started with other options, or the folder cannot be written.
         """
         file = self.path / "config.yaml"
-        if file.is_file():
-            changes = changed_options(type(config), read_yaml(file), to_dict(config))
-            if changes:
-                raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
-                                f"write run_dir=<another folder>, or delete {self.path}")
-        elif workers.is_main:
+        changes = changed_options(type(config), read_yaml(file), to_dict(config)) if file.is_file() else []
+        if changes and self.has_begun():
+            raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
+                            f"write run_dir=<another folder>, or delete {self.path}")
+        workers.barrier()  # nobody writes before everybody has looked
+        if workers.is_main and (changes or not file.is_file()):
             try:
                 write_bytes(file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
             except OSError as error:
@@ -64,7 +68,9 @@ class RunFolder:
         write_json(self.result_file, result)
 
     def say_complete(self) -> None:
-        print(f"{self.stage}: complete ({self.path})")
+        """One line for the terminal, from one of torchrun's processes."""
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{self.stage}: complete ({self.path})")
 
 
 class Stopwatch:

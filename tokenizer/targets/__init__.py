@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import field, make_dataclass
-from pathlib import Path
-
-from safetensors import safe_open
 
 from flowprior.training.config import option
-from flowprior.training.distributed import Workers
-from flowprior.training.files import write_tensors
-from tokenizer.targets.base import TargetFeatures
+from tokenizer.targets.base import TargetContext, TargetFeatures
 from tokenizer.targets.digits_semantic import DigitsSemanticTarget
 from tokenizer.targets.file import FileTarget
 
@@ -30,15 +25,6 @@ TargetConfig = make_dataclass(
 )
 
 
-def load_target(config: TargetConfig, seed: int, folder: Path, workers: Workers) -> TargetFeatures:
-    """The features that ``config.source`` gives; computed ones are made by the first process, once, and kept in ``folder``."""
-    source = getattr(config, config.source)
-    if not source.computed:
-        return source.load(seed)
-    file = folder / "target.safetensors"
-    if workers.is_main and not file.is_file():
-        made = source.load(seed)
-        write_tensors(file, {"features": made.features}, {"name": made.name})
-    workers.barrier()
-    with safe_open(file, "pt") as kept:
-        return TargetFeatures(kept.get_tensor("features"), kept.metadata()["name"])
+def load_target(config: TargetConfig, context: TargetContext) -> TargetFeatures:
+    """The features that ``config.source`` gives."""
+    return getattr(config, config.source).load(context)

@@ -1,13 +1,17 @@
-"""What a target source gives: a table of features and where it came from."""
+"""What a target source is given and gives: a table of features and where it came from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from flowprior.training.files import tensors_fingerprint
+from flowprior.training.distributed import Workers
+from flowprior.training.files import tensors_fingerprint, write_tensors
 
 
 class TargetFeatures(NamedTuple):
@@ -20,3 +24,38 @@ class TargetFeatures(NamedTuple):
         """16 hex digits of shape and of up to 4,096 rows spread over the table."""
         rows = torch.linspace(0, len(self.features) - 1, min(4096, len(self.features))).long()
         return tensors_fingerprint({"rows": self.features[rows], "shape": torch.tensor(self.features.shape)})
+
+
+class TargetContext(NamedTuple):
+    """What a source's ``load`` may use."""
+
+    seed: int
+    folder: Path  # of the stage: for features that are worth keeping
+    workers: Workers
+
+
+def computed_once(context: TargetContext, recipe: object, make: Callable[[], TargetFeatures]) -> TargetFeatures:
+    """Features that the first process makes, once, and that lie in the stage's folder from then on.
+
+    Args:
+        context: see the class.
+        recipe: what determines the features besides the seed; its ``repr`` is kept with them, and those of another are made anew.
+        make: makes them.
+    """
+    file, made_from = context.folder / "target.safetensors", f"{recipe!r} seed {context.seed}"
+    if context.workers.is_main and not _is_kept(file, made_from):
+        made = make()
+        write_tensors(file, {"features": made.features}, {"name": made.name, "made_from": made_from})
+    context.workers.barrier()
+    with safe_open(file, "pt") as kept:
+        return TargetFeatures(kept.get_tensor("features"), kept.metadata()["name"])
+
+
+def _is_kept(file: Path, made_from: str) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        with safe_open(file, "pt") as kept:
+            return (kept.metadata() or {}).get("made_from") == made_from
+    except (SafetensorError, OSError):
+        return False

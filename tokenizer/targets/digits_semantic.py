@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from flowprior.data.digits import NUM_CLASSES, digit_images
 from flowprior.data.images import to_model
 from flowprior.training.config import option
 from flowprior.training.randomness import stream_seed
-from tokenizer.targets.base import TargetFeatures
+from tokenizer.targets.base import TargetContext, TargetFeatures, computed_once
 
 
 class DigitClassifier(nn.Module):
@@ -48,12 +47,15 @@ class DigitClassifier(nn.Module):
 class DigitsSemanticTarget:
     """source=digits_semantic: a small classifier is trained, and its spatial features are the target."""
 
-    computed: ClassVar[bool] = True
     image_size: int = option(32, "pixels on a side")
     width: int = option(64, "channels of the features")
     steps: int = option(400, "of the classifier's training, 64 images each")
 
-    def load(self, seed: int) -> TargetFeatures:
+    def load(self, context: TargetContext) -> TargetFeatures:
+        return computed_once(context, self, lambda: self.train_classifier(context.seed))
+
+    def train_classifier(self, seed: int) -> TargetFeatures:
+        """Train the classifier on all digits and take its features of them, ``(1797 * positions, width)``."""
         images, labels = digit_images(self.image_size)
         images = to_model(images)
         generator = torch.Generator().manual_seed(stream_seed(seed, "semantic target"))

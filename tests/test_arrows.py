@@ -1,0 +1,110 @@
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {"flowprior": set(), "toy_examples": {"flowprior"}, "tokenizer": {"flowprior"}, "mar": {"flowprior", "tokenizer"}}
+
+
+def modules():
+    """Every module of the tree: dotted name -> file."""
+    found = {}
+    for package in MAY_IMPORT:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def for_types_only(node):
+    return isinstance(node, ast.If) and any(isinstance(n, (ast.Name, ast.Attribute)) and "TYPE_CHECKING" in ast.unparse(n) for n in ast.walk(node.test))
+
+
+def imports(body, name, is_package, everywhere):
+    """``(imported module, names taken from it)``; inside functions only if ``everywhere``."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: len(name.split(".")) - node.level + is_package] if node.level else []
+            yield ".".join(base + ([node.module] if node.module else [])), [alias.name for alias in node.names]
+        elif for_types_only(node) and not everywhere:
+            yield from imports(node.orelse, name, is_package, everywhere)
+        elif everywhere or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            children = [child for child in ast.iter_child_nodes(node) if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case))]
+            yield from imports(children, name, is_package, everywhere)
+
+
+def imports_of(name, file, everywhere):
+    return imports(ast.parse(file.read_text()).body, name, file.name == "__init__.py", everywhere)
+
+
+def import_graph(files, sources=None):
+    """Which module runs which when it is imported: modules named, submodules taken by ``from``, and packages on the way."""
+    graph = {}
+    for name, file in files.items():
+        targets = set()
+        for target, taken in imports_of(name, file, everywhere=False):
+            for candidate in [target, *(f"{target}.{part}" for part in taken)]:
+                parts = candidate.split(".")
+                targets |= {".".join(parts[:n]) for n in range(1, len(parts) + 1)} & files.keys()
+        ancestors = {name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)}
+        graph[name] = targets - ancestors - {name}
+    return graph
+
+
+def find_cycle(graph):
+    done = set()
+
+    def visit(name, path):
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return None
+        for target in sorted(graph[name]):
+            if cycle := visit(target, [*path, name]):
+                return cycle
+        done.add(name)
+        return None
+
+    return next((cycle for name in sorted(graph) if (cycle := visit(name, []))), None)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_those_that_the_design_lets_it(package):
+    others = MAY_IMPORT.keys() | {"fid_stats", "scripts", "tests"}
+    mine = {name: file for name, file in modules().items() if name.split(".")[0] == package}
+    assert mine
+    for name, file in mine.items():
+        reached = {target.split(".")[0] for target, _ in imports_of(name, file, everywhere=True)} & others
+        assert reached <= MAY_IMPORT[package] | {package}, name
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert find_cycle(import_graph(modules())) is None
+
+
+def test_the_search_for_cycles_finds_one_and_passes_over_imports_for_types_and_inside_functions(tmp_path):
+    sources = {"p": "", "p.a": "from p import b", "p.b": "try:\n    from .c import x\nexcept ImportError:\n    pass",
+               "p.c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a\ndef f():\n    import p.a"}
+    files = {}
+    for name, source in sources.items():
+        files[name] = tmp_path / ("__init__.py" if name == "p" else f"{name[2:]}.py")
+        files[name].write_text(source)
+    assert find_cycle(import_graph(files)) is None
+    files["p.c"].write_text("import p.a")
+    assert find_cycle(import_graph(files)) == ["p.a", "p.b", "p.c", "p.a"]
+
+
+def test_importing_flowprior_loads_no_heavy_or_optional_library():
+    code = """
+import sys
+import flowprior
+print([name for name in ("faiss", "torch_fidelity", "timm", "sklearn", "matplotlib", "torchmetrics", "tensorboard", "huggingface_hub") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr

@@ -1,0 +1,248 @@
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from flowprior.errors import UserError
+from flowprior.training.checkpoint import Checkpoints
+from flowprior.training.ema import EMA
+from flowprior.training.files import file_sha256, tensors_fingerprint
+
+
+class Run:
+    """A model, its optimiser and its average, a few deterministic steps old."""
+
+    def __init__(self, folder, keep=2):
+        self.model = nn.Linear(2, 2)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.fill_(0.5)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+        self.ema = EMA(self.model, 0.9)
+        self.checkpoints = Checkpoints(folder, {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}, keep)
+
+    def step(self, number):
+        self.model(torch.full((1, 2), float(number))).square().sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(number)
+
+    def to(self, steps):
+        for number in range(steps):
+            self.step(number)
+        return self
+
+    def hash(self):
+        tensors = {**self.model.state_dict(), **{f"ema.{k}": v for k, v in self.ema.state_dict().items()}}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{number}.{name}": value for name, value in state.items()}
+        return tensors_fingerprint(tensors)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    run = Run(tmp_path / "checkpoints").to(3)
+    run.checkpoints.save(3)
+    return tmp_path / "checkpoints"
+
+
+def test_a_loaded_run_is_the_saved_one_and_goes_on_like_it(saved):
+    original, resumed = Run(saved).to(3), Run(saved)
+    assert resumed.checkpoints.load_latest() == 3 and resumed.hash() == original.hash()
+    original.step(3)
+    resumed.step(3)
+    assert resumed.hash() == original.hash()
+
+
+def test_without_a_checkpoint_nothing_is_loaded(tmp_path):
+    run = Run(tmp_path / "none").to(1)
+    before = run.hash()
+    assert run.checkpoints.load_latest() == 0 and run.hash() == before
+
+
+def test_pruning_keeps_the_newest(tmp_path):
+    run = Run(tmp_path, keep=2)
+    for step in (1, 5, 20, 100):
+        run.checkpoints.save(step)
+    assert run.checkpoints.steps() == [20, 100]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000020", "step_00000100"]
+
+
+def test_an_unfinished_folder_does_not_count_and_does_not_hinder(saved):
+    shutil.copytree(saved / "step_00000003", saved / ".step_00000009.tmp")
+    (saved / "step_00000007").mkdir()
+    (saved / "step_00000007" / "model.safetensors").write_bytes(b"")
+    run = Run(saved)
+    assert run.checkpoints.steps() == [3] and run.checkpoints.load_latest() == 3
+    for step in (7, 9):
+        run.checkpoints.save(step)
+    assert sorted(p.name for p in saved.iterdir()) == ["step_00000007", "step_00000009"] and Run(saved).checkpoints.load_latest() == 9
+
+
+FILES = ["model.safetensors", "ema.safetensors", "optimizer.pt", "manifest.json"]
+
+
+def assert_refused(folder, name):
+    run = Run(folder)
+    with pytest.raises(UserError) as refusal:
+        run.checkpoints.load_latest()
+    assert name in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(name, saved):
+    file = saved / "step_00000003" / name
+    whole = file.read_bytes()
+    for content in (b"", whole[:-4], whole[:20] + bytes([whole[20] ^ 1]) + whole[21:]):
+        file.write_bytes(content)
+        if name != "manifest.json" or content != whole[:20] + bytes([whole[20] ^ 1]) + whole[21:]:
+            assert_refused(saved, str(file))
+    if name != "manifest.json":
+        file.unlink()
+        assert_refused(saved, str(file))
+
+
+@pytest.mark.parametrize("change", ["less", "more", "other"])
+def test_a_run_that_saves_other_objects_is_refused_with_their_names(change, saved):
+    run = Run(saved)
+    if change != "more":
+        del run.checkpoints.objects["ema"]
+    if change != "less":
+        run.checkpoints.objects["critic"] = nn.Linear(1, 1)
+    with pytest.raises(UserError) as refusal:
+        run.checkpoints.load_latest()
+    assert ("ema" in str(refusal.value)) == (change != "more") and ("critic" in str(refusal.value)) == (change != "less")
+
+
+def rewrite_manifest(folder, **changes):
+    """Sign whatever lies in the folder, as somebody who means harm would."""
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for name in manifest["files"]:
+        manifest["files"][name]["sha256"] = file_sha256(folder / name)
+    file.write_text(json.dumps(manifest | changes))
+
+
+def test_a_checkpoint_of_another_model_is_refused(saved):
+    run = Run(saved)
+    run.checkpoints.objects["model"] = nn.Linear(2, 3)
+    with pytest.raises(UserError, match="model.safetensors does not fit"):
+        run.checkpoints.load_latest()
+
+
+class Trap:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pickle_in_place_of_a_file_is_not_run_even_when_the_manifest_vouches_for_it(name, saved, tmp_path):
+    file, sprung = saved / "step_00000003" / name, tmp_path / "sprung"
+    for write in (lambda: torch.save({"state": Trap(sprung)}, file), lambda: file.write_bytes(pickle.dumps(Trap(sprung)))):
+        write()
+        if name != "manifest.json":
+            rewrite_manifest(saved / "step_00000003")
+        assert_refused(saved, str(file))
+        assert not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists()  # the trap does work
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans())
+def test_any_mutation_is_read_or_refused_with_a_user_error_also_when_checksums_are_made_to_fit(name, place, byte, cut, saved):
+    folder = saved / "step_00000003"
+    shutil.copytree(folder, saved / "kept")
+    file = folder / name
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] = byte
+    file.write_bytes(content[: int(place * len(content))] if cut else content)
+    if name != "manifest.json":
+        rewrite_manifest(folder)
+    try:
+        assert Run(saved).checkpoints.load_latest() == 3
+    except UserError:
+        pass
+    finally:
+        shutil.rmtree(folder)
+        (saved / "kept").rename(folder)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_no_remains(saved, monkeypatch):
+    run, calls = Run(saved).to(4), []
+    fsync = os.fsync
+    for limit in range(6):
+        calls.clear()
+
+        def fail(descriptor, limit=limit):
+            calls.append(descriptor)
+            if len(calls) > limit:
+                raise OSError(28, "No space left on device")
+            fsync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(UserError, match="No space left"):
+                run.checkpoints.save(4)
+        assert not [p for p in saved.iterdir() if p.name.startswith(".")]
+        again = Run(saved)
+        assert again.checkpoints.load_latest() in ((3,) if limit < 5 else (3, 4))
+
+
+def test_wherever_a_save_dies_the_newest_or_the_previous_checkpoint_loads(tmp_path):
+    """A forked child saves step 2 over step 1 and dies, as by kill -9, before its k-th system call of interest; for every k."""
+    start = tmp_path / "start"
+    run = Run(start, keep=1).to(1)
+    run.checkpoints.save(1)
+    hashes, outcomes = {1: run.hash()}, []
+    run.step(1)
+    hashes[2] = run.hash()
+    for limit in range(200):
+        folder = tmp_path / f"{limit}"
+        shutil.copytree(start, folder)
+        run.checkpoints.folder = folder
+        child = os.fork()
+        if child == 0:
+            try:
+                die_at(limit)
+                run.checkpoints.save(2)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        again = Run(folder, keep=1)
+        step = again.checkpoints.load_latest()
+        outcomes.append(step)
+        assert again.hash() == hashes[step]
+        again.checkpoints.save(3)
+        assert Run(folder).checkpoints.load_latest() == 3
+        if status == 0:
+            break
+        assert status == 9
+    assert outcomes == sorted(outcomes) and outcomes[0] == 1 and outcomes[-1] == 2 and len(outcomes) > 15
+
+
+def die_at(limit):
+    calls = 0
+
+    def counted(function):
+        def call(*arguments, **options):
+            nonlocal calls
+            if calls == limit:
+                os._exit(9)
+            calls += 1
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open"):
+        setattr(os, name, counted(getattr(os, name)))

@@ -1,0 +1,100 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from flowprior.errors import UserError
+from flowprior.training import files
+from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_bytes, write_json, write_tensors
+
+WRITERS = {
+    "bytes": lambda path, number: write_bytes(path, b"%d" % number * 1000),
+    "json": lambda path, number: write_json(path, {"number": number}),
+    "tensors": lambda path, number: write_tensors(path, {"x": torch.full((100,), float(number))}),
+}
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_failure_before_the_rename_leaves_the_old_file_and_nothing_else(kind, failing, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    WRITERS[kind](path, 1)
+    before = path.read_bytes()
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, failing, fail)
+    with pytest.raises(OSError, match="No space"):
+        WRITERS[kind](path, 2)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_killed_while_it_writes_leaves_one_of_the_whole_contents(tmp_path, repository):
+    path = tmp_path / "file"
+    code = """
+import sys
+from pathlib import Path
+from flowprior.training.files import write_bytes
+for number in range(10**9):
+    write_bytes(Path(sys.argv[1]), b"%d" % (number % 10) * 3_000_000)
+"""
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=repository, env={**os.environ, "PYTHONPATH": str(repository)})
+    try:
+        end = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        for _ in range(100):
+            content = path.read_bytes()
+            assert len(content) == 3_000_000 and len(set(content)) == 1
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    content = path.read_bytes()
+    assert len(content) == 3_000_000 and len(set(content)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe", b'{"a": 1'])
+def test_json_that_is_no_object_is_a_user_error_that_names_the_file(content, tmp_path):
+    file = tmp_path / "thing.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as refusal:
+        read_json(file, "thing")
+    assert "thing" in str(refusal.value) and str(file) in str(refusal.value)
+    file.unlink()
+    with pytest.raises(UserError, match="there is no thing at"):
+        read_json(file, "thing")
+
+
+def test_tensors_come_back_as_they_were_with_their_dtypes_and_shared_memory_or_not(tmp_path):
+    x = torch.arange(6, dtype=torch.float64).view(2, 3)
+    tensors = {"x": x, "view": x[:, 1], "half": x.bfloat16(), "whole": x.long(), "scalar": torch.tensor(2.5), "none": torch.zeros(0, 3)}
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    again = read_tensors(tmp_path / "t.safetensors", "tensors")
+    assert tensors_fingerprint(again) == tensors_fingerprint(tensors)
+    assert all(torch.equal(again[name], tensors[name]) and again[name].dtype == tensors[name].dtype for name in tensors)
+
+
+def test_a_fingerprint_tells_names_dtypes_shapes_and_values_apart_and_not_orders():
+    x = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    variants = [{"x": x}, {"y": x}, {"x": x.double()}, {"x": x.view(4)}, {"x": x.T}, {"x": x + 1e-7}, {"x": x, "y": x}, {"x": x.view(torch.int32)}]
+    assert len({tensors_fingerprint(tensors) for tensors in variants}) == len(variants)
+    assert tensors_fingerprint({"x": x, "y": x.T}) == tensors_fingerprint({"y": x.T.contiguous(), "x": x.clone()})
+
+
+@pytest.mark.parametrize("tensors", [{}, {"weight": torch.zeros(2, 2)}, {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)},
+                                     {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "more": torch.zeros(1)}])
+def test_weights_that_do_not_fit_are_a_user_error_in_one_line(tensors):
+    with pytest.raises(UserError, match="^the thing does not fit") as refusal:
+        load_weights(torch.nn.Linear(2, 2), tensors, "the thing")
+    assert "\n" not in str(refusal.value)
+
+
+def test_json_is_written_as_json(tmp_path):
+    write_json(tmp_path / "deep" / "er" / "x.json", {"a": [1, 2.5, None]})
+    assert json.loads((tmp_path / "deep" / "er" / "x.json").read_text()) == {"a": [1, 2.5, None]}

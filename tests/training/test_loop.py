@@ -1,0 +1,266 @@
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import small_run
+import torch
+from small_run import Points, make_loop, small_config, state_hash, train
+
+from flowprior.data.loader import training_batches
+from flowprior.errors import UserError
+from flowprior.training.distributed import Workers
+from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
+from flowprior.training.optim import OptimConfig, learning_rate
+from flowprior.training.reporting import read_log
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_before(step):
+    """An ``after_step`` that ends the run, its checkpoint of ``step`` in place."""
+
+    def after_step(terms, done):
+        if done == step:
+            raise Stop
+        return {}
+
+    return after_step
+
+
+def figures(folder):
+    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in read_log(folder / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    loop = train(folder, small_config())
+    return folder, loop
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_a_run_that_stops_after_any_step_goes_on_bit_for_bit(step, uninterrupted, tmp_path):
+    folder, whole = uninterrupted
+    with pytest.raises(Stop):
+        train(tmp_path, small_config(), after_step=stop_before(step))
+    resumed = train(tmp_path, small_config())
+    assert state_hash(resumed) == state_hash(whole)
+    assert resumed.objective.seen == whole.objective.seen[2 * step :]
+    assert figures(tmp_path) == figures(folder)
+
+
+def test_a_run_that_stops_many_times_goes_on_bit_for_bit(uninterrupted, tmp_path):
+    for step in (2, 3, 7):
+        with pytest.raises(Stop):
+            train(tmp_path, small_config(), after_step=stop_before(step))
+    assert state_hash(train(tmp_path, small_config())) == state_hash(uninterrupted[1])
+
+
+def test_loading_processes_change_nothing(uninterrupted):
+    assert state_hash(train(None, small_config(workers=2))) == state_hash(uninterrupted[1])
+
+
+def test_the_seed_of_the_run_is_felt(uninterrupted):
+    assert state_hash(train(None, small_config(seed=1))) != state_hash(uninterrupted[1])
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
+def test_everything_that_a_checkpoint_holds_is_needed_to_go_on_exactly(name, uninterrupted, tmp_path):
+    with pytest.raises(Stop):
+        train(tmp_path, small_config(), after_step=stop_before(6))
+    fresh = make_loop(None, small_config(), Workers())
+    loop = make_loop(tmp_path, small_config(), Workers())
+    {"model": loop.model, "ema": loop.ema, "optimizer": loop.optimizer}[name].load_state_dict(
+        {"model": fresh.model, "ema": fresh.ema, "optimizer": fresh.optimizer}[name].state_dict())
+    loop.run(training_batches(Points(), loop.config, Workers(), loop.step))
+    assert state_hash(loop) != state_hash(uninterrupted[1])
+
+
+def test_the_log_holds_the_scheduled_rate_of_every_step(uninterrupted):
+    folder, loop = uninterrupted
+    rates = [row["lr"] for row in figures(folder)]
+    assert rates == pytest.approx([learning_rate(step, 12, loop.optim) for step in range(12)])
+
+
+def start(folder, *options):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, small_run.__file__, str(folder), *options], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for_step(folder, step, child):
+    end = time.monotonic() + 120
+    while not list(folder.glob(f"checkpoints/step_{step:08d}/manifest.json")):
+        assert child.poll() is None and time.monotonic() < end, child.stderr.read() if child.poll() is not None else "too slow"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def long_hash():
+    return state_hash(train(None, small_config(40)))
+
+
+def test_a_run_killed_at_random_instants_and_started_again_ends_with_the_same_bits(tmp_path, long_hash):
+    step, instants = 1, []
+    for _ in range(2):
+        child = start(tmp_path, "--steps", "40", "--step-seconds", "0.01", "--flush-seconds", "0.01")
+        wait_for_step(tmp_path, step, child)
+        instants.append(random.uniform(0, 0.7))
+        time.sleep(instants[-1])
+        child.kill()
+        child.communicate()
+        assert child.returncode == -signal.SIGKILL, instants
+        step = max(int(p.parent.name[5:]) for p in tmp_path.glob("checkpoints/step_*/manifest.json")) + 1
+    output, errors = (child := start(tmp_path, "--steps", "40")).communicate(timeout=120)
+    assert (child.returncode, output.strip()) == (0, long_hash), (instants, errors)
+    assert [row["step"] for row in figures(tmp_path)] == list(range(1, 41))
+
+
+def test_sigterm_saves_the_step_under_way_and_exits_143_and_the_run_goes_on_bit_for_bit(tmp_path, long_hash):
+    child = start(tmp_path, "--steps", "40", "--step-seconds", "0.05")
+    wait_for_step(tmp_path, 3, child)
+    child.terminate()
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 143, errors
+    logged = figures(tmp_path)[-1]["step"]
+    resumed = make_loop(tmp_path, small_config(40), Workers())
+    assert 3 <= resumed.step == logged < 40
+    resumed.run(training_batches(Points(), resumed.config, Workers(), resumed.step))
+    assert state_hash(resumed) == long_hash
+
+
+def test_a_signal_before_a_far_checkpoint_still_saves_where_it_is(tmp_path):
+    def signal_at_5(terms, step):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    with pytest.raises(SystemExit) as end:
+        train(tmp_path, small_config(checkpoint_steps=0), after_step=signal_at_5)
+    assert end.value.code == 143 and make_loop(tmp_path, small_config(), Workers()).checkpoints.steps() == [5]
+
+
+def test_the_signal_handlers_of_the_caller_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    train(tmp_path, small_config(2))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("two")
+    result = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", small_run.__file__, str(folder),
+                             "--several"], capture_output=True, text=True, timeout=240,
+                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def losses(folder):
+    return torch.tensor([row["loss"] for row in figures(folder)])
+
+
+def test_one_process_two_processes_and_two_micro_batches_see_the_same_samples_and_losses(two_processes, tmp_path):
+    folder, ranks = two_processes
+    one = train(tmp_path / "one", small_config(accumulation=1), dropout=0.0)
+    accumulated = train(tmp_path / "accumulated", small_config(accumulation=2), dropout=0.0)
+    assert ranks[0]["hash"] == ranks[1]["hash"]
+    by_two = [a + b for a, b in zip(ranks[0]["seen"], ranks[1]["seen"])]
+    assert by_two == one.objective.seen == [a + b for a, b in zip(accumulated.objective.seen[::2], accumulated.objective.seen[1::2])]
+    for other in (folder / "plain", tmp_path / "accumulated"):
+        torch.testing.assert_close(losses(other), losses(tmp_path / "one"), rtol=1e-5, atol=0)
+
+
+def test_a_run_of_two_processes_goes_on_in_one_with_two_micro_batches(two_processes, tmp_path):
+    folder, _ = two_processes
+    whole = losses(folder / "dropout")
+    with pytest.raises(Stop):
+        train(tmp_path, small_config(), after_step=stop_before(5))
+    train(tmp_path, small_config())
+    torch.testing.assert_close(losses(tmp_path), whole, rtol=1e-5, atol=0)  # with dropout
+
+
+def test_a_checkpoint_of_two_processes_is_taken_up_by_one(two_processes, tmp_path):
+    folder, _ = two_processes
+    steps = folder / "dropout" / "checkpoints"
+    for step in range(1, 6):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (steps / f"step_{step:08d}").rename(tmp_path / "checkpoints" / f"step_{step:08d}")
+    loop = train(tmp_path, small_config())
+    assert len(loop.objective.seen) == 2 * 7
+    torch.testing.assert_close(losses(tmp_path), losses(folder / "dropout")[5:], rtol=1e-5, atol=0)
+
+
+def test_a_value_that_is_not_finite_on_one_process_stops_all_of_them_before_the_step(two_processes):
+    _, ranks = two_processes
+    step = ranks[0]["poisoned_step"]
+    met = [7 in rank["poisoned_seen"][-1] for rank in ranks]
+    assert sorted(met) == [False, True] and step > 0 and step == ranks[1]["poisoned_step"]
+    assert all(rank["unchanged"] and f"step {step}" in rank["message"] for rank in ranks)
+
+
+class Constant(torch.nn.Module):
+    """A loss with gradient 2 whose value at the third step is what the test wants."""
+
+    def __init__(self, value, slope):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+        self.value, self.slope, self.calls = value, slope, 0
+
+    def forward(self, batch, random):
+        self.calls += 1
+        special = self.calls == 3
+        weights = self.net.weight.sum() + self.net.bias.sum()
+        return {"loss": weights * (self.slope if special else 2.0) + (self.value if special else 0.0), "other": weights.detach()}
+
+
+@pytest.mark.parametrize("value, slope", [(float("nan"), 2.0), (float("inf"), 2.0), (0.0, float("nan")), (0.0, float("inf"))])
+def test_a_loss_or_a_gradient_that_is_not_finite_stops_the_run_with_everything_untouched(value, slope, tmp_path):
+    objective = Constant(value, slope)
+    loop = TrainingLoop(objective, objective.net, small_config(accumulation=1), OptimConfig(lr=0.1), Workers(), tmp_path, progress=False)
+    with pytest.raises(NonFiniteLoss, match="step 2, .*(loss|gradient norm)"):
+        loop.run(iter([{"x": torch.zeros(1)}] * 20))
+    fresh = Constant(0.0, 0.0)
+    resumed = TrainingLoop(fresh, fresh.net, small_config(accumulation=1), OptimConfig(lr=0.1), Workers(), tmp_path, progress=False)
+    assert resumed.step == loop.step == 2 and state_hash(resumed) == state_hash(loop)
+
+
+@pytest.mark.parametrize("clip, moved", [(0.5, 0.5), (0.0, 8**0.5), (100.0, 8**0.5)])
+def test_gradients_are_clipped_to_the_norm_asked_for_and_0_switches_clipping_off(clip, moved):
+    objective = Constant(0.0, 2.0)
+    loop = TrainingLoop(objective, objective.net, small_config(1, accumulation=1), OptimConfig(lr=1.0, clip_norm=clip), Workers(), progress=False)
+    loop.optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)  # whose step is the gradient
+    before = torch.nn.utils.parameters_to_vector(objective.parameters()).detach().clone()
+    loop.run(iter([{"x": torch.zeros(1)}]))
+    after = torch.nn.utils.parameters_to_vector(objective.parameters()).detach()
+    assert (after - before).norm().item() == pytest.approx(moved * learning_rate(0, 1, loop.optim), rel=1e-4)
+
+
+def test_evaluation_sees_the_averaged_weights_and_training_goes_on_with_its_own(tmp_path):
+    seen = []
+
+    def evaluate(step):
+        seen.append((step, hashlib.sha256(loop.model[0].weight.numpy().tobytes()).hexdigest(), loop.model.training))
+        assert torch.equal(loop.model[0].weight, loop.ema.average["0.weight"])
+        return {"score": 1.0}
+
+    config = small_config(eval_steps=5)
+    loop = make_loop(tmp_path, config, Workers())
+    loop.run(training_batches(Points(), config, Workers()), evaluate)
+    assert [step for step, _, _ in seen] == [5, 10, 12] and not any(training for _, _, training in seen)
+    assert state_hash(loop) == state_hash(train(None, small_config()))
+    assert [row["step"] for row in figures(tmp_path) if "score" in row] == [5, 10, 12]
+
+
+def test_a_global_batch_that_does_not_divide_is_a_user_error():
+    with pytest.raises(UserError, match="10 does not divide into 2 processes x 3"):
+        TrainConfig(global_batch=10, accumulation=3).micro_batch(2)
+    assert TrainConfig(global_batch=12, accumulation=3).micro_batch(2) == 2

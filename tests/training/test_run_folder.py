@@ -1,0 +1,103 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowprior.errors import UserError
+from flowprior.training.config import option
+from flowprior.training.distributed import Workers
+from flowprior.training.loop import TrainConfig
+from flowprior.training.optim import OptimConfig
+from flowprior.training.reporting import RunLog, read_log
+from flowprior.training.run_folder import RunFolder, Stopwatch
+
+
+@dataclass
+class Config:
+    train: TrainConfig = option(TrainConfig, "loop")
+    optim: OptimConfig = option(OptimConfig, "optimiser")
+
+
+def test_a_folder_refuses_a_run_of_other_options_and_keeps_its_config(tmp_path):
+    folder = RunFolder(tmp_path, "stage")
+    folder.open(Config(), Workers())
+    before = (folder.path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"optim.lr: 0.0001 -> 0.1.*write run_dir=") as refusal:
+        folder.open(Config(optim=OptimConfig(lr=0.1)), Workers())
+    assert str(folder.path) in str(refusal.value) and (folder.path / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_goes_on_with_other_options_of_logging_and_loading(tmp_path):
+    folder = RunFolder(tmp_path, "stage")
+    folder.open(Config(), Workers())
+    folder.open(Config(train=TrainConfig(workers=2, log_steps=1, checkpoint_steps=7, keep_checkpoints=5, tensorboard=False)), Workers())
+
+
+def test_the_resolved_config_lies_in_the_folder(tmp_path):
+    RunFolder(tmp_path, "stage").open(Config(optim=OptimConfig(lr=3e-5)), Workers())
+    assert yaml.safe_load((tmp_path / "stage" / "config.yaml").read_text())["optim"]["lr"] == 3e-5
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write into"):
+        RunFolder(tmp_path / "file", "stage").open(Config(), Workers())
+
+
+def test_a_stage_is_complete_with_its_result_and_before_that_says_what_to_run(tmp_path):
+    folder = RunFolder(tmp_path, "stage")
+    assert not folder.is_complete()
+    with pytest.raises(UserError, match="run `make it` first"):
+        folder.read_result("make it")
+    folder.complete({"loss": 0.5})
+    assert folder.is_complete() and folder.read_result("make it") == {"loss": 0.5}
+
+
+def test_a_stopwatch_adds_up_over_the_runs_of_a_stage(tmp_path):
+    watch = Stopwatch(tmp_path)
+    watch.start -= 100
+    watch.save()
+    assert 100 <= Stopwatch(tmp_path).seconds() < 160
+
+
+@given(written=st.integers(0, 12), start=st.integers(0, 14))
+def test_a_log_drops_the_lines_after_the_resumed_step_and_no_others(written, start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log")
+    log = RunLog(folder, tensorboard=False)
+    for step in range(1, written + 1):
+        log.write(step, {"loss": step / 2})
+    RunLog(folder, start, tensorboard=False).write(start + 1, {"loss": 9.0})
+    kept = [{"step": step, "loss": step / 2} for step in range(1, min(written, start) + 1)]
+    assert read_log(folder / "log.jsonl") == kept + [{"step": start + 1, "loss": 9.0}]
+
+
+def test_an_unfinished_last_line_is_passed_over_wherever_it_ends(tmp_path):
+    log = RunLog(tmp_path, tensorboard=False)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 0.25})
+    whole = log.file.read_text()
+    for cut in range(whole.rindex("{"), len(whole) - 1):
+        log.file.write_text(whole[:cut])
+        assert [row["step"] for row in read_log(log.file)] == [1, 2]
+        RunLog(tmp_path, 3, tensorboard=False).write(3, {"loss": 0.25})
+        assert log.file.read_text() == whole
+
+
+def test_a_damaged_line_inside_is_a_user_error_that_names_it(tmp_path):
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2 of .*log.jsonl"):
+        read_log(file)
+
+
+def test_every_line_is_strict_json_also_for_values_that_are_not_finite(tmp_path):
+    RunLog(tmp_path, tensorboard=False).write(1, {"a": float("nan"), "b": float("-inf"), "c": 1.5})
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    row = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=refuse)
+    assert row == {"step": 1, "a": "nan", "b": "-inf", "c": 1.5}
