@@ -95,6 +95,11 @@ class MAR(Generator):
         c = self.config
         return nn.Sequential(*[Block(c.width, c.heads, qkv_bias=True, qk_norm=True, proj_drop=c.dropout, attn_drop=c.dropout) for _ in range(depth)])
 
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """What ``train.compile`` compiles."""
+        return [self.encoder, self.decoder, self.head]
+
     def condition(self, latents: Tensor, labels: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
         """What the flow head is told about the tokens at ``wanted``, given those at ``known``.
 

@@ -47,12 +47,17 @@ def load_generator(config: MARStageConfig, autoencoder: Autoencoder, device: tor
     saved = read_json(folder / "config.json", "generator")
     if saved.get("format") != FORMAT_VERSION:
         raise UserError(f"{folder / 'config.json'} is not a generator of format {FORMAT_VERSION}")
-    if saved.get("about", {}).get("autoencoder") != autoencoder.fingerprint:
+    try:
+        made_for = saved["about"]["autoencoder"]
+        shape = {name: int(saved["shape"][name]) for name in ("tokens", "channels", "num_classes")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} is damaged ({error}): delete {folder.parent}") from error
+    if made_for != autoencoder.fingerprint:
         raise UserError(f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}")
     trained = build_config(GeneratorConfig, saved.get("generator"), str(folder))
     section = getattr(trained, trained.name)
     section.sampler = getattr(config.model, trained.name).sampler
-    model = build_generator(trained, **saved["shape"])
-    bundle = GeneratorObjective(model, LatentNormaliser(saved["shape"]["channels"]))
+    model = build_generator(trained, **shape)
+    bundle = GeneratorObjective(model, LatentNormaliser(shape["channels"]))
     load_weights(bundle, read_tensors(folder / "model.safetensors", "generator's weights"), f"the generator in {folder}")
     return bundle.eval().requires_grad_(False).to(device), saved

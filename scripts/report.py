@@ -95,8 +95,8 @@ def figure_png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def draw_prior(axis: Any, run: Path) -> None:
-    """Target features and prior samples on the two principal axes of the target."""
+def prior_points(run: Path) -> dict[str, Any]:
+    """Equally many target features and prior samples on the two principal axes of the target, each ``(n, 2)``."""
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -105,11 +105,30 @@ def draw_prior(axis: Any, run: Path) -> None:
     target = target[np.random.default_rng(0).permutation(len(target))[: len(samples)]]
     mean = target.mean(0)
     _, _, axes = np.linalg.svd(target - mean, full_matrices=False)
-    for points, colour, label in ((target, BLUE, "target features"), (samples, RED, "prior samples")):
-        plane = (points - mean) @ axes[:2].T
-        axis.scatter(plane[:, 0], plane[:, 1], s=2, alpha=0.35, color=colour, label=label, linewidths=0)
+    return {"target features": (target - mean) @ axes[:2].T, "prior samples": (samples - mean) @ axes[:2].T}
+
+
+def draw_prior(axes: Any, run: Path) -> None:
+    """Target features and prior samples side by side, in the same window."""
+    points = prior_points(run)
+    low, high = points["target features"].min(0), points["target features"].max(0)
+    for axis, (label, plane), colour in zip(axes, points.items(), (BLUE, RED)):
+        axis.scatter(plane[:, 0], plane[:, 1], s=2, alpha=0.4, color=colour, linewidths=0)
+        axis.set(xlabel="first principal axis", ylabel="second principal axis", title=label, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+
+
+def draw_prior_together(axis: Any, run: Path) -> None:
+    """Target features and prior samples in one panel, drawn in random order so that neither hides the other."""
+    import numpy as np
+
+    points = prior_points(run)
+    plane, colours = np.concatenate(list(points.values())), np.repeat([BLUE, RED], [len(p) for p in points.values()])
+    order = np.random.default_rng(0).permutation(len(plane))
+    axis.scatter(plane[order, 0], plane[order, 1], s=2, alpha=0.4, c=colours[order], linewidths=0)
+    for label, colour in zip(points, (BLUE, RED)):
+        axis.scatter([], [], color=colour, label=label)
     axis.set(xlabel="first principal axis", ylabel="second principal axis", title="flow prior")
-    axis.legend(markerscale=5, frameon=False, loc="best")
+    axis.legend(frameon=False, loc="best")
 
 
 def draw_losses(axes: Any, run: Path) -> None:
@@ -183,7 +202,7 @@ def overview(run: Path, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1.1, 1.2, 1))
-    draw_prior(axes[0], run)
+    draw_prior_together(axes[0], run)
     reconstructions = io.BytesIO(last_picture(run / "ae" / "pictures", "reconstructions_*.png"))
     axes[1].imshow(image.imread(reconstructions))
     axes[1].set_title("digits (rows 1, 3) and their reconstructions (rows 2, 4)")
@@ -204,7 +223,7 @@ def write_report(run: Path) -> Path:
     page = Page(f"flowprior: {run.name}")
     page.table(summary(run))
     page.section("1. Flow prior", "Target features and samples of the frozen flow, on the two principal axes of the target.")
-    page.picture(curves(run, draw_prior, 1), "Target features (blue) and prior samples (red)")
+    page.picture(curves(run, draw_prior, 2), "Target features (blue) and prior samples (red), the same window")
     page.section("2. Autoencoder", "Inputs above, reconstructions below.")
     page.picture(last_picture(run / "ae" / "pictures", "reconstructions_*.png"), "Rows 1 and 3: inputs. Rows 2 and 4: reconstructions.", pixelated=True)
     if read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance"):

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowprior.data.order import MicroBatches, SampleKey
-from flowprior.errors import UserError
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig
 
@@ -30,17 +29,14 @@ class _ByKeys(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, keys: list[SampleKey]) -> dict[str, Tensor] | UserError:
-        try:
-            return self.source.batch(keys)
-        except UserError as error:
-            return error  # a DataLoader's process would hand it on with its traceback in the message
+    def __getitems__(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        return self.source.batch(keys)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
         return self.source.batch([key])
 
 
-def _as_it_is(batch: dict[str, Tensor] | UserError) -> dict[str, Tensor] | UserError:
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
@@ -51,16 +47,8 @@ def _one_thread(worker: int) -> None:
 def training_batches(source: KeyedDataset, config: TrainConfig, workers: Workers, start_step: int = 0) -> Iterable[dict[str, Tensor]]:
     """Endless micro-batches of ``source`` for this process, from step ``start_step`` on."""
     keys = MicroBatches(len(source), config.seed, config.micro_batch(workers.count), workers.rank, workers.count, start_step * config.accumulation)
-    loader = DataLoader(_ByKeys(source), batch_sampler=keys, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=_one_thread,
-                        pin_memory=workers.device.type == "cuda", persistent_workers=config.workers > 0)
-    return _or_raised(loader)
-
-
-def _or_raised(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    return DataLoader(_ByKeys(source), batch_sampler=keys, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=_one_thread,
+                      pin_memory=workers.device.type == "cuda", persistent_workers=config.workers > 0)
 
 
 def ordered_batches(source: KeyedDataset, size: int, start: int = 0, end: int | None = None) -> Iterator[dict[str, Tensor]]:

@@ -110,7 +110,8 @@ class FlowPrior(nn.Module):
         objective.to(workers.device)
         loop = TrainingLoop(objective, objective.velocity, TrainConfig(steps=steps, global_batch=batch_size, seed=seed),
                             OptimConfig(lr=lr, warmup_steps=min(2500, steps // 10)), workers, description="flow prior", progress=progress)
-        loop.run(_random_rows(features, batch_size, seed))
+        with torch.random.fork_rng():  # the loop seeds the global generators, which are the caller's
+            loop.run(_random_rows(features, batch_size, seed))
         with loop.averaged_weights():
             weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}
         objective.velocity.load_state_dict(weights)
@@ -140,7 +141,8 @@ class FlowPrior(nn.Module):
             if config["format"] != FORMAT_VERSION:
                 raise UserError(f"the flow prior in {folder} has format {config['format']}; this version reads {FORMAT_VERSION}")
             velocity = VelocityMLP(**config["velocity"])
-            target_map = TargetMap(torch.zeros(config["feature_channels"]), torch.ones(()), torch.zeros(config["feature_channels"], config["channels"]))
+            features = config["feature_channels"]
+            target_map = TargetMap(torch.zeros(features), torch.ones(()), torch.zeros(features, config["channels"]))
             prior = cls(velocity, target_map, config["target"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder / 'config.json'} is not a flow prior's config ({json.dumps(str(error))})") from error

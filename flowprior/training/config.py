@@ -58,8 +58,14 @@ def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
         raise UserError(f"config section '{where}': {error}" if where else f"config: {error}") from error
 
 
+class _NumberAsWritten(str):
+    """A number on the command line, before it is known whether a number is wanted: ``run_dir=010`` names a folder."""
+
+
 def _coerce(hint: Any, value: Any, dotted: str) -> Any:
     """``value`` as the annotated type, where that loses nothing."""
+    if isinstance(value, _NumberAsWritten):
+        value = str(value) if hint is str else yaml.safe_load(value)
     if dataclasses.is_dataclass(hint):
         return build_config(hint, value if value is not None else {}, dotted)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -125,7 +131,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             if not isinstance(child, dict):
                 raise UserError(f"override '{text}' goes into '{parent}', which has no options of its own")
             node = child
-        node[leaf] = value
+        node[leaf] = _NumberAsWritten(raw) if type(value) in (int, float) else value
     return values
 
 
@@ -193,7 +199,7 @@ def config_from_command_line(cls: type[C], presets: Path, description: str, argv
     parser.add_argument("--preset", default="digits", help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [digits]")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="dotted overrides, e.g. optim.lr=2e-4 train.steps=1000")
     parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
-    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
     preset = find_preset(arguments.preset, presets)
     values = apply_overrides(read_yaml(preset), arguments.overrides)
     values.setdefault("run_dir", f"runs/{preset.stem}")

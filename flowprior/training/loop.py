@@ -35,7 +35,7 @@ class TrainConfig:
     accumulation: int = option(1, "micro-batches per step in every process")
     seed: int = option(0, "of weights, data order, augmentation and noise")
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 autocast on a GPU, float32 on a CPU")
-    compile: bool = option(False, "torch.compile the objective")
+    compile: bool = option(False, "torch.compile the model")
     workers: int = option(0, "data loading processes per training process", changes_result=False)
     log_steps: int = option(20, "write figures every so many steps", changes_result=False)
     eval_steps: int = option(500, "evaluate every so many steps; 0: at the end only")
@@ -86,7 +86,10 @@ class TrainingLoop:
         self.progress = progress and workers.is_main
         self.optimizer = make_optimizer(objective, optim)
         self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
-        forward = torch.compile(objective) if config.compile else objective
+        if config.compile:
+            for part in getattr(model, "compiled_parts", [model]):
+                part.compile()  # the parts, not the objective: its noise has a new seed, and so a new graph, in every step
+        forward: nn.Module = objective
         if workers.count > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
             forward = DistributedDataParallel(forward, device_ids=devices, broadcast_buffers=False)

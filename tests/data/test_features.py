@@ -121,7 +121,9 @@ def test_code_in_a_file_is_never_run(tmp_path, extension, legacy):
     marker, path = tmp_path / "ran", tmp_path / f"hostile.{extension}"
     hostile = Hostile(marker)
     if extension == "npy":
-        path.write_bytes(pickle.dumps(hostile)) if legacy else np.save(path, np.array([hostile, None], dtype=object), allow_pickle=True)
+        path.write_bytes(pickle.dumps(hostile)) if legacy else np.save(
+            path, np.array([hostile, None], dtype=object), allow_pickle=True
+        )
     elif extension == "npz":
         np.savez(path, features=np.array([[hostile]], dtype=object))
     else:

@@ -80,7 +80,9 @@ def test_a_missing_folder_and_one_without_images_are_named(tmp_path):
         open_images(ImageConfig(source="folder"))
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no image", lambda data: data[:20]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no image", lambda data: data[:20]]
+)
 @pytest.mark.parametrize("name", ["zebra/b.png", "zebra/a.JPG", "ant/deep/c.webp", "ant/e.bmp"])
 def test_a_truncated_or_unreadable_image_is_named(folder, name, damage):
     file = folder / name
@@ -114,9 +116,9 @@ def test_png_chunks_that_break_in_the_decoder_are_refused(tmp_path):
     noise_image(0, 24, 20).save(file)
     data = bytearray(file.read_bytes())
     start = data.index(b"IDAT") + 4
-    length = int.from_bytes(data[start - 8: start - 4], "big")
-    data[start + 5: start + 60] = bytes(55)
-    data[start + length: start + length + 4] = zlib.crc32(data[start - 4: start + length]).to_bytes(4, "big")
+    length = int.from_bytes(data[start - 8 : start - 4], "big")
+    data[start + 5 : start + 60] = bytes(55)
+    data[start + length : start + length + 4] = zlib.crc32(data[start - 4 : start + length]).to_bytes(4, "big")
     file.write_bytes(data)
     with pytest.raises(UserError, match="image.png"):
         folder_images(tmp_path).batch([SampleKey(0, -1)])
@@ -139,7 +141,9 @@ def test_loader_workers_change_nothing(folder, source):
     config = ImageConfig(source=source, path=str(folder), size=16, crop="random_resized", flip=True)
 
     def read(workers: int) -> list[dict[str, torch.Tensor]]:
-        stream = iter(training_batches(open_images(config, 5), TrainConfig(global_batch=4, workers=workers), Workers(), start_step=2))
+        stream = iter(
+            training_batches(open_images(config, 5), TrainConfig(global_batch=4, workers=workers), Workers(), start_step=2)
+        )
         return [next(stream) for _ in range(4)]
 
     for here, there in zip(read(0), read(2)):

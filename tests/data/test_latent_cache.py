@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowprior.data.images import to_model
-from flowprior.data.latent_cache import CacheConfig, LatentCache, LatentNormaliser, measure_statistics, store_statistics, write_latent_cache
+from flowprior.data.latent_cache import (
+    CacheConfig,
+    LatentCache,
+    LatentNormaliser,
+    measure_statistics,
+    store_statistics,
+    write_latent_cache,
+)
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.training.distributed import Workers
@@ -194,9 +201,16 @@ def test_a_manifest_that_is_no_json_object_is_refused(copy, text):
         LatentCache(copy)
 
 
-@pytest.mark.parametrize("tensors", [{"latents": torch.zeros(10, 1, TOKENS, CHANNELS)}, {"labels": torch.zeros(10)}, {},
-                                     {"latents": torch.zeros(10, 1, TOKENS, 9), "labels": torch.zeros(10)},
-                                     {"latents": torch.zeros(10, 1, TOKENS, CHANNELS), "labels": torch.zeros(3)}])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"latents": torch.zeros(10, 1, TOKENS, CHANNELS)},
+        {"labels": torch.zeros(10)},
+        {},
+        {"latents": torch.zeros(10, 1, TOKENS, 9), "labels": torch.zeros(10)},
+        {"latents": torch.zeros(10, 1, TOKENS, CHANNELS), "labels": torch.zeros(3)},
+    ],
+)
 def test_a_shard_of_other_contents_is_refused_though_its_checksum_fits(copy, tensors):
     file = copy / "latents-00000.safetensors"
     save_file(tensors, file)
@@ -210,7 +224,10 @@ def test_both_flips_are_cached_and_training_draws_one_of_them(tmp_path):
     images = to_model(Pictures(40).images)
     views = torch.stack([encode(images), encode(images.flip(-1))], dim=1)
     torch.testing.assert_close(everything(cache)["latents"], views[:, 0], rtol=1e-5, atol=1e-6)
-    drawn = [torch.isclose(everything(cache, epoch)["latents"].unsqueeze(1), views, rtol=1e-4, atol=1e-5).flatten(2).all(2) for epoch in range(6)]
+    drawn = [
+        torch.isclose(everything(cache, epoch)["latents"].unsqueeze(1), views, rtol=1e-4, atol=1e-5).flatten(2).all(2)
+        for epoch in range(6)
+    ]
     assert all((one.sum(1) == 1).all() for one in drawn)
     mirrored = torch.stack([one[:, 1] for one in drawn]).float()
     assert 0.35 < mirrored.mean() < 0.65 and (mirrored.std(0) > 0).float().mean() > 0.8
@@ -223,7 +240,13 @@ def test_statistics_are_numpys(tmp_path):
     statistics = measure_statistics(cache, 10_000)
     tokens = everything(cache)["latents"].double().numpy().reshape(-1, CHANNELS)
     assert statistics["images"] == 33
-    expected = {"min": tokens.min(), "max": tokens.max(), "mean": tokens.mean(), "std": tokens.std(ddof=1), "scale": 1 / tokens.std(ddof=1)}
+    expected = {
+        "min": tokens.min(),
+        "max": tokens.max(),
+        "mean": tokens.mean(),
+        "std": tokens.std(ddof=1),
+        "scale": 1 / tokens.std(ddof=1),
+    }
     assert {name: statistics[name] for name in expected} == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(statistics["channel_mean"], tokens.mean(0), rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(statistics["channel_std"], tokens.std(0, ddof=1), rtol=1e-10)
@@ -246,7 +269,9 @@ def test_statistics_are_stored_beside_what_the_manifest_held(copy):
     assert LatentCache(copy).manifest == before | {"statistics": statistics}
 
 
-@pytest.mark.parametrize("latents", [torch.zeros, lambda *shape: torch.full(shape, float("nan")), lambda *shape: torch.full(shape, float("inf"))])
+@pytest.mark.parametrize(
+    "latents", [torch.zeros, lambda *shape: torch.full(shape, float("nan")), lambda *shape: torch.full(shape, float("inf"))]
+)
 def test_constant_or_broken_latents_have_no_scale(tmp_path, latents):
     with pytest.raises(UserError, match="constant or not finite"):
         measure_statistics(write(tmp_path, 6, encoder=lambda images: latents(len(images), TOKENS, CHANNELS)), 10)

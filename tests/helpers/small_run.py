@@ -109,26 +109,30 @@ def several_processes(folder: Path) -> None:
         (folder / f"rank{workers.rank}.json").write_text(json.dumps(outcome))
 
 
+def run(folder: Path, steps: int, step_seconds: float = 0.0, flush_seconds: float = 0.0) -> None:
+    torch.set_num_threads(1)
+    if flush_seconds:
+        slow_flushes(flush_seconds)
+
+    def wait(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        time.sleep(step_seconds)
+        return {}
+
+    train(folder, small_config(steps, keep_checkpoints=2), after_step=wait)
+
+
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--step-seconds", type=float, default=0.0)
-    parser.add_argument("--flush-seconds", type=float, default=0.0)
     parser.add_argument("--several", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.several:
         return several_processes(arguments.folder)
-    if arguments.flush_seconds:
-        slow_flushes(arguments.flush_seconds)
-
-    def wait(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        time.sleep(arguments.step_seconds)
-        return {}
-
-    print(state_hash(train(arguments.folder, small_config(arguments.steps, keep_checkpoints=2), after_step=wait)))
+    run(arguments.folder, arguments.steps, arguments.step_seconds)
 
 
 if __name__ == "__main__":

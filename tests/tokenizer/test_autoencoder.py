@@ -8,12 +8,18 @@ from flowprior.errors import UserError
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig, build_vit
 
 PLAIN = ViTConfig(width=24, depth=2, heads=3)
-VITS = {"plain": PLAIN, "class token": ViTConfig(name="vit_tiny_patch16_224"), "DINOv2, registers": ViTConfig(name="vit_small_patch14_reg4_dinov2")}
+VITS = {
+    "plain": PLAIN,
+    "class token": ViTConfig(name="vit_tiny_patch16_224"),
+    "DINOv2, registers": ViTConfig(name="vit_small_patch14_reg4_dinov2"),
+}
 
 
 def make(vit: ViTConfig = PLAIN, gaussian: bool = False, image_size: int = 32) -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(AutoencoderConfig(image_size=image_size, patch_size=8, tokens=5, channels=3, gaussian=gaussian, encoder=vit, decoder=vit))
+    return Autoencoder(
+        AutoencoderConfig(image_size=image_size, patch_size=8, tokens=5, channels=3, gaussian=gaussian, encoder=vit, decoder=vit)
+    )
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def test_decoded_patches_stand_where_the_encoder_reads_them():
         row, column = divmod(patch, 4)
         for y in range(8):
             for x in range(8):
-                expected[:, :, 8 * row + y, 8 * column + x] = pixels[:, patch, 3 * (8 * y + x): 3 * (8 * y + x) + 3]
+                expected[:, :, 8 * row + y, 8 * column + x] = pixels[:, patch, 3 * (8 * y + x) : 3 * (8 * y + x) + 3]
     assert torch.equal(decoded, expected)
 
     embed = autoencoder.encoder.vit.patch_embed
@@ -71,7 +77,9 @@ def test_a_saved_autoencoder_gives_the_same_outputs_and_fingerprint(tmp_path, im
     autoencoder.save(tmp_path)
     loaded = Autoencoder.load(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
-    assert loaded.fingerprint == autoencoder.fingerprint and loaded.about == autoencoder.about and loaded.config == autoencoder.config
+    assert (
+        loaded.fingerprint == autoencoder.fingerprint and loaded.about == autoencoder.about and loaded.config == autoencoder.config
+    )
     assert not loaded.training
     with torch.no_grad():
         assert torch.equal(loaded(images)[0], autoencoder.eval()(images)[0])
@@ -89,12 +97,18 @@ def test_pretrained_weights_are_not_asked_for_when_a_saved_autoencoder_is_loaded
 DAMAGE = {
     "no folder": lambda folder: [file.unlink() for file in folder.iterdir()],
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
-    "truncated weights": lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
+    "truncated weights": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-9]
+    ),
     "no JSON": lambda folder: (folder / "config.json").write_text("{"),
     "other format": lambda folder: (folder / "config.json").write_text('{"format": 99}'),
     "no sizes": lambda folder: (folder / "config.json").write_text('{"format": 1}'),
-    "other sizes": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text().replace('"width": 24', '"width": 27')),
-    "unknown option": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text().replace('"width"', '"widht"')),
+    "other sizes": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"width": 24', '"width": 27')
+    ),
+    "unknown option": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"width"', '"widht"')
+    ),
 }
 
 

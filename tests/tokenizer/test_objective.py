@@ -135,7 +135,9 @@ def test_the_flow_regulariser_is_the_priors_alignment_loss_with_the_same_noise(p
     assert not any(p.requires_grad for p in regulariser.parameters()) and regulariser.saved() == {}
 
 
-@pytest.mark.parametrize("name, kinds", [("none", []), ("flow", ["flow"]), ("kl", ["kl"]), ("flow+kl", ["flow", "kl"]), ("kl+flow", ["kl", "flow"])])
+@pytest.mark.parametrize(
+    "name, kinds", [("none", []), ("flow", ["flow"]), ("kl", ["kl"]), ("flow+kl", ["flow", "kl"]), ("kl+flow", ["kl", "flow"])]
+)
 def test_regularisers_are_built_by_name_in_the_order_given(prior, name, kinds):
     assert [r.name for r in build_regularisers(build_config(RegulariserConfig, {"name": name}), prior)] == kinds
 

@@ -78,8 +78,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(values, nearest):
 
 
 @pytest.mark.parametrize("values, expected", [
-    ({"count": 4.0}, ("count", 4)), ({"count": "12"}, ("count", 12)), ({"count": 1e3}, ("count", 1000)), ({"count": 2**62 + 1}, ("count", 2**62 + 1)),
-    ({"limit": 7}, ("limit", 7)), ({"limit": None}, ("limit", None)), ({"pair": [1, "2e-1"]}, ("pair", (1.0, 0.2))), ({"run_dir": 12}, ("run_dir", "12")),
+    ({"count": 4.0}, ("count", 4)), ({"count": "12"}, ("count", 12)), ({"count": 1e3}, ("count", 1000)),
+    ({"count": 2**62 + 1}, ("count", 2**62 + 1)), ({"limit": 7}, ("limit", 7)), ({"limit": None}, ("limit", None)),
+    ({"pair": [1, "2e-1"]}, ("pair", (1.0, 0.2))), ({"run_dir": 12}, ("run_dir", "12")),
     ({"inner": None}, ("inner", Inner())),
 ])
 def test_a_value_becomes_the_annotated_type_where_nothing_is_lost(values, expected):
@@ -115,7 +116,9 @@ def test_a_preset_that_is_not_there_is_answered_with_those_that_are(presets):
         config_from_command_line(Outer, presets, "", ["--preset", "own.yaml"])
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [", b"- 1\n", b"word", b"a: 2001-99-99", b"!!python/object/apply:os.getcwd []", b"[" * 1000])
+@pytest.mark.parametrize("content", [
+    b"\xff\xfe\x00", b"a: [", b"- 1\n", b"word", b"a: 2001-99-99", b"!!python/object/apply:os.getcwd []", b"[" * 1000,
+])
 def test_a_file_that_is_no_config_is_named(content, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(content)
@@ -124,7 +127,9 @@ def test_a_file_that_is_no_config_is_named(content, tmp_path):
     assert str(file) in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["count", "=3", "", "count.deep=1", "run_dir.x=1", "--count=3", "count=[", "count=2001-99-99", "inner=3", "inner.=1", ".count=1"])
+@pytest.mark.parametrize("text", [
+    "count", "=3", "", "count.deep=1", "run_dir.x=1", "--count=3", "count=[", "count=2001-99-99", "inner=3", "inner.=1", ".count=1",
+])
 def test_a_malformed_override_is_a_user_error(text, presets):
     with pytest.raises(UserError):
         config_from_command_line(Outer, presets, "", [text])

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -96,10 +97,15 @@ def start(folder, *options):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def newest(folder):
+    return max((int(p.parent.name[5:]) for p in folder.glob("checkpoints/step_*/manifest.json")), default=0)
+
+
 def wait_for_step(folder, step, child):
     end = time.monotonic() + 120
-    while not list(folder.glob(f"checkpoints/step_{step:08d}/manifest.json")):
-        assert child.poll() is None and time.monotonic() < end, child.stderr.read() if child.poll() is not None else "too slow"
+    while newest(folder) < step:
+        ended = child.exitcode if hasattr(child, "exitcode") else child.poll()
+        assert ended is None and time.monotonic() < end, f"the process ended with {ended}, or is too slow"
         time.sleep(0.002)
 
 
@@ -108,19 +114,24 @@ def long_hash():
     return state_hash(train(None, small_config(40)))
 
 
-def test_a_run_killed_at_random_instants_and_started_again_ends_with_the_same_bits(tmp_path, long_hash):
-    step, instants = 1, []
-    for _ in range(2):
-        child = start(tmp_path, "--steps", "40", "--step-seconds", "0.01", "--flush-seconds", "0.01")
-        wait_for_step(tmp_path, step, child)
-        instants.append(random.uniform(0, 0.7))
+def test_a_run_killed_at_random_instants_and_started_again_ends_with_the_same_bits(tmp_path, long_hash, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    processes = multiprocessing.get_context("forkserver")  # fresh processes that need not import torch each
+    processes.set_forkserver_preload(["small_run_ready"])
+    instants = []
+    for _ in range(8):
+        before = newest(tmp_path)
+        child = processes.Process(target=small_run.run, args=(tmp_path, 40, 0.01, 0.005))
+        child.start()
+        wait_for_step(tmp_path, before + 1, child)
+        instants.append(random.uniform(0, 0.15))
         time.sleep(instants[-1])
+        assert child.is_alive(), instants
         child.kill()
-        child.communicate()
-        assert child.returncode == -signal.SIGKILL, instants
-        step = max(int(p.parent.name[5:]) for p in tmp_path.glob("checkpoints/step_*/manifest.json")) + 1
-    output, errors = (child := start(tmp_path, "--steps", "40")).communicate(timeout=120)
-    assert (child.returncode, output.strip()) == (0, long_hash), (instants, errors)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    assert newest(tmp_path) < 40
+    assert state_hash(train(tmp_path, small_config(40, keep_checkpoints=2))) == long_hash, instants
     assert [row["step"] for row in figures(tmp_path)] == list(range(1, 41))
 
 
@@ -258,6 +269,23 @@ def test_evaluation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
     assert [step for step, _, _ in seen] == [5, 10, 12] and not any(training for _, _, training in seen)
     assert state_hash(loop) == state_hash(train(None, small_config()))
     assert [row["step"] for row in figures(tmp_path) if "score" in row] == [5, 10, 12]
+
+
+def test_the_average_follows_the_weights_of_every_step():
+    weights = []
+
+    def note(terms, step):
+        weights.append(loop.model[0].weight.detach().double().clone())
+        return {}
+
+    loop = make_loop(None, small_config(), Workers())
+    expected = loop.model[0].weight.detach().double().clone()
+    loop.run(training_batches(Points(), loop.config, Workers()), after_step=note)
+    for step, weight in enumerate(weights):
+        decay = (1 + step) / (10 + step)
+        expected = decay * expected + (1 - decay) * weight
+    assert len(weights) == 12
+    torch.testing.assert_close(loop.ema.average["0.weight"].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_global_batch_that_does_not_divide_is_a_user_error():

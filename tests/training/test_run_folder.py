@@ -21,18 +21,29 @@ class Config:
     optim: OptimConfig = option(OptimConfig, "optimiser")
 
 
-def test_a_folder_refuses_a_run_of_other_options_and_keeps_its_config(tmp_path):
+@pytest.mark.parametrize("saved", ["checkpoints/step_00000001", "result.json"])
+def test_a_folder_in_which_something_is_saved_refuses_a_run_of_other_options_and_keeps_its_config(saved, tmp_path):
     folder = RunFolder(tmp_path, "stage")
     folder.open(Config(), Workers())
     before = (folder.path / "config.yaml").read_bytes()
+    (folder.path / saved).parent.mkdir(exist_ok=True)
+    (folder.path / saved).touch()
     with pytest.raises(UserError, match=r"optim.lr: 0.0001 -> 0.1.*write run_dir=") as refusal:
         folder.open(Config(optim=OptimConfig(lr=0.1)), Workers())
     assert str(folder.path) in str(refusal.value) and (folder.path / "config.yaml").read_bytes() == before
 
 
+def test_a_folder_in_which_nothing_is_saved_takes_on_the_corrected_options(tmp_path):
+    folder = RunFolder(tmp_path, "stage")
+    folder.open(Config(), Workers())
+    folder.open(Config(optim=OptimConfig(lr=0.1)), Workers())
+    assert yaml.safe_load((folder.path / "config.yaml").read_text())["optim"]["lr"] == 0.1
+
+
 def test_a_folder_goes_on_with_other_options_of_logging_and_loading(tmp_path):
     folder = RunFolder(tmp_path, "stage")
     folder.open(Config(), Workers())
+    folder.complete({})
     folder.open(Config(train=TrainConfig(workers=2, log_steps=1, checkpoint_steps=7, keep_checkpoints=5, tensorboard=False)), Workers())
 
 

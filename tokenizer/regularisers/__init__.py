@@ -14,9 +14,9 @@ REGULARISERS = {"flow": FlowConfig, "kl": KLConfig}
 
 
 def _check_names(self: object) -> None:
-    unknown = set(self.name.split("+")) - {"none", *REGULARISERS}
-    if unknown or ("none" in self.name and self.name != "none"):
-        raise ValueError(f"name is none or one or more of {', '.join(REGULARISERS)} joined by +, not '{self.name}'")
+    names = self.name.split("+")
+    if self.name != "none" and (set(names) - set(REGULARISERS) or len(set(names)) < len(names)):
+        raise ValueError(f"name is none or one or more different ones of {', '.join(REGULARISERS)} joined by +, not '{self.name}'")
 
 
 RegulariserConfig = make_dataclass(

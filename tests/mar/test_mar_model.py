@@ -1,0 +1,183 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from flowprior.training.config import build_config
+from flowprior.training.randomness import StepRandom
+from mar.config import GENERATORS, GeneratorConfig, build_generator
+from mar.model import MAR, MARConfig, gather_tokens, mask_ratio
+
+TOKENS, CHANNELS, CLASSES = 6, 3, 5
+SMALL = dict(
+    width=16, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=2, head_width=12, head_depth=1, pairs=3, dropout=0.0
+)
+
+
+def make(**options) -> MAR:
+    """A small MAR whose every weight is away from the zeros of its initialisation."""
+    model = MARConfig(**SMALL | options).build(TOKENS, CHANNELS, CLASSES).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+@pytest.fixture
+def latents() -> torch.Tensor:
+    return torch.randn(4, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(1))
+
+
+LABELS = torch.tensor([0, 3, 3, 4])
+
+
+def test_the_defaults_are_the_papers_mar_b_in_size():
+    with torch.device("meta"):
+        model = MARConfig().build(tokens=64, channels=32, num_classes=1000)
+    count = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in model.head.parameters()) == 35_766_304
+    assert count == pytest.approx(207.5e6, abs=0.3e6)
+
+
+@given(st.floats(0.05, 1.0), st.floats(0.05, 2.0), st.integers(0, 1000))
+def test_the_mask_ratio_lies_between_its_minimum_and_one(low, std, seed):
+    generator = torch.Generator().manual_seed(seed)
+    draws = [mask_ratio(MARConfig(mask_ratio_min=low, mask_ratio_std=std), generator) for _ in range(5)]
+    assert all(low - 1e-9 <= draw <= 1 for draw in draws)
+
+
+@pytest.mark.parametrize("low, std", [(0.7, 0.25), (0.1, 0.5), (0.5, 0.05)])
+def test_the_mask_ratio_is_a_truncated_normal(low, std):
+    generator = torch.Generator().manual_seed(0)
+    draws = [mask_ratio(MARConfig(mask_ratio_min=low, mask_ratio_std=std), generator) for _ in range(4000)]
+    assert stats.kstest(draws, stats.truncnorm((low - 1) / std, 0, loc=1, scale=std).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("count", range(TOKENS))
+def test_the_condition_does_not_see_unknown_latents(latents, count):
+    model = make()
+    known = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(2)).argsort(1)[:, :count]
+    wanted = torch.arange(TOKENS).expand(4, -1)
+    hidden = torch.full_like(latents, float("nan"))
+    hidden.scatter_(1, known.unsqueeze(-1).expand(-1, -1, CHANNELS), gather_tokens(latents, known))
+    cond = model.condition(latents, LABELS, known, wanted)
+    assert torch.isfinite(cond).all()
+    assert torch.equal(cond, model.condition(hidden, LABELS, known, wanted))
+
+
+def test_the_condition_sees_every_known_latent_and_the_label(latents):
+    model, wanted = make(), torch.arange(TOKENS).expand(4, -1)
+    known = torch.tensor([[1, 4]]).expand(4, -1)
+    cond = model.condition(latents, LABELS, known, wanted)
+    for position in (1, 4):
+        changed = latents.clone()
+        changed[:, position] += 0.1
+        assert (model.condition(changed, LABELS, known, wanted) - cond).abs().amin(1).amax() > 1e-6
+    other = model.condition(latents, (LABELS + 1) % CLASSES, known, wanted)
+    assert ((other - cond).abs().amax(2) > 1e-6).all()
+
+
+def test_the_order_in_which_known_positions_are_given_does_not_matter(latents):
+    model = make()
+    known, wanted = torch.tensor([[5, 0, 2]]).expand(4, -1), torch.tensor([[4, 1, 3]]).expand(4, -1)
+    cond = model.condition(latents, LABELS, known, wanted)
+    torch.testing.assert_close(cond, model.condition(latents, LABELS, known.flip(1), wanted), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cond.flip(1), model.condition(latents, LABELS, known, wanted.flip(1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_out(latents, step):
+    model = make(label_drop=0.0, mask_ratio_min=0.2)
+    random = StepRandom(0, step)
+    latents.requires_grad_()
+    loss = model.loss(latents, LABELS, random)
+
+    count = max(1, math.ceil(TOKENS * mask_ratio(model.config, random.generator("mask ratio"))))
+    order = random.uniform("order", 4, TOKENS).argsort(1)
+    noise, t = random.normal("noise", 4, 3, count, CHANNELS), random.times("t", 4, 3, count)
+    cond = model.condition(latents, LABELS, order[:, count:], torch.arange(TOKENS).expand(4, -1))
+    terms = []
+    for image in range(4):
+        masked = order[image, :count].tolist()
+        for pair in range(3):
+            all_noise, all_t = torch.zeros(TOKENS, CHANNELS), torch.zeros(TOKENS)
+            all_noise[masked], all_t[masked] = noise[image, pair], t[image, pair]
+            point = (1 - all_t[:, None]) * all_noise + all_t[:, None] * latents[image]
+            error = (model.head(point, all_t, cond[image]) - (latents[image] - all_noise)).square().mean(-1)  # (T,)
+            terms.append(error[masked])
+    slow = torch.cat(terms).mean()
+    torch.testing.assert_close(loss, slow)
+    parameters = dict(model.named_parameters())
+    gradients, slow_gradients = (
+        torch.autograd.grad(x, [latents, *parameters.values()], allow_unused=True, retain_graph=True) for x in (loss, slow)
+    )
+    for name, gradient, expected in zip(["latents", *parameters], gradients, slow_gradients):
+        assert (gradient is None) == (expected is None), name
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def class_rows_with_gradient(label_drop: float, latents: torch.Tensor) -> list[int]:
+    model = make(label_drop=label_drop)
+    model.loss(latents, LABELS, StepRandom(0, 0)).backward()
+    return model.class_embed.weight.grad.abs().sum(1).nonzero()[:, 0].tolist()
+
+
+def test_dropped_labels_become_the_null_class_and_no_others(latents):
+    assert class_rows_with_gradient(0.0, latents) == [0, 3, 4]
+    assert class_rows_with_gradient(1 - 1e-9, latents) == [CLASSES]
+
+
+def test_labels_are_dropped_at_the_rate_that_is_asked_for():
+    model = make(label_drop=0.3)
+    seen = []
+    model.condition = lambda latents, labels, known, wanted: seen.append(labels) or torch.zeros(*wanted.shape, 16)
+    for step in range(40):
+        model.loss(torch.zeros(100, TOKENS, CHANNELS), torch.full((100,), 2), StepRandom(0, step))
+    dropped = torch.cat(seen) == CLASSES
+    assert ((torch.cat(seen) == 2) | dropped).all()
+    assert stats.binomtest(int(dropped.sum()), 4000, 0.3).pvalue > 1e-3
+
+
+def test_every_position_is_masked_equally_often():
+    model = make(mask_ratio_min=0.3, mask_ratio_std=0.5)
+    seen = []
+    model.condition = lambda latents, labels, known, wanted: seen.append(wanted) or torch.zeros(*wanted.shape, 16)
+    for step in range(60):
+        model.loss(torch.zeros(50, TOKENS, CHANNELS), torch.zeros(50, dtype=torch.long), StepRandom(1, step))
+    counts = np.bincount(torch.cat([wanted.flatten() for wanted in seen]).numpy(), minlength=TOKENS)
+    assert np.ptp(counts) < 0.06 * counts.mean()
+    assert all(len(set(row.tolist())) == len(row) for wanted in seen for row in wanted)
+
+
+def test_every_parameter_gets_a_gradient_within_a_few_steps(latents):
+    model = make()
+    torch.stack([model.loss(latents, LABELS, StepRandom(0, step)) for step in range(3)]).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_even_a_step_that_masks_every_token_leaves_no_parameter_without_a_gradient(latents):
+    model = make(mask_ratio_min=1.0)
+    model.loss(latents, LABELS, StepRandom(0, 0)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    "values", [{"width": 17, "heads": 2}, {"label_drop": 1.0}, {"dropout": -0.1}, {"mask_ratio_min": 0.0}, {"mask_ratio_std": 0.0}]
+)
+def test_impossible_choices_are_refused(values):
+    with pytest.raises(ValueError):
+        MARConfig(**values)
+
+
+def test_generators_are_built_by_name():
+    config = build_config(GeneratorConfig, {"name": "mar", "mar": SMALL})
+    model = build_generator(config, TOKENS, CHANNELS, CLASSES)
+    assert isinstance(model, MAR) and (model.tokens, model.channels, model.num_classes) == (TOKENS, CHANNELS, CLASSES)
+    with pytest.raises(Exception, match=", ".join(GENERATORS)):
+        build_config(GeneratorConfig, {"name": "bogus"})

@@ -1,0 +1,132 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mar.model import MAR, MARConfig
+from mar.sampler import SamplerConfig, guidance, known_after_steps, sample_latents
+
+TOKENS, CHANNELS, CLASSES = 5, 3, 4
+LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 0, 1]), [11, 12, 13, 14, 15, 16]
+
+
+@pytest.fixture(scope="module")
+def model() -> MAR:
+    config = MARConfig(width=16, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=2, head_width=12, head_depth=1)
+    model = config.build(TOKENS, CHANNELS, CLASSES).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25)
+    return model
+
+
+def settings(**options) -> SamplerConfig:
+    return SamplerConfig(**{"ar_steps": 3, "head_steps": 4, **options})
+
+
+@given(st.integers(1, 300).flatmap(lambda tokens: st.tuples(st.just(tokens), st.integers(1, tokens))))
+def test_every_step_makes_tokens_known_and_the_last_all_of_them(sizes):
+    tokens, steps = sizes
+    known = known_after_steps(tokens, steps)
+    assert len(known) == steps and known[-1] == tokens
+    assert all(before < after for before, after in zip([0, *known], known))
+
+
+@pytest.mark.parametrize("tokens, steps", [(64, 64), (256, 64), (64, 16), (8, 8), (100, 7)])
+def test_the_schedule_is_the_cosine_of_masked_tokens_with_one_new_token_at_least(tokens, steps):
+    masked, expected = tokens, []
+    for step in range(1, steps + 1):
+        wanted = math.floor(tokens * math.cos(math.pi / 2 * step / steps)) if step < steps else 0
+        masked = max(min(wanted, masked - 1), steps - step)
+        expected.append(tokens - masked)
+    assert known_after_steps(tokens, steps) == expected
+
+
+@pytest.mark.parametrize("cfg, known, expected", [(3.0, 0, 1.0), (3.0, 5, 2.0), (3.0, 10, 3.0), (1.0, 4, 1.0)])
+def test_guidance_grows_linearly_from_one_to_its_scale_or_stays(cfg, known, expected):
+    assert guidance(cfg, known, 10, "linear") == pytest.approx(expected)
+    assert guidance(cfg, known, 10, "constant") == cfg
+
+
+def slowly(model: MAR, label: int, seed: int, cfg: float | None, config: SamplerConfig) -> torch.Tensor:
+    """One sample, token by token, the guided and the unguided velocity each on its own, in Euler steps."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(TOKENS, generator=generator).tolist()
+    noise = torch.randn(TOKENS, CHANNELS, generator=generator) * config.temperature
+    latents, known = torch.zeros(1, TOKENS, CHANNELS), 0
+    for known_next in known_after_steps(TOKENS, min(TOKENS, config.ar_steps)):
+        scale = 1 if cfg is None else cfg if config.cfg_schedule == "constant" else 1 + (cfg - 1) * known_next / TOKENS
+        drawn = {}
+        for position in order[known:known_next]:
+
+            def velocity(x, t, of, position=position, known=known):
+                cond = model.condition(
+                    latents, torch.tensor([of]), torch.tensor([order[:known]], dtype=torch.long), torch.tensor([[position]])
+                )
+                return model.head(x, t, cond[0, 0])
+
+            x = noise[position].clone()
+            for step in range(config.head_steps):
+                t = step / config.head_steps
+                v = velocity(x, t, label)
+                if cfg is not None:
+                    unguided = velocity(x, t, CLASSES)
+                    v = unguided + scale * (v - unguided)
+                x = x + v / config.head_steps
+            drawn[position] = x
+        for position, x in drawn.items():
+            latents[0, position] = x
+        known = known_next
+    return latents[0]
+
+
+@pytest.mark.parametrize(
+    "cfg, schedule, steps", [(2.5, "linear", 3), (2.5, "constant", 3), (0.0, "constant", 5), (4.0, "linear", 64)]
+)
+def test_guided_samples_are_those_of_the_slow_sampler(model, cfg, schedule, steps):
+    config = settings(cfg_schedule=schedule, ar_steps=steps, temperature=0.8)
+    expected = torch.stack([slowly(model, label, seed, cfg, config) for label, seed in zip(LABELS.tolist(), SEEDS)])
+    torch.testing.assert_close(sample_latents(model, LABELS, SEEDS, cfg, config), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_guidance_of_one_is_no_guidance(model, schedule):
+    config = settings(cfg_schedule=schedule)
+    expected = torch.stack([slowly(model, label, seed, None, config) for label, seed in zip(LABELS.tolist(), SEEDS)])
+    torch.testing.assert_close(sample_latents(model, LABELS, SEEDS, 1.0, config), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sample_latents(model, LABELS, SEEDS, 1 + 1e-6, config), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_sample_is_the_same_at_any_batch_size(model, cfg, batch):
+    whole = sample_latents(model, LABELS, SEEDS, cfg, settings())
+    parts = [sample_latents(model, LABELS[i : i + batch], SEEDS[i : i + batch], cfg, settings()) for i in range(0, 6, batch)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
+
+
+def test_a_sample_depends_on_its_seed_and_label_and_on_nothing_else(model):
+    first = sample_latents(model, LABELS[:1], [5], 2.0, settings())
+    torch.manual_seed(99)
+    assert torch.equal(first, sample_latents(model, LABELS[:1], [5], 2.0, settings()))
+    assert not torch.allclose(first, sample_latents(model, LABELS[:1], [6], 2.0, settings()), atol=1e-3)
+    assert not torch.allclose(first, sample_latents(model, LABELS[1:2], [5], 2.0, settings()), atol=1e-3)
+    torch.testing.assert_close(sample_latents(model, LABELS[[2, 0]], [7, 5], 2.0, settings())[1:], first, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+def test_all_solvers_approach_the_same_sample(model, solver):
+    exact = sample_latents(model, LABELS, SEEDS, 1.5, settings(head_steps=400, solver="midpoint"))
+    errors = [
+        (sample_latents(model, LABELS, SEEDS, 1.5, settings(head_steps=steps, solver=solver)) - exact).abs().max()
+        for steps in (10, 40)
+    ]
+    assert errors[1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("values", [{"ar_steps": 0}, {"head_steps": 0}, {"temperature": 0.0}])
+def test_impossible_sampler_settings_are_refused(values):
+    with pytest.raises(ValueError):
+        SamplerConfig(**values)

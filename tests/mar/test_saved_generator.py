@@ -1,0 +1,94 @@
+import json
+
+import pytest
+import torch
+
+from flowprior.data.latent_cache import LatentNormaliser
+from flowprior.errors import UserError
+from flowprior.training.config import build_config
+from mar.config import MARStageConfig, build_generator
+from mar.generator import GeneratorObjective
+from mar.saved import load_generator, save_generator
+from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
+
+SHAPE = {"tokens": 4, "channels": 3, "num_classes": 5}
+SIZES = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2, "buffer_tokens": 2, "head_width": 12, "head_depth": 1}
+
+
+def autoencoder(seed: int) -> Autoencoder:
+    torch.manual_seed(seed)
+    vit = ViTConfig(width=12, depth=1, heads=3)
+    return Autoencoder(AutoencoderConfig(16, 8, 4, 3, False, vit, vit))
+
+
+def stage(run_dir, **sampler) -> MARStageConfig:
+    sampler = {"ar_steps": 2, "head_steps": 3} | sampler
+    return build_config(MARStageConfig, {"run_dir": str(run_dir), "model": {"mar": {**SIZES, "sampler": sampler}}})
+
+
+@pytest.fixture
+def saved(tmp_path) -> tuple[GeneratorObjective, str]:
+    config = stage(tmp_path)
+    torch.manual_seed(0)
+    bundle = GeneratorObjective(build_generator(config.model, **SHAPE), LatentNormaliser(3)).eval()
+    with torch.no_grad():
+        for tensor in bundle.state_dict().values():
+            tensor.add_(torch.rand(tensor.shape))
+    about = {"autoencoder": autoencoder(0).fingerprint}
+    return bundle, save_generator(tmp_path / "mar" / "generator", bundle, config.model, SHAPE, about)
+
+
+def load(run_dir, seed: int = 0, **sampler):
+    return load_generator(stage(run_dir, **sampler), autoencoder(seed), torch.device("cpu"))
+
+
+def test_a_loaded_generator_samples_what_the_saved_one_did(tmp_path, saved):
+    bundle, fingerprint = saved
+    loaded, about = load(tmp_path)
+    labels, seeds = torch.tensor([0, 4]), [1, 2]
+    with torch.no_grad():
+        expected = bundle.normaliser.undo(bundle.model.sample(labels, seeds, 2.0))
+    assert torch.equal(loaded.normaliser.undo(loaded.model.sample(labels, seeds, 2.0)), expected)
+    assert about["fingerprint"] == fingerprint and not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_the_sampler_is_the_one_that_is_asked_for_now(tmp_path, saved):
+    loaded, _ = load(tmp_path, head_steps=7, solver="heun")
+    assert (loaded.model.config.sampler.head_steps, loaded.model.config.sampler.solver) == (7, "heun")
+
+
+def test_a_generator_of_another_autoencoder_is_refused(tmp_path, saved):
+    with pytest.raises(UserError, match="another autoencoder"):
+        load(tmp_path, seed=1)
+
+
+def rewrite(folder, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+DAMAGE = {
+    "none": lambda folder: (folder / "config.json").unlink(),
+    "no JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "truncated weights": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-1]
+    ),
+    "other format": lambda folder: rewrite(folder, lambda c: c.update(format=9)),
+    "other sizes": lambda folder: rewrite(folder, lambda c: c["generator"]["mar"].update(width=18)),
+    "other generator": lambda folder: rewrite(folder, lambda c: c["generator"].update(name="bogus")),
+    "no shape": lambda folder: rewrite(folder, lambda c: c.pop("shape")),
+    "other shape": lambda folder: rewrite(folder, lambda c: c["shape"].update(tokens=9)),
+    "strange shape": lambda folder: rewrite(folder, lambda c: c.update(shape={"tokens": "many"})),
+    "no about": lambda folder: rewrite(folder, lambda c: c.pop("about")),
+    "strange about": lambda folder: rewrite(folder, lambda c: c.update(about=[1])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_generator_is_refused_and_named(tmp_path, saved, damage):
+    folder = tmp_path / "mar" / "generator"
+    damage(folder)
+    with pytest.raises(UserError, match=str(folder)):
+        load(tmp_path)

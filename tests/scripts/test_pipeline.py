@@ -1,0 +1,175 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from flowprior.flow.prior import FlowPrior
+from tokenizer.autoencoder import Autoencoder
+
+
+def read(path) -> dict:
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def test_the_stages_leave_everything_that_the_next_ones_and_the_report_read(pipeline):
+    run = pipeline.run_dir
+    prior, autoencoder = FlowPrior.load(run / "flowhead" / "prior"), Autoencoder.load(run / "ae" / "autoencoder")
+    assert prior.fingerprint == pipeline.result("flowhead")["fingerprint"]
+    assert autoencoder.fingerprint == pipeline.result("ae")["fingerprint"]
+    assert autoencoder.about["prior"] == prior.fingerprint
+    manifest, generator = read(run / "latents" / "manifest.json"), read(run / "mar" / "generator" / "config.json")
+    assert manifest["origin"]["autoencoder"] == generator["about"]["autoencoder"] == autoencoder.fingerprint
+    assert generator["fingerprint"] == pipeline.result("mar")["fingerprint"]
+    assert manifest["count"] == 1797 and len(manifest["shards"]) == 3
+    for stage in ("flowhead", "ae", "mar"):
+        assert (run / stage / "config.yaml").is_file()
+        assert all(row["step"] <= 12 for row in map(json.loads, (run / stage / "log.jsonl").read_text().splitlines()))
+        assert pipeline.result(stage)["seconds"] > 0
+    for stage in ("ae", "mar"):
+        assert list((run / stage / "pictures").glob("*.png"))
+
+
+def test_the_cached_scale_is_that_of_the_cached_latents_and_what_the_generator_carries(pipeline):
+    run = pipeline.run_dir
+    latents = np.concatenate([load_file(file)["latents"] for file in sorted((run / "latents").glob("*.safetensors"))]).astype(
+        np.float64
+    )
+    scale = read(run / "latents" / "manifest.json")["statistics"]["scale"]
+    assert scale == pytest.approx(1 / latents.std(ddof=1), rel=1e-9)
+    carried = load_file(run / "mar" / "generator" / "model.safetensors")["normaliser.scale"]
+    np.testing.assert_allclose(carried, scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cfg", ["1", "2"])
+def test_samples_are_whole_and_their_evaluation_says_how_they_were_made(pipeline, cfg):
+    samples = pipeline.run_dir / "mar" / "samples"
+    with np.load(samples / f"cfg_{cfg}.npz", allow_pickle=False) as arrays:
+        assert arrays["arr_0"].shape == (40, 32, 32, 3) and arrays["arr_0"].dtype == np.uint8
+        assert arrays["labels"].tolist() == [i % 10 for i in range(40)]
+    evaluation = read(pipeline.run_dir / "mar" / "evaluation.json")
+    assert {"fid", "inception_score", "precision", "recall", "recognised"} <= set(evaluation["metrics"][cfg])
+    protocol = evaluation["protocol"]["samples"][cfg]
+    assert protocol == read(samples / f"cfg_{cfg}.json")["protocol"]
+    assert protocol["count"] == 40 and protocol["generator"] == pipeline.result("mar")["fingerprint"]
+
+
+def test_the_autoencoder_is_evaluated_on_every_image(pipeline):
+    evaluation = read(pipeline.run_dir / "ae" / "evaluation.json")
+    assert {"psnr", "ssim", "rfid"} <= set(evaluation["metrics"]) and evaluation["protocol"]["count"] == 1797
+
+
+def test_no_temporary_file_is_left(pipeline):
+    assert [f for f in pipeline.run_dir.rglob("*") if f.name.startswith(".") or f.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("train_flowhead", ["flowhead"]),
+        ("train_ae", ["ae", "evaluation of the autoencoder"]),
+        ("train_mar", ["latents", "mar", "samples, cfg 1", "samples, cfg 2", "evaluation of the generator"]),
+    ],
+)
+def test_run_again_every_stage_says_that_it_is_complete_and_touches_nothing(pipeline, scripts, snapshot, name, words):
+    before = snapshot(pipeline.run_dir)
+    again = scripts.run(name, run_dir=pipeline.run_dir)
+    assert again.returncode == 0, again.stderr
+    assert [line.split(": complete")[0] for line in again.stdout.splitlines() if ": complete (" in line] == words
+    assert snapshot(pipeline.run_dir) == before
+
+
+@pytest.mark.parametrize(
+    "name, word, stage",
+    [("train_flowhead", "width=32", "flowhead"), ("train_ae", "optim.lr=0.5", "ae"), ("train_mar", "train.seed=3", "mar")],
+)
+def test_other_options_in_the_folder_of_a_run_are_refused(pipeline, scripts, snapshot, name, word, stage):
+    before = snapshot(pipeline.run_dir)
+    refused = scripts.run(name, word, run_dir=pipeline.run_dir)
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert word.split("=")[0] in line and str(pipeline.run_dir / stage) in line and "run_dir=" in line
+    assert snapshot(pipeline.run_dir) == before
+
+
+def test_options_that_change_no_result_are_taken(pipeline, scripts):
+    again = scripts.run("train_flowhead", "train.log_steps=1", "train.workers=1", run_dir=pipeline.run_dir)
+    assert again.returncode == 0 and "complete" in again.stdout
+
+
+def kill_once_it_has_saved(command: dict, checkpoint) -> None:
+    """Start ``command`` in a process group of its own, and kill the whole group once ``checkpoint`` is there."""
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=os.setpgrp)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("name, stage", [("train_flowhead", "flowhead"), ("train_ae", "ae"), ("train_mar", "mar")])
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(pipeline, scripts, tmp_path, name, stage):
+    for needed in ("flowhead", "ae", "latents"):
+        if needed != stage and (name, needed) != ("train_ae", "latents"):
+            shutil.copytree(pipeline.run_dir / needed, tmp_path / needed)
+    kill_once_it_has_saved(scripts.command(name, run_dir=tmp_path), tmp_path / stage / "checkpoints" / "step_00000005")
+    assert not (tmp_path / stage / "result.json").exists()
+    resumed = scripts.run(name, run_dir=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert read(tmp_path / stage / "result.json")["fingerprint"] == pipeline.result(stage)["fingerprint"]
+    steps = [row["step"] for row in map(json.loads, (tmp_path / stage / "log.jsonl").read_text().splitlines()) if "loss" in row]
+    assert steps == [5, 10, 12]
+
+
+def test_a_changed_autoencoder_makes_the_cache_refused(pipeline, scripts, tmp_path):
+    for needed in ("flowhead", "latents"):
+        shutil.copytree(pipeline.run_dir / needed, tmp_path / needed)
+    other = Autoencoder.load(pipeline.run_dir / "ae" / "autoencoder")
+    next(other.parameters()).data.add_(1)
+    other.save(tmp_path / "ae" / "autoencoder")
+    refused = scripts.run("train_mar", run_dir=tmp_path)
+    assert refused.returncode == 2 and "autoencoder" in refused.stderr and str(tmp_path / "latents") in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1 and not (tmp_path / "mar").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-100], lambda data: data[:3000] + bytes([data[3000] ^ 1]) + data[3001:]],
+    ids=["truncated", "bit flipped"],
+)
+def test_a_damaged_shard_stops_the_generator_before_its_first_step(pipeline, scripts, tmp_path, damage):
+    for needed in ("ae", "latents"):
+        shutil.copytree(pipeline.run_dir / needed, tmp_path / needed)
+    shard = tmp_path / "latents" / "latents-00001.safetensors"
+    shard.write_bytes(damage(shard.read_bytes()))
+    refused = scripts.run("train_mar", run_dir=tmp_path)
+    assert refused.returncode == 2 and str(shard) in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1 and not (tmp_path / "mar").exists()
+
+
+def test_two_processes_under_torchrun_train_what_one_does(pipeline, scripts, tmp_path):
+    shutil.copytree(pipeline.run_dir / "flowhead", tmp_path / "flowhead")
+    together = scripts.run("train_ae", run_dir=tmp_path, NPROC="2")
+    assert together.returncode == 0, together.stderr
+    one, two = (
+        [row["loss"] for row in map(json.loads, (folder / "ae" / "log.jsonl").read_text().splitlines()) if "loss" in row]
+        for folder in (pipeline.run_dir, tmp_path)
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+    assert "torchrun" in together.stderr or read(tmp_path / "ae" / "result.json")["psnr"] == pytest.approx(
+        pipeline.result("ae")["psnr"], abs=0.05
+    )
+
+
+def test_the_first_stage_runs_in_an_interpreter_of_ones_own(pipeline, scripts, tmp_path):
+    """Everything else here forks from a process with the imports done; this one starts from nothing."""
+    alone = scripts.run("train_flowhead", run_dir=tmp_path, PYTHON=sys.executable)
+    assert alone.returncode == 0, alone.stderr
+    assert read(tmp_path / "flowhead" / "result.json")["fingerprint"] == pipeline.result("flowhead")["fingerprint"]

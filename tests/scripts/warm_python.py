@@ -1,0 +1,106 @@
+"""A Python that starts in a blink: it forks from a process in which the slow third-party imports are done.
+
+    python warm_python.py serve SOCKET              once, in the background
+    python -S warm_python.py SOCKET -m MODULE ...   in place of ``python -m MODULE ...``
+
+The fork has the caller's folder, environment, standard streams and process group, and runs the module as ``__main__``.
+"""
+
+import array
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+
+SLOW_IMPORTS = [
+    "torch",
+    "torchvision.transforms",
+    "timm",
+    "scipy.linalg",
+    "sklearn.datasets",
+    "torch_fidelity",
+    "torchmetrics.functional.image",
+    "faiss",
+    "safetensors.torch",
+    "torch.utils.tensorboard",
+    "torch.nn.parallel",
+    "torch.distributed.run",
+    "yaml",
+    "tqdm.auto",
+]
+
+
+def serve(path: str) -> None:
+    import importlib
+
+    for name in SLOW_IMPORTS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+                if os.fork() == 0:
+                    server.close()
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    become(connection, json.loads(request), descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+
+def become(connection: socket.socket, request: dict, descriptors: list[int]) -> None:
+    import runpy
+    import traceback
+
+    code = 1
+    try:
+        os.setpgid(0, request["group"])
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        sys.argv, sys.path[0] = ["-m", *request["arguments"]], request["folder"]
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            connection.sendall(bytes([code % 256]))
+        os._exit(code)
+
+
+def call(path: str, module: str, arguments: list[str]) -> int:
+    request = {
+        "module": module,
+        "arguments": arguments,
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "group": os.getpgrp(),
+    }
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
+        connection.sendmsg([json.dumps(request).encode()], streams)
+        answer = connection.recv(1)
+    return answer[0] if answer else 137
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    elif sys.argv[2] != "-m":
+        raise SystemExit("warm_python runs modules: -m MODULE ...")
+    else:
+        sys.exit(call(sys.argv[1], sys.argv[3], sys.argv[4:]))
