@@ -65,7 +65,7 @@ class EvaluateConfig:
 class MARStageConfig:
     """Stage 3."""
 
-    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its latents/ and mar/")
+    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its latents/ and mar/", changes_result=False)
     autoencoder: str = option("", "folder of the autoencoder; empty: <run_dir>/ae/autoencoder")
     data: ImageConfig = option(ImageConfig, "")
     cache: CacheConfig = option(CacheConfig, "")

@@ -16,6 +16,8 @@ from flowprior.training.config import build_config, option
 from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
 
 FORMAT_VERSION = 1
+# At the customary 0.02 the first blocks' outputs drown what tells tokens apart, and training sits on a plateau for hundreds of steps.
+TOKEN_STD = 0.5
 
 
 @dataclass
@@ -69,8 +71,10 @@ def build_vit(config: ViTConfig, image_size: int, patch_size: int) -> VisionTran
         UserError: timm knows no such model, it is not a ViT, or its weights cannot be had.
     """
     if not config.name:
-        return VisionTransformer(img_size=image_size, patch_size=patch_size, embed_dim=config.width, depth=config.depth,
-                                 num_heads=config.heads, num_classes=0, global_pool="", class_token=False)
+        vit = VisionTransformer(img_size=image_size, patch_size=patch_size, embed_dim=config.width, depth=config.depth,
+                                num_heads=config.heads, num_classes=0, global_pool="", class_token=False)
+        nn.init.normal_(vit.pos_embed, std=TOKEN_STD)
+        return vit
     try:
         vit = timm.create_model(config.name, pretrained=config.pretrained, img_size=image_size, patch_size=patch_size, num_classes=0)
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -95,7 +99,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.vit = build_vit(config.encoder, config.image_size, config.patch_size)
         width = self.vit.embed_dim
-        self.latent_tokens = nn.Parameter(torch.randn(1, config.tokens, width) * 0.02)
+        self.latent_tokens = nn.Parameter(torch.randn(1, config.tokens, width) * TOKEN_STD)
         self.to_latent = nn.Linear(width, config.channels * (2 if config.gaussian else 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ class Decoder(nn.Module):
         width, self.patch, self.side = self.vit.embed_dim, config.patch_size, config.image_size // config.patch_size
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.from_latent = nn.Linear(config.channels, width)
-        self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * 0.02)
+        self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * TOKEN_STD)
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
 
     def forward(self, latents: Tensor) -> Tensor:

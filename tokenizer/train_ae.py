@@ -48,7 +48,7 @@ class MonitorConfig:
 class AEConfig:
     """Stage 2."""
 
-    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its ae/")
+    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its ae/", changes_result=False)
     prior: str = option("", "folder of the flow prior; empty: <run_dir>/flowhead/prior")
     data: ImageConfig = option(ImageConfig, "")
     model: AutoencoderConfig = option(AutoencoderConfig, "")

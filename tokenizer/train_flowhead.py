@@ -39,7 +39,7 @@ KEPT_SAMPLES = 4096
 class FlowHeadConfig:
     """Stage 1."""
 
-    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its flowhead/")
+    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its flowhead/", changes_result=False)
     target: TargetConfig = option(TargetConfig, "")
     channels: int = option(8, "channels of the latents that the prior will shape")
     projection: Literal["random", "avg_pool", "pca", "identity"] = option("random", "from the features' channels to the latents'")

@@ -52,5 +52,5 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
-    fused = all(p.is_cuda for p in trained)
+    fused = all(p.device.type in ("cuda", "cpu") for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)

@@ -196,10 +196,12 @@ def test_the_fingerprint_tells_other_images_crops_and_names_apart(folder):
     assert len({before, other_size, renamed, folder_images(folder).fingerprint()}) == 4
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_one_sentence_from_any_loader_process(folder, workers):
     (folder / "ant" / "d.png").write_bytes(b"no image")
     stream = iter(training_batches(folder_images(folder), TrainConfig(global_batch=5, workers=workers), Workers()))
     with pytest.raises(UserError, match=str(folder / "ant" / "d.png")) as caught:
         next(stream)
+    if workers:
+        stream._shutdown_workers()  # left to the garbage collector, it would wait five seconds for the process
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)

@@ -21,6 +21,7 @@ TINY = {
         "target.digits_semantic.width=16",
         "channels=4",
         "width=16",
+        "group_size=4",
         "depth=1",
         "train.steps=12",
     ],
@@ -59,7 +60,7 @@ class Scripts:
         """What ``subprocess`` wants to know; ``variables`` go to the script's environment."""
         options = [*(TRAIN + TINY[name] if tiny else []), *([f"run_dir={run_dir}"] if run_dir else []), *words]
         environment = {k: v for k, v in os.environ.items() if k not in ("PRESET", "DATA", "NPROC", "NNODES")}
-        environment |= {"PYTHON": self.python, "OMP_NUM_THREADS": "1", **variables}
+        environment |= {"PYTHON": self.python, "PYTHON_EXEC": self.python, "OMP_NUM_THREADS": "1", **variables}
         return {"args": ["bash", str(ROOT / "scripts" / f"{name}.sh"), *options], "env": environment, "text": True}
 
     def run(self, name: str, *words: str, **options) -> subprocess.CompletedProcess:

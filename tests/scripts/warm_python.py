@@ -1,7 +1,7 @@
 """A Python that starts in a blink: it forks from a process in which the slow third-party imports are done.
 
     python warm_python.py serve SOCKET              once, in the background
-    python -S warm_python.py SOCKET -m MODULE ...   in place of ``python -m MODULE ...``
+    python -S warm_python.py SOCKET -m MODULE ...   in place of ``python -m MODULE ...`` (or ``python -u -m``, torchrun's)
 
 The fork has the caller's folder, environment, standard streams and process group, and runs the module as ``__main__``.
 """
@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 
 SLOW_IMPORTS = [
     "torch",
@@ -60,7 +61,9 @@ def become(connection: socket.socket, request: dict, descriptors: list[int]) -> 
 
     code = 1
     try:
-        os.setpgid(0, request["group"])
+        threading.Thread(target=end_with, args=[connection], daemon=True).start()
+        with contextlib.suppress(PermissionError):  # torchrun gives its processes sessions of their own
+            os.setpgid(0, request["group"])
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
@@ -79,6 +82,12 @@ def become(connection: socket.socket, request: dict, descriptors: list[int]) -> 
             sys.stderr.flush()
             connection.sendall(bytes([code % 256]))
         os._exit(code)
+
+
+def end_with(connection: socket.socket) -> None:
+    """Whoever kills the caller means the fork."""
+    connection.recv(1)
+    os._exit(137)
 
 
 def call(path: str, module: str, arguments: list[str]) -> int:
@@ -100,7 +109,8 @@ def call(path: str, module: str, arguments: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2])
-    elif sys.argv[2] != "-m":
-        raise SystemExit("warm_python runs modules: -m MODULE ...")
     else:
-        sys.exit(call(sys.argv[1], sys.argv[3], sys.argv[4:]))
+        words = [word for word in sys.argv[2:4] if word != "-u"] + sys.argv[4:]
+        if words[0] != "-m":
+            raise SystemExit("warm_python runs modules: -m MODULE ...")
+        sys.exit(call(sys.argv[1], words[1], words[2:]))
