@@ -36,6 +36,9 @@ class MARConfig:
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
+        sizes = (self.width, self.encoder_depth, self.decoder_depth, self.heads, self.buffer_tokens, self.head_width, self.head_depth)
+        if min(*sizes, self.pairs) < 1:
+            raise ValueError("widths, depths, heads, buffer_tokens and pairs are at least 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if not (0 <= self.label_drop < 1 and 0 <= self.dropout < 1 and 0 < self.mask_ratio_min <= 1 and self.mask_ratio_std > 0):

@@ -50,6 +50,8 @@ def load_generator(config: MARStageConfig, autoencoder: Autoencoder, device: tor
     try:
         made_for = saved["about"]["autoencoder"]
         shape = {name: int(saved["shape"][name]) for name in ("tokens", "channels", "num_classes")}
+        if min(shape.values()) < 1:
+            raise ValueError(f"shape {shape}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} is damaged ({error}): delete {folder.parent}") from error
     if made_for != autoencoder.fingerprint:

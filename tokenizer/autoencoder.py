@@ -33,6 +33,8 @@ class ViTConfig:
     def __post_init__(self) -> None:
         if self.pretrained and not self.name:
             raise ValueError("pretrained weights need the name of a timm model")
+        if min(self.width, self.depth, self.heads) < 1:
+            raise ValueError("width, depth and heads are at least 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 
@@ -50,10 +52,10 @@ class AutoencoderConfig:
     decoder: ViTConfig = option(ViTConfig, "")
 
     def __post_init__(self) -> None:
+        if min(self.image_size, self.patch_size, self.tokens, self.channels) < 1:
+            raise ValueError("image_size, patch_size, tokens and channels are at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} does not divide into patches of {self.patch_size} pixels")
-        if min(self.tokens, self.channels) < 1:
-            raise ValueError("tokens and channels are at least 1")
 
 
 class Encoded(NamedTuple):
@@ -188,7 +190,7 @@ class Autoencoder(nn.Module):
         """
         folder = Path(folder)
         config = read_json(folder / "config.json", "autoencoder")
-        if config.get("format") != FORMAT_VERSION:
+        if config.get("format") != FORMAT_VERSION or not isinstance(config.get("about"), dict):
             raise UserError(f"{folder / 'config.json'} is not an autoencoder of format {FORMAT_VERSION}")
         model = cls(build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config.get("about"))
         load_weights(model, read_tensors(folder / "model.safetensors", "autoencoder's weights"), f"the autoencoder in {folder}")

@@ -51,6 +51,10 @@ class FlowHeadConfig:
     train: TrainConfig = option(TrainConfig, "")
     optim: OptimConfig = option(OptimConfig, "")
 
+    def __post_init__(self) -> None:
+        if min(self.channels, self.width, self.depth, self.pairs, self.group_size) < 1:
+            raise ValueError("channels, width, depth, pairs and group_size are at least 1")
+
 
 @entry_point
 def main() -> None:

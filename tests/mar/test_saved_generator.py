@@ -81,6 +81,7 @@ DAMAGE = {
     "no shape": lambda folder: rewrite(folder, lambda c: c.pop("shape")),
     "other shape": lambda folder: rewrite(folder, lambda c: c["shape"].update(tokens=9)),
     "strange shape": lambda folder: rewrite(folder, lambda c: c.update(shape={"tokens": "many"})),
+    "negative shape": lambda folder: rewrite(folder, lambda c: c["shape"].update(tokens=-1)),
     "no about": lambda folder: rewrite(folder, lambda c: c.pop("about")),
     "strange about": lambda folder: rewrite(folder, lambda c: c.update(about=[1])),
 }

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowprior.training.config import list_options
+from flowprior.errors import UserError
+from flowprior.training.config import apply_overrides, build_config, list_options
 from mar.config import MARStageConfig
 from tokenizer.train_ae import AEConfig
 from tokenizer.train_flowhead import FlowHeadConfig
@@ -154,3 +155,22 @@ def test_missing_perceptual_weights_can_be_done_without_in_the_same_folder(scrip
     answer = scripts.run("train_ae", *words, "loss.perceptual_weight=1", run_dir=tmp_path / "run", **offline)
     assert answer.returncode == 2 and "vgg16" in answer.stderr.splitlines()[-1] and "Traceback" not in answer.stderr
     assert scripts.run("train_ae", *words, "loss.perceptual_weight=0", run_dir=tmp_path / "run").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "config, option",
+    [(FlowHeadConfig, name) for name in ("channels", "width", "depth", "pairs", "group_size")]
+    + [
+        (AEConfig, f"model.{name}")
+        for name in ("patch_size", "tokens", "channels", "encoder.width", "encoder.depth", "decoder.heads")
+    ]
+    + [(AEConfig, f"regulariser.flow.{name}") for name in ("pairs", "group_size")]
+    + [
+        (MARStageConfig, f"model.mar.{name}")
+        for name in ("width", "heads", "encoder_depth", "buffer_tokens", "head_depth", "pairs")
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_below_one_are_refused_by_their_config(config, option, value):
+    with pytest.raises(UserError, match="at least 1"):
+        build_config(config, apply_overrides({}, [f"{option}={value}"]))

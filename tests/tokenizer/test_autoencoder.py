@@ -102,6 +102,7 @@ DAMAGE = {
     ),
     "no JSON": lambda folder: (folder / "config.json").write_text("{"),
     "other format": lambda folder: (folder / "config.json").write_text('{"format": 99}'),
+    "strange about": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text().replace("{}", "[1]")),
     "no sizes": lambda folder: (folder / "config.json").write_text('{"format": 1}'),
     "other sizes": lambda folder: (folder / "config.json").write_text(
         (folder / "config.json").read_text().replace('"width": 24', '"width": 27')

@@ -25,6 +25,10 @@ class FlowConfig:
     pairs: int = option(4, "(t, noise) pairs per token")
     group_size: int = option(8, "tokens of an image that share a time; 1 as in the paper")
 
+    def __post_init__(self) -> None:
+        if min(self.pairs, self.group_size) < 1:
+            raise ValueError("pairs and group_size are at least 1")
+
     def build(self, prior: FlowPrior | None) -> FlowRegulariser:
         if prior is None:
             raise UserError("the flow regulariser needs a prior: run `bash scripts/train_flowhead.sh` first, or write regulariser.name=none")
