@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from flowprior.data.images import ImageConfig
 from flowprior.data.latent_cache import CacheConfig
-from flowprior.training.config import config_from_command_line, option
+from flowprior.training.config import config_from_command_line, option, registry_section
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
 from mar.generator import Generator
@@ -18,17 +18,7 @@ GENERATORS = {"mar": MARConfig}
 PRESETS = Path(__file__).parent / "configs"
 
 
-def _check_name(self: object) -> None:
-    if self.name not in GENERATORS:
-        raise ValueError(f"name is one of {', '.join(GENERATORS)}, not '{self.name}'")
-
-
-GeneratorConfig = make_dataclass(
-    "GeneratorConfig",
-    [("name", str, option("mar", f"one of {', '.join(GENERATORS)}"))]
-    + [(name, config, field(default_factory=config)) for name, config in GENERATORS.items()],
-    namespace={"__post_init__": _check_name, "__doc__": "Which generator is trained; every one has its own section."},
-)
+GeneratorConfig = registry_section("GeneratorConfig", "name", "mar", GENERATORS, "which generator is trained")
 
 
 def build_generator(config: GeneratorConfig, tokens: int, channels: int, num_classes: int) -> Generator:
@@ -66,7 +56,7 @@ class MARStageConfig:
     """Stage 3."""
 
     run_dir: str = option("runs/digits", "folder of the run; the stage writes into its latents/ and mar/", changes_result=False)
-    autoencoder: str = option("", "folder of the autoencoder; empty: <run_dir>/ae/autoencoder")
+    autoencoder: str = option("", "folder of the autoencoder; empty: <run_dir>/ae/autoencoder", changes_result=False)
     data: ImageConfig = option(ImageConfig, "")
     cache: CacheConfig = option(CacheConfig, "")
     model: GeneratorConfig = option(GeneratorConfig, "")

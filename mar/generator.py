@@ -13,6 +13,8 @@ from flowprior.training.randomness import StepRandom
 class Generator(nn.Module, ABC):
     """A class-conditional model of normalised latents ``(B, T, C)``."""
 
+    num_classes: int
+
     @abstractmethod
     def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:
         """The training loss, a scalar, of normalised latents ``(B, T, C)`` with labels ``(B,)``."""

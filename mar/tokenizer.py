@@ -15,7 +15,7 @@ def load_autoencoder(config: MARStageConfig, device: torch.device) -> Autoencode
     """The frozen autoencoder of this run.
 
     Raises:
-        UserError: there is none, or it was trained at another image size or crop.
+        UserError: there is none, or it was trained at another image size.
     """
     if not (config.autoencoder_folder / "config.json").is_file():
         raise UserError(f"there is no autoencoder at {config.autoencoder_folder}: run `bash scripts/train_ae.sh` first")

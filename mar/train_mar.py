@@ -31,20 +31,19 @@ from tokenizer.autoencoder import Autoencoder
 def main() -> None:
     config = read_config(__doc__)
     folder = RunFolder(config.run_dir, "mar")
-    if folder.is_complete():
-        folder.open(config, Workers())
-        folder.say_complete()
-        return
     with distributed_workers() as workers:
         autoencoder = load_autoencoder(config, workers.device)
-        cache = open_cache(config, autoencoder)
-        folder.open(config, workers)
-        train(config, folder, workers, cache, autoencoder)
+        cache = open_cache(config, autoencoder, workers)
+        folder.open(config, workers, {"autoencoder": autoencoder.fingerprint, "latent cache": cache.fingerprint})
+        if folder.is_complete():
+            folder.say_complete()
+        else:
+            train(config, folder, workers, cache, autoencoder)
 
 
-def open_cache(config: MARStageConfig, autoencoder: Autoencoder) -> LatentCache:
-    """The run's latent cache, verified; a :class:`UserError` when it is another autoencoder's or has no scale."""
-    cache = LatentCache(config.cache_folder, config.train.seed)
+def open_cache(config: MARStageConfig, autoencoder: Autoencoder, workers: Workers) -> LatentCache:
+    """The run's latent cache, verified by the first process; a :class:`UserError` when it is another autoencoder's or has no scale."""
+    cache = LatentCache(config.cache_folder, config.train.seed, verify=workers.is_main)
     if cache.manifest.get("origin", {}).get("autoencoder") != autoencoder.fingerprint:
         raise UserError(f"the latent cache {config.cache_folder} was made by another autoencoder: delete it and run `python -m mar.cache_latents`")
     if "statistics" not in cache.manifest:
@@ -53,6 +52,7 @@ def open_cache(config: MARStageConfig, autoencoder: Autoencoder) -> LatentCache:
 
 
 def train(config: MARStageConfig, folder: RunFolder, workers: Workers, cache: LatentCache, autoencoder: Autoencoder) -> None:
+    """Train, save the averaged weights with the latents' scale, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
     normaliser = LatentNormaliser.from_statistics(cache.manifest["statistics"], config.cache.scale_per)
     shape = {"tokens": cache.shape[0], "channels": cache.shape[1], "num_classes": cache.num_classes}
@@ -65,8 +65,8 @@ def train(config: MARStageConfig, folder: RunFolder, workers: Workers, cache: La
             preview(config, objective, autoencoder, folder.path / "pictures" / f"samples_{step:08d}.png", workers)
         return {}
 
-    loop.run(training_batches(cache, config.train, workers, loop.step), evaluate)
-    stopwatch.save()
+    with stopwatch.kept(workers):
+        loop.run(training_batches(cache, config.train, workers, loop.step), evaluate)
     if workers.is_main:
         with loop.averaged_weights():
             about = {"autoencoder": autoencoder.fingerprint, "class_names": cache.manifest["class_names"], "train": asdict(config.train)}

@@ -38,7 +38,7 @@ ensure_environment() {
     [[ -x $PYTHON ]] || uv venv --quiet --python "$base" .venv
     uv pip install --quiet --python "$PYTHON" -r requirements.txt
   else
-    [[ -x $PYTHON ]] || "$base" -m venv .venv
+    [[ -x $PYTHON ]] || "$base" -m venv .venv || { rm -rf .venv; fail "$base cannot make environments: install its venv module (Debian: python3-venv) or uv"; }
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
   fi
   echo "$wanted" > .venv/requirements.cksum
@@ -61,7 +61,14 @@ launch() {
   # torchrun reports every failure as 1; a person's mistake keeps its code 2.
   if (( status )) && [[ -s $FLOWPRIOR_USER_ERROR ]]; then status=2; fi
   rm -f "$FLOWPRIOR_USER_ERROR" "$FLOWPRIOR_USER_ERROR.said"
+  unset FLOWPRIOR_USER_ERROR
   return "$status"
+}
+
+# launch_once MODULE ARGUMENT...: in one process of the first node.
+launch_once() {
+  (( ${NODE_RANK:-0} == 0 )) || return 0
+  NPROC=1 NNODES=1 launch "$@"
 }
 
 # help_requested ARGUMENT...: whether --help is among them; help needs one process only.

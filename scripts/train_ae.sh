@@ -9,4 +9,4 @@ if help_requested "$@"; then NPROC=1 NNODES=1; fi
 arguments=(--preset "$PRESET")
 [[ -n $DATA ]] && arguments+=(data.source=folder "data.path=$DATA")
 launch tokenizer.train_ae "${arguments[@]}" "$@"
-help_requested "$@" || NPROC=1 NNODES=1 launch tokenizer.evaluate "${arguments[@]}" "$@"
+help_requested "$@" || launch_once tokenizer.evaluate "${arguments[@]}" "$@"

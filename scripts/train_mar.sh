@@ -12,7 +12,7 @@ if help_requested "$@"; then
   exit
 fi
 launch mar.cache_latents "${arguments[@]}" "$@"
-NPROC=1 NNODES=1 launch mar.estimate_scale "${arguments[@]}" "$@"
+launch_once mar.estimate_scale "${arguments[@]}" "$@"
 launch mar.train_mar "${arguments[@]}" "$@"
 launch mar.generate "${arguments[@]}" "$@"
-NPROC=1 NNODES=1 launch mar.evaluate "${arguments[@]}" "$@"
+launch_once mar.evaluate "${arguments[@]}" "$@"

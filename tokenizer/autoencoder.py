@@ -84,6 +84,8 @@ def build_vit(config: ViTConfig, image_size: int, patch_size: int) -> VisionTran
     except (OSError, ValueError) as error:
         raise UserError(f"the weights of '{config.name}' are not on this machine and cannot be fetched: put the hub's timm/{config.name} "
                         f"into HF_HOME, or write pretrained=false") from error
+    if isinstance(vit, VisionTransformer) and not config.pretrained and vit.pos_embed is not None:
+        nn.init.normal_(vit.pos_embed, std=TOKEN_STD)
     if not isinstance(vit, VisionTransformer):
         raise UserError(f"'{config.name}' is not one of timm's vision transformers: choose a name that starts with vit_")
     return vit

@@ -61,4 +61,4 @@ class AutoencoderObjective(nn.Module):
         for regulariser in self.regularisers:
             terms[regulariser.name] = regulariser.term(encoded, batch, random)
             loss = loss + regulariser.weight_at(random.step) * terms[regulariser.name]
-        return {"loss": loss, **terms, "latents": encoded.latents.detach()}
+        return {"loss": loss, **terms, "latents": encoded.latents.detach().float()}

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowprior.data.images import ImageConfig, ImageSource, open_images, to_model, to_uint8
-from flowprior.data.loader import ordered_batches, training_batches
+from flowprior.data.loader import training_batches
+from flowprior.data.order import SampleKey
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics import KNNDensity, ReconstructionMeter
@@ -28,7 +29,7 @@ from flowprior.training.randomness import seed_global_generators
 from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
-from tokenizer.regularisers import RegulariserConfig, build_regularisers
+from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers, chosen_configs
 
 MAKE_PRIOR = "bash scripts/train_flowhead.sh"
 
@@ -37,10 +38,14 @@ MAKE_PRIOR = "bash scripts/train_flowhead.sh"
 class MonitorConfig:
     """What is measured while training."""
 
-    images: int = option(1024, "how many images, from the beginning of the data")
+    images: int = option(1024, "how many images, spread over the data")
     latents: int = option(10_000, "most latent tokens for the kNN distance (Fig. 4 of the paper)")
     neighbour: int = option(5, "k of the kNN distance")
     picture_images: int = option(16, "in the picture of reconstructions")
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.latents, self.neighbour, self.picture_images) < 1:
+            raise ValueError("images, latents, neighbour and picture_images are at least 1")
     extractor: str = option("", "for rFID in the evaluation: digits or inception; empty: no rFID", changes_result=False)
 
 
@@ -49,7 +54,7 @@ class AEConfig:
     """Stage 2."""
 
     run_dir: str = option("runs/digits", "folder of the run; the stage writes into its ae/", changes_result=False)
-    prior: str = option("", "folder of the flow prior; empty: <run_dir>/flowhead/prior")
+    prior: str = option("", "folder of the flow prior; empty: <run_dir>/flowhead/prior", changes_result=False)
     data: ImageConfig = option(ImageConfig, "")
     model: AutoencoderConfig = option(AutoencoderConfig, "")
     loss: LossConfig = option(LossConfig, "")
@@ -74,20 +79,21 @@ PRESETS = Path(__file__).parent / "configs" / "ae"
 def main() -> None:
     config = config_from_command_line(AEConfig, PRESETS, __doc__)
     folder = RunFolder(config.run_dir, "ae")
-    if folder.is_complete():
-        folder.open(config, Workers())
-        folder.say_complete()
-        return
     with distributed_workers() as workers:
         prior = find_prior(config)
         images = open_images(config.data, config.train.seed)
-        folder.open(config, workers)
-        train(config, folder, workers, images, prior)
+        folder.open(config, workers, {"data": images.fingerprint()} | ({"prior": prior.fingerprint} if prior else {}))
+        if folder.is_complete():
+            folder.say_complete()
+        else:
+            train(config, folder, workers, images, prior)
 
 
 def train(config: AEConfig, folder: RunFolder, workers: Workers, images: ImageSource, prior: FlowPrior | None) -> None:
+    """Train, save the averaged weights, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
-    regularisers = build_regularisers(config.regulariser, prior)
+    context = RegulariserContext(prior, config.model, images.num_classes, config.train.seed, workers)
+    regularisers = build_regularisers(config.regulariser, context)
     gaussian = config.model.gaussian or any(r.needs_gaussian for r in regularisers)
     seed_global_generators(config.train.seed, "autoencoder")
     autoencoder = Autoencoder(replace(config.model, gaussian=gaussian))
@@ -105,11 +111,11 @@ def train(config: AEConfig, folder: RunFolder, workers: Workers, images: ImageSo
     def evaluate(step: int) -> dict[str, float]:
         return monitor(autoencoder, step) if workers.is_main else {}
 
-    loop.run(training_batches(images, config.train, workers, loop.step), evaluate, after_step)
-    stopwatch.save()
+    with stopwatch.kept(workers):
+        figures = loop.run(training_batches(images, config.train, workers, loop.step), evaluate, after_step)
     if workers.is_main:
         with loop.averaged_weights():
-            figures = monitor(autoencoder.eval(), loop.step)
+            figures = figures or monitor(autoencoder.eval(), loop.step)
             autoencoder.about = {
                 "data": {"size": config.data.size, "crop": config.data.crop, "source": config.data.source, "num_classes": images.num_classes},
                 "regularisers": [r.describe() for r in regularisers], "prior": prior.fingerprint if prior else None, "latent_std": figures["latent_std"]}
@@ -119,12 +125,12 @@ def train(config: AEConfig, folder: RunFolder, workers: Workers, images: ImageSo
 
 
 def find_prior(config: AEConfig) -> FlowPrior | None:
-    """The frozen prior; without one a run that does not align to it goes on unmeasured against it.
+    """The frozen prior; without one a run whose regularisers need none goes on unmeasured against it.
 
     Raises:
-        UserError: the flow regulariser is asked for and there is no prior, or the prior is over other channels.
+        UserError: a regulariser needs a prior and there is none, or the prior is over other channels.
     """
-    needed = "flow" in config.regulariser.name.split("+")
+    needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
     if not (config.prior_folder / "config.json").is_file():
         if needed or config.prior:
             raise UserError(f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR}` first, or write regulariser.name=none")
@@ -143,6 +149,9 @@ class Monitor:
 
     def __init__(self, config: AEConfig, folder: RunFolder, images: ImageSource, prior: FlowPrior | None, workers: Workers) -> None:
         self.config, self.folder, self.images, self.device = config.monitor, folder, images, workers.device
+        spread = torch.linspace(0, len(images) - 1, min(config.monitor.images, len(images))).long().tolist()  # folders are sorted by class
+        keys = [SampleKey(index, -1) for index in spread]
+        self.keys = [keys[first: first + 128] for first in range(0, len(keys), 128)]
         self.prior = prior.to(workers.device) if prior else None
         target = config.prior_folder.parent / "target_samples.safetensors"
         self.density = KNNDensity(load_file(target)["samples"], k=config.monitor.neighbour) if prior and target.is_file() else None
@@ -150,7 +159,8 @@ class Monitor:
     @torch.no_grad()
     def __call__(self, autoencoder: Autoencoder, step: int) -> dict[str, float]:
         meter, codes, first = ReconstructionMeter(), [], None
-        for batch in ordered_batches(self.images, 128, end=self.config.images):
+        for keys in self.keys:
+            batch = self.images.batch(keys)
             latents = autoencoder.encode(to_model(batch["image"].to(self.device)))
             reconstruction = to_uint8(autoencoder.decode(latents)).cpu()
             meter.update(batch["image"], reconstruction)
@@ -168,7 +178,9 @@ class Monitor:
             generator = torch.Generator(self.device).manual_seed(0)
             figures["alignment"] = self.prior.alignment_loss(latents, group_size=8, generator=generator).item()
         if self.density is not None:
-            figures["knn_log_distance"] = self.density.log_distance(latents.flatten(0, 1)[: self.config.latents].cpu())
+            tokens = latents.flatten(0, 1)
+            rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[: self.config.latents]
+            figures["knn_log_distance"] = self.density.log_distance(tokens.cpu()[rows])
         return figures
 
 

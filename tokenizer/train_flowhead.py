@@ -60,18 +60,27 @@ class FlowHeadConfig:
 def main() -> None:
     config = config_from_command_line(FlowHeadConfig, Path(__file__).parent / "configs" / "flowhead", __doc__)
     folder = RunFolder(config.run_dir, "flowhead")
-    if folder.is_complete():
-        folder.open(config, Workers())
-        folder.say_complete()
-        return
     with distributed_workers() as workers:
-        folder.open(config, workers)
-        train(config, folder, workers)
+        stopwatch = Stopwatch(folder.path)
+        folder.check(config, {})  # before a target is computed over the one that a finished run was made from
+        target = load_target(config.target, TargetContext(config.train.seed, folder.path, workers))
+        check_batch(config, workers)
+        folder.open(config, workers, {"target": target.fingerprint()})
+        if folder.is_complete():
+            folder.say_complete()
+        else:
+            train(config, folder, workers, target, stopwatch)
 
 
-def train(config: FlowHeadConfig, folder: RunFolder, workers: Workers) -> None:
-    stopwatch = Stopwatch(folder.path)
-    target = load_target(config.target, TargetContext(config.train.seed, folder.path, workers))
+def check_batch(config: FlowHeadConfig, workers: Workers) -> None:
+    """Groups of features that share a time must not depend on how many processes there are."""
+    if config.train.micro_batch(workers.count) % config.group_size:
+        raise UserError(f"group_size {config.group_size} does not divide the {config.train.micro_batch(workers.count)} features of a process's batch: "
+                        f"write another group_size or train.global_batch")
+
+
+def train(config: FlowHeadConfig, folder: RunFolder, workers: Workers, target: TargetFeatures, stopwatch: Stopwatch) -> None:
+    """Train, save the frozen prior, and mark the stage complete."""
     target_map = make_target_map(config, target)
     projected_std = target_map(target.features[:KEPT_TARGET_ROWS]).std().item()
     if workers.is_main:
@@ -86,8 +95,8 @@ def train(config: FlowHeadConfig, folder: RunFolder, workers: Workers) -> None:
     def evaluate(step: int) -> dict[str, float]:
         return compare_samples(objective, target.features) if workers.is_main else {}
 
-    loop.run(training_batches(FeatureRows(target.features), config.train, workers, loop.step), evaluate)
-    stopwatch.save()
+    with stopwatch.kept(workers):
+        loop.run(training_batches(FeatureRows(target.features), config.train, workers, loop.step), evaluate)
     if workers.is_main:
         with loop.averaged_weights():
             finish(config, folder, objective, target, stopwatch)

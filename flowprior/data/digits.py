@@ -7,7 +7,6 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 
 NUM_DIGITS = 1797
 NUM_CLASSES = 10
@@ -22,6 +21,8 @@ def digit_images(size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         images: uint8 ``(1797, 3, size, size)``; labels: int64 ``(1797,)``.
     """
+    from sklearn.datasets import load_digits  # flowprior alone is of use without scikit-learn
+
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images.astype(np.float32) / 16.0).unsqueeze(1)  # (N, 1, 8, 8)
     grey = F.interpolate(grey, size=(size, size), mode="bicubic", align_corners=False)  # (N, 1, S, S)

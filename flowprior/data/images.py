@@ -27,7 +27,7 @@ class ImageConfig:
     """Where images come from, and how they are cropped."""
 
     source: Literal["digits", "folder"] = option("digits", "digits (embedded) or folder (one sub-folder per class)")
-    path: str = option("", "the folder, for source=folder; DATA= sets it in the scripts")
+    path: str = option("", "the folder, for source=folder; DATA= sets it in the scripts", changes_result=False)
     size: int = option(32, "pixels on a side")
     subset: Literal["all", "train", "val"] = option("all", "of the digits: all, or a part of a fixed split")
     split_seed: int = option(0, "of the digits' split")

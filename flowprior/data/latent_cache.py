@@ -181,6 +181,11 @@ class LatentCache:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of every shard's checksum."""
+        return f"{stream_seed(*(entry['sha256'] for entry in self.manifest['shards'])):016x}"
+
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         index = torch.tensor([key.index for key in keys])
         shards = torch.searchsorted(self.starts, index, right=True) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -40,14 +41,17 @@ def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
-def _one_thread(worker: int) -> None:
+def _quiet_worker(worker: int) -> None:
+    """One thread, and deaf to Ctrl-C and SIGTERM: the training process still wants the batch with which its last step is made."""
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def training_batches(source: KeyedDataset, config: TrainConfig, workers: Workers, start_step: int = 0) -> Iterable[dict[str, Tensor]]:
     """Endless micro-batches of ``source`` for this process, from step ``start_step`` on."""
     keys = MicroBatches(len(source), config.seed, config.micro_batch(workers.count), workers.rank, workers.count, start_step * config.accumulation)
-    return DataLoader(_ByKeys(source), batch_sampler=keys, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=_one_thread,
+    return DataLoader(_ByKeys(source), batch_sampler=keys, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=_quiet_worker,
                       pin_memory=workers.device.type == "cuda", persistent_workers=config.workers > 0)
 
 

@@ -32,7 +32,7 @@ class FlowPrior(nn.Module):
 
     Example::
 
-        prior = FlowPrior.load("runs/digits/flowhead/prior")
+        prior = FlowPrior.load("runs/digits/flowhead/prior").to(device)
         loss = loss + 0.01 * prior.alignment_loss(latents)  # latents: (..., channels)
 
     Args:
@@ -93,7 +93,7 @@ class FlowPrior(nn.Module):
         A run with checkpoints, a log and several processes is ``bash scripts/train_flowhead.sh``; the training is the same.
 
         Args:
-            features: float ``(N, d)``.
+            features: float ``(N, d)``, a tensor or an array.
             channels: of the latents to be shaped.
             projection: ``random``, ``avg_pool``, ``pca`` or ``identity``.
             width, depth: of the velocity network.
@@ -103,6 +103,7 @@ class FlowPrior(nn.Module):
         Raises:
             ValueError: features or sizes that :func:`fit_target_map` refuses.
         """
+        features = torch.as_tensor(features)
         settings = TargetMapSettings(channels, projection, seed=seed)
         generator = torch.Generator().manual_seed(stream_seed(seed, "velocity"))
         workers = Workers(device=best_device())
@@ -110,7 +111,7 @@ class FlowPrior(nn.Module):
         objective.to(workers.device)
         loop = TrainingLoop(objective, objective.velocity, TrainConfig(steps=steps, global_batch=batch_size, seed=seed),
                             OptimConfig(lr=lr, warmup_steps=min(2500, steps // 10)), workers, description="flow prior", progress=progress)
-        with torch.random.fork_rng():  # the loop seeds the global generators, which are the caller's
+        with torch.random.fork_rng(devices=[workers.device] if workers.device.type == "cuda" else []):  # the loop seeds the global generators, which are the caller's
             loop.run(_random_rows(features, batch_size, seed))
         with loop.averaged_weights():
             weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}

@@ -69,5 +69,6 @@ def fit_target_map(features: Tensor, settings: TargetMapSettings) -> TargetMap:
     std = (rows - mean).square().mean().sqrt()
     if not std > 0:
         raise ValueError("target features are constant: there is nothing to match")
-    matrix = projection_matrix(settings.projection, rows.shape[1], settings.channels, features=(rows - mean) / std, seed=settings.seed)
+    normalised = (rows - mean) / std if settings.projection == "pca" else None
+    matrix = projection_matrix(settings.projection, rows.shape[1], settings.channels, features=normalised, seed=settings.seed)
     return TargetMap(mean, std, matrix)

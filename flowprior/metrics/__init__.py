@@ -12,9 +12,12 @@ from flowprior.errors import UserError
 
 _HOMES = {
     "digit_networks": ("load_extractor", "load_judge", "recognised_share"),
-    "extractors": ("EXTRACTORS", "Features", "extract_features", "load_feature_extractor", "stream_features"),
-    "generation": ("METRICS", "evaluate_generation", "half_half_fid", "statistics_of"),
+    "extractors": ("Extractor", "Features"),
+    "fid": ("frechet_distance", "half_half_fid"),
+    "generation": ("evaluate_generation",),
+    "image_set": ("ImageSet",),
     "knn": ("KNNDensity",),
+    "registry": ("EXTRACTORS", "METRICS", "check_extractor", "choose_metrics"),
     "reconstruction": ("ReconstructionMeter", "psnr", "ssim"),
     "statistics": ("Statistics", "StreamingMoments"),
 }

@@ -6,12 +6,11 @@ Both run inside torch-fidelity's own classes: Inception as it is there, the digi
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,54 +18,116 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
-from tqdm import tqdm
 
 from flowprior.errors import UserError
 from flowprior.metrics.digit_networks import load_extractor
+from flowprior.metrics.registry import EXTRACTORS, check_extractor
+from flowprior.metrics.statistics import Statistics, StreamingMoments
+from flowprior.training.files import tensors_fingerprint
 
-
-class ExtractorSpec(NamedTuple):
-    """An extractor under torch-fidelity's name, and its layers for each metric."""
-
-    registered_name: str
-    fid_layer: str
-    isc_layer: str
-    prc_layer: str
-
-
-EXTRACTORS = {
-    "digits": ExtractorSpec("digits-cnn", "64", "logits", "64"),
-    "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048"),
-}
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor saw in a set of images, on the CPU.
+    """What an extractor saw in a set of images; where two layers are one, they are one tensor.
 
     Attributes:
-        features: float32 ``(N, d)``, for FID, precision and recall.
+        fid: float32 ``(N, d)``, for FID.
         logits: float32 ``(N, c)``, for the inception score.
-        extractor: a name of :data:`EXTRACTORS`.
+        prc: float32 ``(N, p)``, for precision and recall.
+        extractor: a name of :data:`~flowprior.metrics.registry.EXTRACTORS`.
     """
 
-    features: Tensor
+    fid: Tensor
     logits: Tensor
+    prc: Tensor
     extractor: str
 
     def __post_init__(self) -> None:
-        if self.features.ndim != 2 or self.logits.ndim != 2 or len(self.features) != len(self.logits):
-            shapes = f"{tuple(self.features.shape)} and {tuple(self.logits.shape)}"
-            raise ValueError(f"expected features (N, d) and logits (N, c), got {shapes}")
+        layers = (self.fid, self.logits, self.prc)
+        if any(layer.ndim != 2 or len(layer) != len(self.fid) for layer in layers):
+            raise ValueError(f"expected layers (N, d) with one row per image, got {', '.join(str(tuple(layer.shape)) for layer in layers)}")
 
     @property
     def count(self) -> int:
         """How many images."""
-        return len(self.features)
+        return len(self.fid)
 
     def subset(self, indices: Tensor) -> Features:
         """The features of some of the images, by index ``(M,)``."""
-        return Features(self.features[indices], self.logits[indices], self.extractor)
+        return self._each(lambda layer: layer[indices])
+
+    def cpu(self) -> Features:
+        """The same on the CPU."""
+        return self._each(Tensor.cpu)
+
+    def statistics(self) -> Statistics:
+        """Moments of the FID layer, in float64."""
+        if self.count < 2:
+            raise UserError(f"FID needs at least 2 images, got {self.count}")
+        moments = StreamingMoments()
+        for part in self.fid.split(CHUNK):
+            moments.update(part)
+        return moments.statistics(self.extractor)
+
+    @classmethod
+    def concatenate(cls, parts: list[Features]) -> Features:
+        """The features of several batches by one extractor, in their order."""
+        fid = torch.cat([part.fid for part in parts])
+        shared = all(part.prc is part.fid for part in parts)
+        prc = fid if shared else torch.cat([part.prc for part in parts])
+        return cls(fid, torch.cat([part.logits for part in parts]), prc, parts[0].extractor)
+
+    def _each(self, change) -> Features:
+        fid = change(self.fid)
+        return Features(fid, change(self.logits), fid if self.prc is self.fid else change(self.prc), self.extractor)
+
+
+class Extractor:
+    """A feature extractor with its weights on a device, loaded when it is first used.
+
+    Args:
+        name: of :data:`~flowprior.metrics.registry.EXTRACTORS`.
+        device: where it computes.
+        weights_path: a file to read the weights from instead of the usual place.
+
+    Raises:
+        UserError: the name is unknown; at first use, the weights are not there and cannot be fetched.
+    """
+
+    def __init__(self, name: str, *, device: str | torch.device = "cpu", weights_path: str | Path | None = None) -> None:
+        try:
+            check_extractor(name)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.name, self.device, self.weights_path = name, torch.device(device), weights_path
+
+    @functools.cached_property
+    def module(self) -> FeatureExtractorBase:
+        """torch-fidelity's module."""
+        spec = EXTRACTORS[self.name]
+        path = _inception_weights(self.weights_path) if self.name == "inception" else self.weights_path
+        layers = list(dict.fromkeys([spec.fid_layer, spec.isc_layer, spec.prc_layer]))
+        module = create_feature_extractor(
+            spec.registered_name, layers, cuda=False, verbose=False, feature_extractor_weights_path=None if path is None else str(path)
+        )
+        return module.to(self.device)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the weights."""
+        return tensors_fingerprint(self.module.state_dict())
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 images ``(B, 3, H, W)``, on the extractor's device; it resizes as it was trained to."""
+        if not torch.is_tensor(images) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            found = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
+            raise ValueError(f"expected batches of uint8 images (B, 3, H, W), got {found}")
+        spec, module = EXTRACTORS[self.name], self.module
+        layers = {name: layer.float() for name, layer in zip(module.features_list, module(images.to(self.device)))}
+        return Features(layers[spec.fid_layer], layers[spec.isc_layer], layers[spec.prc_layer], self.name)
 
 
 class DigitsFeatureExtractor(FeatureExtractorBase):
@@ -100,78 +161,6 @@ class DigitsFeatureExtractor(FeatureExtractorBase):
 
 if EXTRACTORS["digits"].registered_name not in FEATURE_EXTRACTORS_REGISTRY:
     register_feature_extractor(EXTRACTORS["digits"].registered_name, DigitsFeatureExtractor)
-
-
-def load_feature_extractor(
-    extractor: str, *, device: str | torch.device = "cpu", weights_path: str | Path | None = None
-) -> FeatureExtractorBase:
-    """torch-fidelity's module for a name of :data:`EXTRACTORS`: uint8 ``(B, 3, H, W)`` to ``(features, logits)``.
-
-    Raises:
-        UserError: when the name is unknown, or the weights are not there and cannot be fetched.
-    """
-    if extractor not in EXTRACTORS:
-        raise UserError(f"there is no feature extractor {extractor!r}; choose one of: {', '.join(EXTRACTORS)}")
-    spec = EXTRACTORS[extractor]
-    if spec.fid_layer != spec.prc_layer:
-        raise NotImplementedError("Features holds one layer for FID, precision and recall")
-    if extractor == "inception":
-        weights_path = _inception_weights(weights_path)
-    module = create_feature_extractor(
-        spec.registered_name,
-        [spec.fid_layer, spec.isc_layer],
-        cuda=False,
-        verbose=False,
-        feature_extractor_weights_path=None if weights_path is None else str(weights_path),
-    )
-    return module.to(device)
-
-
-def stream_features(
-    images: Iterable[Tensor],
-    extractor: str,
-    *,
-    device: str | torch.device = "cpu",
-    weights_path: str | Path | None = None,
-    progress: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each batch of uint8 images ``(B, 3, H, W)`` its float32 features ``(B, d)`` and logits ``(B, c)``, on ``device``."""
-    module = load_feature_extractor(extractor, device=device, weights_path=weights_path)
-    for batch in tqdm(images, desc=f"{extractor} features", unit="batch", disable=not progress):
-        if not torch.is_tensor(batch) or batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
-            found = f"{batch.dtype} {tuple(batch.shape)}" if torch.is_tensor(batch) else type(batch).__name__
-            raise ValueError(f"expected batches of uint8 images (B, 3, H, W), got {found}")
-        with torch.no_grad():
-            features, logits = module(batch.to(device))
-        yield features.float(), logits.float()
-
-
-def extract_features(
-    images: Iterable[Tensor],
-    extractor: str,
-    *,
-    device: str | torch.device = "cpu",
-    weights_path: str | Path | None = None,
-    progress: bool = False,
-) -> Features:
-    """Run batches of images through an extractor, keeping the features only.
-
-    Args:
-        images: uint8 ``(B, 3, H, W)`` batches in [0, 255]; B may vary, and the extractor resizes as it was trained to.
-        extractor: a name of :data:`EXTRACTORS`.
-        weights_path: a file to read the extractor's weights from instead of the usual place.
-
-    Raises:
-        ValueError: for a batch of another dtype or shape, or for no batch at all.
-        UserError: see :func:`load_feature_extractor`.
-    """
-    parts = [
-        (features.cpu(), logits.cpu())
-        for features, logits in stream_features(images, extractor, device=device, weights_path=weights_path, progress=progress)
-    ]
-    if not parts:
-        raise ValueError("there are no images to extract features from")
-    return Features(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), extractor)
 
 
 def _inception_weights(weights_path: str | Path | None) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -50,13 +49,6 @@ class ReconstructionMeter:
         values = torch.stack([psnr_per_image(original, reconstructed), ssim_per_image(original, reconstructed)])  # (2, B)
         self._sums[:2] += values.double().sum(dim=1).cpu()
         self._sums[2] += len(original)
-
-    def merge_processes(self, device: str | torch.device = "cpu") -> None:
-        """Make every process of the default group hold the sums of all; ``device`` is where its backend can communicate."""
-        if dist.is_available() and dist.is_initialized():
-            sums = self._sums.to(device)
-            dist.all_reduce(sums)
-            self._sums = sums.cpu()
 
     def compute(self) -> dict[str, float]:
         """``psnr`` in dB, ``ssim`` in [-1, 1] and ``count``, the number of images; NaN before the first one."""

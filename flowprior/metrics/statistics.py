@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from flowprior.errors import UserError
@@ -98,52 +97,36 @@ def _optional_name(arrays: dict[str, np.ndarray]) -> str | None:
 class StreamingMoments:
     """Mean and covariance of features that arrive in batches and are not kept.
 
-    Centred sums in float64, joined pairwise (Chan, Golub and LeVeque 1979), so that a large mean costs no precision.
-
-    Args:
-        dim: d, the features' dimension.
-        device: where the ``(d, d)`` sum lives; beside the features is fastest.
+    Centred sums in float64, joined pairwise (Chan, Golub and LeVeque 1979), so that a large mean costs no precision. The first batch
+    decides on the dimension d and the device.
     """
 
-    def __init__(self, dim: int, device: str | torch.device = "cpu") -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self.mean = torch.empty(0, dtype=torch.float64)
+        self.scatter = torch.empty(0, 0, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
         """Add a batch ``(B, d)`` of any float dtype."""
-        if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise ValueError(f"expected features (B, {len(self.mean)}), got {tuple(features.shape)}")
+        dim = len(self.mean) if self.count else features.shape[-1]
+        if features.ndim != 2 or features.shape[1] != dim:
+            raise ValueError(f"expected features (B, {dim}), got {tuple(features.shape)}")
         if len(features) == 0:
             return
-        x = features.to(self.mean.device, torch.float64)
+        if self.count == 0:
+            # Beside the features is fastest, but not every kind of device has float64.
+            device = features.device if features.device.type == "cuda" else "cpu"
+            self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
+            self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        x = features.to(self.mean.device).double()
         mean = x.mean(dim=0)  # (d,)
         centred = x - mean  # (B, d)
-        self._join(len(x), mean, centred.T @ centred)
-
-    def merge(self, other: StreamingMoments) -> None:
-        """Add everything that ``other`` has seen."""
-        if other.mean.shape != self.mean.shape:
-            raise ValueError(f"cannot merge moments of {len(other.mean)} dimensions into {len(self.mean)}")
-        self._join(other.count, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
-
-    def merge_processes(self) -> None:
-        """Make every process of the default group hold the moments of all; a collective call, a no-op outside a group.
-
-        The processes' parts are joined in the order of their ranks, so that all end with the same bits.
-        """
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return
-        dim = len(self.mean)
-        count = torch.full((1,), float(self.count), dtype=torch.float64, device=self.mean.device)
-        packed = torch.cat([count, self.mean, self.scatter.flatten()])  # (1 + d + d * d,)
-        total = StreamingMoments(dim, self.mean.device)
-        for rank in range(dist.get_world_size()):
-            part = packed.clone()
-            dist.broadcast(part, src=rank)
-            total._join(int(part[0]), part[1 : 1 + dim], part[1 + dim :].view(dim, dim))
-        self.count, self.mean, self.scatter = total.count, total.mean, total.scatter
+        total = self.count + len(x)
+        shift = mean - self.mean  # (d,)
+        self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(x) / total)
+        self.mean += shift * (len(x) / total)
+        self.count = total
 
     def statistics(self, extractor: str | None = None) -> Statistics:
         """The moments so far, with the unbiased covariance (divided by count - 1) that FID uses."""
@@ -151,12 +134,3 @@ class StreamingMoments:
             raise ValueError(f"a covariance needs at least two features, got {self.count}")
         sigma = self.scatter / (self.count - 1)  # (d, d)
         return Statistics(self.mean.cpu().numpy().copy(), sigma.cpu().numpy(), self.count, extractor)
-
-    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        if count == 0:
-            return
-        total = self.count + count
-        shift = mean - self.mean  # (d,)
-        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self.mean = self.mean + shift * (count / total)
-        self.count = total

@@ -162,10 +162,18 @@ def list_options(cls: type, where: str = "") -> list[tuple[str, Any, str]]:
 
 
 def changed_options(cls: type, old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
-    """``name: old -> new`` for every differing option that changes a run's result."""
+    """``name: old -> new`` for every differing option that changes a run's result.
+
+    An option that ``old`` does not have yet counts as its default, and sections of a registry that are not chosen do not count.
+    """
     hints, rows = typing.get_type_hints(cls), []
+    selector = getattr(cls, "SELECTOR", None)
+    chosen = str(new.get(selector)).split("+")
     for field in dataclasses.fields(cls):
-        before, after = old.get(field.name), new.get(field.name)
+        if selector and dataclasses.is_dataclass(hints[field.name]) and field.name not in chosen:
+            continue
+        default = _plain(field.default) if field.default is not dataclasses.MISSING else None
+        before, after = old.get(field.name, default), new.get(field.name, default)
         dotted = f"{where}.{field.name}" if where else field.name
         if not field.metadata.get("changes_result", True):
             continue
@@ -179,12 +187,37 @@ def changed_options(cls: type, old: dict[str, Any], new: dict[str, Any], where: 
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain values (tuples become lists), as YAML and JSON write them."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+    return _plain(dataclasses.asdict(config))
 
-    return plain(dataclasses.asdict(config))
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def registry_section(name: str, selector: str, default: str, registry: dict[str, type], help: str, several: bool = False) -> type:
+    """A config section that chooses from a registry, with a sub-section of options for each entry.
+
+    Args:
+        name: of the dataclass that is made.
+        selector: the option that chooses, ``name`` say.
+        default: its default.
+        registry: config dataclass by entry.
+        help: of the selector.
+        several: entries may be joined by ``+``, and ``none`` stands for none of them.
+    """
+    options = ", ".join(registry)
+
+    def check(self: Any) -> None:
+        value = getattr(self, selector)
+        words = value.split("+") if several and value != "none" else [] if several else [value]
+        if set(words) - set(registry) or len(set(words)) != len(words):
+            raise ValueError(f"{selector} is {f'none, or one or more of {options} joined by +' if several else f'one of {options}'}, not '{value}'")
+
+    fields = [(selector, str, option(default, f"{help}: {'none, or some joined by + of' if several else 'one of'} {options}"))]
+    fields += [(entry, config, dataclasses.field(default_factory=config)) for entry, config in registry.items()]
+    return dataclasses.make_dataclass(name, fields, namespace={"__post_init__": check, "SELECTOR": selector, "__doc__": help})
 
 
 def config_from_command_line(cls: type[C], presets: Path, description: str, argv: list[str] | None = None) -> C:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as torch_distributed
+from torch import Tensor
+
+from flowprior.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,10 @@ class Workers:
         stacked = torch.stack([v.detach().float().to(self.device) for v in values.values()])
         return dict(zip(values, (self.sum(stacked) / self.count).tolist()))
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` holds in any process."""
-        if self.count == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+    def any(self, *flags: bool | Tensor) -> list[bool]:
+        """For each of ``flags`` (booleans, or boolean scalars on the device) whether it holds in any process, at the price of one wait."""
+        stacked = torch.stack([torch.as_tensor(flag, device=self.device).float() for flag in flags])
+        return [value > 0 for value in self.sum(stacked).tolist()]
 
 
 def best_device() -> torch.device:
@@ -62,7 +64,10 @@ def distributed_workers() -> Iterator[Workers]:
         yield Workers(device=device)
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"this machine has {torch.cuda.device_count()} GPUs: write NPROC={torch.cuda.device_count()}")
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

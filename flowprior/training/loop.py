@@ -103,9 +103,10 @@ class TrainingLoop:
         half = config.precision == "bfloat16" or (config.precision == "auto" and workers.device.type == "cuda")
         self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
         self.stop_signal: int | None = None
+        self.stopping = False
 
     def run(self, batches: Iterable[dict[str, Tensor]], evaluate: Callable[[int], dict[str, float]] | None = None,
-            after_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None) -> None:
+            after_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None) -> dict[str, float]:
         """Train until ``config.steps``.
 
         Args:
@@ -113,7 +114,11 @@ class TrainingLoop:
             evaluate: called in every process, every ``eval_steps`` and at the end, with averaged weights in place and no
                 gradients; its figures are logged.
             after_step: called with the last micro-batch's terms and the step, for networks that train beside the model.
+
+        Returns:
+            The last evaluation's figures; empty where this call had no step left to make.
         """
+        evaluated: dict[str, float] = {}
         stream, config = iter(batches), self.config
         bar = tqdm(total=config.steps, initial=self.step, desc=self.description, unit="step", disable=not self.progress,
                    dynamic_ncols=True, mininterval=0.5)
@@ -135,17 +140,18 @@ class TrainingLoop:
                     bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
                     window, window_start = [], time.perf_counter()
                 if evaluate is not None and (last or (config.eval_steps and self.step % config.eval_steps == 0)):
-                    self._write(self._evaluated(evaluate))
+                    evaluated = self._evaluated(evaluate)
+                    self._write(evaluated)
                     window_start = time.perf_counter()
-                stopping = self.workers.any(self.stop_signal is not None)
-                if stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
+                if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
-                if stopping and not last:
+                if self.stopping and not last:
                     if self.workers.is_main:
                         print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
                     raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         if self.log is not None:
             self.log.close()
+        return evaluated
 
     def _train_step(self, stream: Any) -> dict[str, Tensor]:
         """One optimiser step over ``accumulation`` micro-batches; returns the mean of their terms."""
@@ -172,7 +178,8 @@ class TrainingLoop:
                     sums[name] = value.detach()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
-        if workers.any(not torch.isfinite(norm + sums["loss"])):
+        bad_somewhere, self.stopping = workers.any(~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None)
+        if bad_somewhere:
             bad = [name for name, value in {**sums, "gradient norm": norm}.items() if not torch.isfinite(value).all()]
             raise NonFiniteLoss(f"step {self.step}, process {workers.rank}: not finite: {', '.join(bad) or 'another process knows what'}")
         self.optimizer.step()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class RunFolder:
     def __init__(self, run_dir: str | Path, stage: str) -> None:
         self.stage = stage
         self.path = Path(run_dir) / stage
+        self.config_file, self.inputs_file = self.path / "config.yaml", self.path / "inputs.json"
 
     @property
     def result_file(self) -> Path:
@@ -38,27 +41,40 @@ class RunFolder:
         """Whether there is anything to lose: a result, or a checkpoint."""
         return self.is_complete() or any((self.path / "checkpoints").glob("step_*"))
 
+    def check(self, config: Any, inputs: dict[str, str]) -> list[str]:
+        """What differs between this config with these inputs and the folder's run; a :class:`UserError` if that run has begun."""
+        changes = changed_options(type(config), read_yaml(self.config_file), to_dict(config)) if self.config_file.is_file() else []
+        kept = read_json(self.inputs_file, "list of inputs") if self.inputs_file.is_file() else {}
+        changes += [f"another {name}" for name in inputs if name in kept and kept[name] != inputs[name]]
+        if changes and self.has_begun():
+            raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
+                            f"write run_dir=<another folder>, or delete {self.path}")
+        return changes
+
     def read_result(self, made_by: str) -> dict[str, Any]:
         """What the stage left; a :class:`UserError` that says which command makes it when it is not complete."""
         if not self.is_complete():
             raise UserError(f"{self.path} is not there or not complete: run `{made_by}` first")
         return read_json(self.result_file, f"result of stage '{self.stage}'")
 
-    def open(self, config: Any, workers: Workers) -> None:
+    def open(self, config: Any, workers: Workers, inputs: dict[str, str] | None = None) -> None:
         """Create the folder with this config, or check that the run in it has the same; one that saved nothing yet gives way.
 
+        Args:
+            config: resolved.
+            workers: only the first process writes.
+            inputs: fingerprints of what the stage is made from (data, prior, ...), by name; a run goes on with the same ones only.
+
         Raises:
-            UserError: the folder's run was started with other options, or the folder cannot be written.
+            UserError: the folder's run was started with other options or inputs, or the folder cannot be written.
         """
-        file = self.path / "config.yaml"
-        changes = changed_options(type(config), read_yaml(file), to_dict(config)) if file.is_file() else []
-        if changes and self.has_begun():
-            raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
-                            f"write run_dir=<another folder>, or delete {self.path}")
+        inputs = inputs or {}
+        changes = self.check(config, inputs)
         workers.barrier()  # nobody writes before everybody has looked
-        if workers.is_main and (changes or not file.is_file()):
+        if workers.is_main and (changes or not self.config_file.is_file()):
             try:
-                write_bytes(file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+                write_bytes(self.config_file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+                write_json(self.inputs_file, inputs)
             except OSError as error:
                 raise UserError(f"cannot write into {self.path}: {error.strerror}") from error
         workers.barrier()
@@ -83,6 +99,15 @@ class Stopwatch:
 
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.start
+
+    @contextlib.contextmanager
+    def kept(self, workers: Workers) -> Iterator[None]:
+        """Writes the seconds down at the end, also of a run that is interrupted within."""
+        try:
+            yield
+        finally:
+            if workers.is_main:
+                self.save()
 
     def save(self) -> None:
         write_bytes(self.file, f"{self.seconds():.3f}".encode())

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from flowprior.flow.prior import FlowPrior
 from flowprior.training.checkpoint import Stateful
+from flowprior.training.distributed import Workers
 from flowprior.training.randomness import StepRandom
-from tokenizer.autoencoder import Encoded
+from tokenizer.autoencoder import AutoencoderConfig, Encoded
+
+
+class RegulariserContext(NamedTuple):
+    """What a regulariser's config may build from."""
+
+    prior: FlowPrior | None  # there whenever a chosen config says needs_prior
+    model: AutoencoderConfig  # sizes of the latents that it will see
+    num_classes: int
+    seed: int
+    workers: Workers
 
 
 class Regulariser(nn.Module, ABC):
     """One term on the latents, weighted by its config.
 
     A subclass implements :meth:`term`. Parameters that it registers are trained with the autoencoder's optimiser. One that trains
-    a network by a loss of its own keeps that network's optimiser to itself, steps it in :meth:`after_step`, and names both in
-    :meth:`saved`, so that they are checkpointed with the rest.
+    a network by a loss of its own holds it in an :class:`~tokenizer.regularisers.own_network.OwnNetwork`, steps that in
+    :meth:`after_step`, and names it in :meth:`saved`, so that it is checkpointed with the rest.
     """
 
     name: str = ""
@@ -36,7 +48,7 @@ class Regulariser(nn.Module, ABC):
         """The unweighted term, a scalar."""
 
     def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
-        """Called after the autoencoder's step with its detached latents ``(B, T, C)``; returns figures to log."""
+        """Called after the autoencoder's step with its detached float32 latents ``(B, T, C)``; returns figures to log."""
         return {}
 
     def saved(self) -> dict[str, Stateful]:

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from flowprior.errors import UserError
 from flowprior.flow.path import group_size_for
 from flowprior.flow.prior import FlowPrior
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
-from tokenizer.regularisers.base import Regulariser
+from tokenizer.regularisers.base import Regulariser, RegulariserContext
 
 
 @dataclass
 class FlowConfig:
     """The flow regulariser."""
 
+    needs_prior: ClassVar[bool] = True
     weight: float = option(0.01, "of the alignment loss (per channel)")
     pairs: int = option(4, "(t, noise) pairs per token")
     group_size: int = option(8, "tokens of an image that share a time; 1 as in the paper")
 
     def __post_init__(self) -> None:
-        if min(self.pairs, self.group_size) < 1:
-            raise ValueError("pairs and group_size are at least 1")
+        if min(self.pairs, self.group_size) < 1 or self.weight < 0:
+            raise ValueError("pairs and group_size are at least 1, and weight cannot be negative")
 
-    def build(self, prior: FlowPrior | None) -> FlowRegulariser:
-        if prior is None:
-            raise UserError("the flow regulariser needs a prior: run `bash scripts/train_flowhead.sh` first, or write regulariser.name=none")
-        return FlowRegulariser(self, prior)
+    def build(self, context: RegulariserContext) -> FlowRegulariser:
+        return FlowRegulariser(self, context.prior)
 
 
 class FlowRegulariser(Regulariser):

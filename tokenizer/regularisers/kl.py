@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from flowprior.training.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
-from tokenizer.regularisers.base import Regulariser
+from tokenizer.regularisers.base import Regulariser, RegulariserContext
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -21,9 +22,14 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 class KLConfig:
     """The kl regulariser."""
 
+    needs_prior: ClassVar[bool] = False
     weight: float = option(1e-3, "of the KL divergence per latent element")
 
-    def build(self, prior: object) -> KLRegulariser:
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight cannot be negative, as {self.weight} is")
+
+    def build(self, context: RegulariserContext) -> KLRegulariser:
         return KLRegulariser(self.weight)
 
 

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import field, make_dataclass
-
-from flowprior.training.config import option
+from flowprior.training.config import registry_section
 from tokenizer.targets.base import TargetContext, TargetFeatures
 from tokenizer.targets.digits_semantic import DigitsSemanticTarget
 from tokenizer.targets.file import FileTarget
 
 TARGETS = {"digits_semantic": DigitsSemanticTarget, "file": FileTarget}
 
-
-def _check_source(self: object) -> None:
-    if self.source not in TARGETS:
-        raise ValueError(f"source is one of {', '.join(TARGETS)}, not '{self.source}'")
-
-
-TargetConfig = make_dataclass(
-    "TargetConfig",
-    [("source", str, option("digits_semantic", f"where target features come from: one of {', '.join(TARGETS)}"))]
-    + [(name, config, field(default_factory=config)) for name, config in TARGETS.items()],
-    namespace={"__post_init__": _check_source, "__doc__": "The target features; every source has its own section."},
-)
+TargetConfig = registry_section("TargetConfig", "source", "digits_semantic", TARGETS, "where target features come from")
 
 
 def load_target(config: TargetConfig, context: TargetContext) -> TargetFeatures:

@@ -15,7 +15,7 @@ from tokenizer.targets.base import TargetContext, TargetFeatures
 class FileTarget:
     """source=file: any features of shape (N, d)."""
 
-    path: str = option("", "a .npy, .npz, .pt or .safetensors file")
+    path: str = option("", "a .npy, .npz, .pt or .safetensors file", changes_result=False)
     key: str = option("", "which array, where the file holds several")
 
     def load(self, context: TargetContext) -> TargetFeatures:

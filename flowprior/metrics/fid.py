@@ -1,0 +1,41 @@
+"""Fréchet distance between the features' moments (Heusel et al. 2017, arXiv 1706.08500), by torch-fidelity's function."""
+
+from __future__ import annotations
+
+import torch
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+from flowprior.errors import UserError
+from flowprior.metrics.image_set import ImageSet
+from flowprior.metrics.statistics import Statistics
+
+
+def fid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, float]:
+    """Distance of the generated images from the reference; key ``fid``."""
+    real = reference if isinstance(reference, Statistics) else reference.statistics()
+    return {"fid": frechet_distance(generated.features().statistics(), real)}
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), in the features' squared units.
+
+    Raises:
+        UserError: the two are by different extractors.
+    """
+    names = [part.extractor for part in (first, second)]
+    if first.mu.shape != second.mu.shape or (None not in names and names[0] != names[1]):
+        one, other = (f"{name or 'unknown'} features of {len(part.mu)} dimensions" for name, part in zip(names, (first, second)))
+        raise UserError(f"statistics of {one} do not compare with {other}: they come from different extractors")
+    return fid_statistics_to_metric(*({"mu": part.mu, "sigma": part.sigma} for part in (first, second)), verbose=False)[KEY_METRIC_FID]
+
+
+def half_half_fid(real: ImageSet, seed: int) -> float:
+    """FID of one random half of a set against the other half: a yardstick, and not a floor.
+
+    FID of finite samples lies above that of their distributions, by an amount that falls as the counts grow. There are N / 2 images
+    a side here, so this lies above what N generated images against all N real ones can reach.
+    """
+    features = real.features()
+    order = torch.randperm(features.count, generator=torch.Generator().manual_seed(seed))
+    half = features.count // 2
+    return frechet_distance(*(features.subset(part).statistics() for part in (order[:half], order[half : 2 * half])))

@@ -1,0 +1,88 @@
+"""What can be measured, and with what: names only, so that a config can be checked without loading torch-fidelity."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class ExtractorSpec(NamedTuple):
+    """An extractor under torch-fidelity's name, and its layers for FID, inception score, and precision and recall."""
+
+    registered_name: str
+    fid_layer: str
+    isc_layer: str
+    prc_layer: str
+
+
+EXTRACTORS = {
+    "digits": ExtractorSpec("digits-cnn", "64", "logits", "64"),
+    "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048"),
+}
+
+
+class MetricSpec(NamedTuple):
+    """Where a metric lives and what it cannot do without.
+
+    Attributes:
+        home: ``module:function``; the function takes ``(generated, reference)`` and returns ``{name: value}``.
+        reference_images: it looks at the reference's single images or features, of which an ``.npz`` holds the moments only.
+        labels: it looks at the labels that the generated images were asked for.
+        extractors: those it makes sense with; empty: any.
+        weights: file in this package's folder with weights of its own, whose hash belongs to a result's protocol.
+    """
+
+    home: str
+    reference_images: bool = False
+    labels: bool = False
+    extractors: tuple[str, ...] = ()
+    weights: str = ""
+
+
+METRICS = {
+    "fid": MetricSpec("flowprior.metrics.fid:fid"),
+    "inception_score": MetricSpec("flowprior.metrics.inception_score:inception_score"),
+    "precision_recall": MetricSpec("flowprior.metrics.precision_recall:precision_recall", reference_images=True),
+    "recognised": MetricSpec(
+        "flowprior.metrics.recognised:recognised", labels=True, extractors=("digits",), weights="weights/digits_judge.safetensors"
+    ),
+}
+
+
+def check_extractor(name: str) -> None:
+    """A ``ValueError`` with the known names unless ``name`` is one of :data:`EXTRACTORS`."""
+    if name not in EXTRACTORS:
+        raise ValueError(f"there is no feature extractor {name!r}; choose one of: {', '.join(EXTRACTORS)}")
+
+
+def choose_metrics(names: Sequence[str] | None, extractor: str, *, reference_images: bool, labels: bool) -> tuple[str, ...]:
+    """The metrics to compute: those named, or where none is named every one that applies.
+
+    Args:
+        names: of :data:`METRICS`.
+        extractor: of :data:`EXTRACTORS`.
+        reference_images: whether the reference's images are at hand, and not their statistics only.
+        labels: whether the labels of the generated images are known.
+
+    Raises:
+        ValueError: an unknown extractor or metric, or a named metric that does not apply.
+    """
+    check_extractor(extractor)
+    for name in names or ():
+        if name not in METRICS:
+            nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
+            raise ValueError(f"there is no metric {name!r}; did you mean {nearest[0]!r}? The metrics are: {', '.join(METRICS)}")
+        if obstacle := _obstacle(METRICS[name], extractor, reference_images, labels):
+            raise ValueError(f"the metric {name!r} {obstacle}")
+    return tuple(names or (name for name, spec in METRICS.items() if not _obstacle(spec, extractor, reference_images, labels)))
+
+
+def _obstacle(spec: MetricSpec, extractor: str, reference_images: bool, labels: bool) -> str:
+    if spec.extractors and extractor not in spec.extractors:
+        return f"goes with the extractor {' or '.join(spec.extractors)}, not with {extractor!r}"
+    if spec.reference_images and not reference_images:
+        return "compares single images: give the images of the reference, not their statistics"
+    if spec.labels and not labels:
+        return "needs the labels of the generated images"
+    return ""
