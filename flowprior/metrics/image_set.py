@@ -15,7 +15,7 @@ from flowprior.errors import UserError
 from flowprior.metrics.extractors import Extractor, Features
 from flowprior.metrics.statistics import Statistics, StreamingMoments
 
-BATCH = 256
+BATCH = 128
 
 
 class ImageSet:

@@ -143,6 +143,8 @@ class TrainingLoop:
                     evaluated = self._evaluated(evaluate)
                     self._write(evaluated)
                     window_start = time.perf_counter()
+                if self.workers.count == 1:  # several processes stop together, after the step in which all have heard of it
+                    self.stopping = self.stop_signal is not None
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
                 if self.stopping and not last:

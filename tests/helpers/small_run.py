@@ -109,7 +109,7 @@ def several_processes(folder: Path) -> None:
         (folder / f"rank{workers.rank}.json").write_text(json.dumps(outcome))
 
 
-def run(folder: Path, steps: int, step_seconds: float = 0.0, flush_seconds: float = 0.0) -> None:
+def run(folder: Path, steps: int, step_seconds: float = 0.0, flush_seconds: float = 0.0, loaders: int = 0) -> None:
     torch.set_num_threads(1)
     if flush_seconds:
         slow_flushes(flush_seconds)
@@ -118,7 +118,7 @@ def run(folder: Path, steps: int, step_seconds: float = 0.0, flush_seconds: floa
         time.sleep(step_seconds)
         return {}
 
-    train(folder, small_config(steps, keep_checkpoints=2), after_step=wait)
+    train(folder, small_config(steps, keep_checkpoints=2, workers=loaders), after_step=wait)
 
 
 @entry_point
@@ -127,12 +127,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--step-seconds", type=float, default=0.0)
+    parser.add_argument("--loaders", type=int, default=0)
     parser.add_argument("--several", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.several:
         return several_processes(arguments.folder)
-    run(arguments.folder, arguments.steps, arguments.step_seconds)
+    run(arguments.folder, arguments.steps, arguments.step_seconds, loaders=arguments.loaders)
 
 
 if __name__ == "__main__":

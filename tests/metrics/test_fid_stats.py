@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flowprior.data.digits import digit_images
-from flowprior.metrics import Statistics, extract_features, statistics_of
+from flowprior.metrics import Extractor, ImageSet, Statistics
 
 FID_STATS = Path(__file__).resolve().parents[2] / "fid_stats"
 
@@ -55,23 +55,29 @@ def test_the_committed_statistics_of_the_digits_are_what_the_command_makes(run, 
 
 def test_a_folder_gives_the_moments_of_its_pictures_at_any_depth(run, picture_folder, tmp_path):
     out = tmp_path / "stats.npz"
-    assert run(picture_folder, "--extractor", "digits", "--size", 32, "--batch-size", 7, "--out", out)[0] == 0
-    expected = statistics_of(extract_features([digit_images(32)[0][:40]], "digits"))
+    assert run(picture_folder, "--extractor", "digits", "--size", 32, "--workers", 2, "--out", out)[0] == 0
+    expected = ImageSet(digit_images(32)[0][:40], Extractor("digits")).statistics()
     read = Statistics.load(out)
     assert read.count == 40
     np.testing.assert_allclose(read.sigma, expected.sigma, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, picture_folder, tmp_path):
-    (tmp_path / "a").symlink_to(picture_folder)
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    code, message = run(tmp_path, "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
+    folder = tmp_path / "pictures"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a").symlink_to(picture_folder)
+    (folder / "b" / "broken.jpg").write_bytes(b"no picture")
+    code, message = run(folder, "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
     assert code == 2 and "broken.jpg" in message and len(message.splitlines()) == 1
     assert not (tmp_path / "stats.npz").exists()
 
 
 def test_the_command_says_in_one_line_what_it_lacks(run, tmp_path):
-    for arguments, words in [((tmp_path / "none", "--out", "x.npz"), "there is no folder"), ((tmp_path,), "--out")]:
+    for arguments, words in [
+        ((tmp_path / "none", "--out", "x.npz"), "there is no image folder"),
+        ((tmp_path,), "--out"),
+        (("digits", "--size", 2, "--out", tmp_path / "x.npz"), "at least 8 pixels"),
+    ]:
         code, message = run(*arguments)
         assert code == 2 and words in message and len(message.splitlines()) == 1
 

@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -6,26 +8,35 @@ from torch.utils.data import Dataset
 
 from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
-from flowprior.metrics import generation
-from flowprior.metrics.extractors import Features, extract_features
-from flowprior.metrics.generation import evaluate_generation, half_half_fid, statistics_of
+from flowprior.metrics.extractors import Extractor, Features
+from flowprior.metrics.fid import half_half_fid
+from flowprior.metrics.generation import evaluate_generation
+from flowprior.metrics.image_set import ImageSet
+from flowprior.metrics.registry import METRICS, MetricSpec
 from flowprior.metrics.statistics import Statistics, StreamingMoments
 
-
-def features_of(points: torch.Tensor, logits: torch.Tensor | None = None) -> Features:
-    return Features(points.float(), torch.zeros(len(points), 10) if logits is None else logits, "digits")
+DIGITS = Extractor("digits")
 
 
-def with_moments(count: int, mean: torch.Tensor, deviations: torch.Tensor, rotation: torch.Tensor, seed: int) -> Features:
+def set_of(points: torch.Tensor, logits: torch.Tensor | None = None) -> ImageSet:
+    points = points.float()
+    return ImageSet.of_features(Features(points, torch.zeros(len(points), 10) if logits is None else logits, points, "digits"))
+
+
+def subset(images: ImageSet, indices: torch.Tensor) -> ImageSet:
+    return ImageSet.of_features(images.features().subset(indices))
+
+
+def with_moments(count: int, mean: torch.Tensor, deviations: torch.Tensor, rotation: torch.Tensor, seed: int) -> ImageSet:
     """Points whose sample mean is ``mean`` and whose sample covariance is ``R diag(deviations^2) R^T``, both exactly."""
     x = torch.randn(count, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     x = torch.linalg.qr(x - x.mean(0)).Q * (count - 1) ** 0.5
-    return features_of(x * deviations @ rotation.T + mean)
+    return set_of(x * deviations @ rotation.T + mean)
 
 
 @pytest.fixture(scope="module")
-def digits() -> Features:
-    return extract_features(digit_images(32)[0].split(256), "digits")
+def digits() -> ImageSet:
+    return ImageSet(digit_images(32)[0], DIGITS)
 
 
 @pytest.mark.parametrize("reference_as", ["features", "statistics"])
@@ -34,7 +45,7 @@ def test_fid_of_gaussians_with_common_axes_is_the_closed_form(reference_as):
     means = torch.tensor([[0.0, 0, 0, 0, 0], [1.0, -2, 0, 0.5, 3]], dtype=torch.float64)
     deviations = torch.tensor([[1.0, 2, 0.5, 1, 3], [2.0, 1, 0.5, 4, 1]], dtype=torch.float64)
     first, second = (with_moments(400, means[i], deviations[i], rotation, seed=i) for i in (0, 1))
-    reference = second if reference_as == "features" else statistics_of(second)
+    reference = second if reference_as == "features" else second.statistics()
     expected = float((means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum())
     assert evaluate_generation(first, reference, ["fid"])["fid"] == pytest.approx(expected, rel=1e-5)
 
@@ -44,13 +55,44 @@ def test_fid_of_a_set_with_itself_is_zero(digits):
 
 
 def test_streamed_moments_give_the_fid_of_the_features(digits):
-    order = torch.randperm(digits.count, generator=torch.Generator().manual_seed(0))
-    generated, real = digits.subset(order[:600]), digits.subset(order[600:])
-    moments = StreamingMoments(64)
-    for batch in real.features.split(100):
-        moments.update(batch)
+    images = digit_images(32)[0][torch.randperm(1797, generator=torch.Generator().manual_seed(0))]
+    generated, real = ImageSet(images[:600], DIGITS), ImageSet(images[600:], DIGITS)
+    moments = StreamingMoments()
+    for batch in images[600:].split(100):
+        moments.update(DIGITS(batch).fid)
     streamed = evaluate_generation(generated, moments.statistics("digits"), ["fid"])["fid"]
-    assert streamed == pytest.approx(evaluate_generation(generated, real, ["fid"])["fid"], rel=1e-6)
+    never_kept = evaluate_generation(generated, real, ["fid"])["fid"]
+    assert not real._features
+    real.features()
+    assert streamed == pytest.approx(never_kept, rel=1e-5) == pytest.approx(evaluate_generation(generated, real, ["fid"])["fid"], rel=1e-5)
+
+
+def test_a_pass_over_the_images_is_made_once_whatever_the_order_of_the_metrics():
+    images, labels = digit_images(32)
+    passes = []
+
+    def batches(which):
+        passes.append(which)
+        return images[:200].split(64)
+
+    generated, real = (ImageSet(lambda which=which: batches(which), DIGITS, labels[:200]) for which in ("generated", "real"))
+    result = evaluate_generation(generated, real, ["fid", "inception_score", "precision_recall"])
+    assert sorted(passes) == ["generated", "real"]
+    assert list(result) == ["fid", "inception_score", "inception_score_std", "precision", "recall"]
+
+
+def test_batches_are_taken_one_at_a_time():
+    held = []
+
+    def batches():
+        for start in range(0, 30, 10):
+            batch = digit_images(32)[0][start : start + 10].clone()
+            held.append(weakref.ref(batch))
+            assert sum(ref() is not None for ref in held) <= 2
+            yield batch
+            del batch
+
+    assert ImageSet(batches, DIGITS).statistics().count == 30 == len(held)
 
 
 class Pictures(Dataset):
@@ -73,7 +115,7 @@ def test_all_numbers_equal_torch_fidelitys_own_pipeline_on_the_same_images():
         input1=Pictures(fake), input2=Pictures(real), feature_extractor="digits-cnn", fid=True, isc=True, prc=True,
         cuda=False, cache=False, save_cpu_ram=True, verbose=False,
     )  # fmt: skip
-    ours = evaluate_generation(*(extract_features(images.split(64), "digits") for images in (fake, real)))
+    ours = evaluate_generation(*(ImageSet(images, DIGITS) for images in (fake, real)))
     names = {
         "fid": torch_fidelity.KEY_METRIC_FID,
         "inception_score": torch_fidelity.KEY_METRIC_ISC_MEAN,
@@ -87,15 +129,15 @@ def test_all_numbers_equal_torch_fidelitys_own_pipeline_on_the_same_images():
 
 def test_inception_score_is_ten_for_certain_even_classes_and_one_for_no_idea():
     labels = torch.arange(10).repeat(2000)
-    certain = features_of(torch.zeros(20000, 2), torch.nn.functional.one_hot(labels, 10) * 50.0)
+    certain = set_of(torch.zeros(20000, 2), torch.nn.functional.one_hot(labels, 10) * 50.0)
     assert evaluate_generation(certain, certain, ["inception_score"])["inception_score"] == pytest.approx(10, rel=0.01)
-    unsure = features_of(torch.zeros(100, 2), torch.ones(100, 10))
+    unsure = set_of(torch.zeros(100, 2), torch.ones(100, 10))
     assert evaluate_generation(unsure, unsure, ["inception_score"])["inception_score"] == pytest.approx(1)
 
 
-def clusters(*centres: float) -> Features:
+def clusters(*centres: float) -> ImageSet:
     points = [torch.randn(50, 8, generator=torch.Generator().manual_seed(round(abs(c)))) + c for c in centres]
-    return features_of(torch.cat(points))
+    return set_of(torch.cat(points))
 
 
 @pytest.mark.parametrize(
@@ -113,32 +155,64 @@ def test_precision_and_recall_count_the_clusters_that_are_shared(generated, real
     assert result == {"precision": precision, "recall": recall}
 
 
-def test_precision_and_recall_are_left_out_without_features_and_refused_when_named(digits):
-    statistics = statistics_of(digits)
-    assert set(evaluate_generation(digits, statistics)) == {"fid", "inception_score", "inception_score_std"}
-    with pytest.raises(UserError, match="precision_recall"):
-        evaluate_generation(digits, statistics, ["precision_recall"])
+def test_without_names_every_metric_is_computed_that_applies(digits):
+    images, labels = digit_images(32)
+    moments = {"fid", "inception_score", "inception_score_std"}
+    statistics = digits.statistics()
+    assert set(evaluate_generation(digits, statistics)) == moments
+    assert set(evaluate_generation(digits, digits)) == moments | {"precision", "recall"}
+    labelled = evaluate_generation(ImageSet(images, DIGITS, labels), statistics)
+    assert set(labelled) == moments | {"recognised"} and labelled["recognised"] > 0.985
+
+
+def test_a_named_metric_that_does_not_apply_is_refused(digits):
+    with pytest.raises(UserError, match="precision_recall.*give the images of the reference"):
+        evaluate_generation(digits, digits.statistics(), ["precision_recall"])
+    with pytest.raises(UserError, match="recognised.*labels"):
+        evaluate_generation(digits, digits, ["recognised"])
 
 
 def test_mistakes_are_named(digits):
     with pytest.raises(UserError, match="did you mean 'fid'"):
         evaluate_generation(digits, digits, ["fidd"])
-    with pytest.raises(UserError, match="2048 dimensions and the digits features 64"):
+    with pytest.raises(UserError, match="digits features of 64 dimensions.*unknown features of 2048"):
         evaluate_generation(digits, Statistics(np.zeros(2048), np.eye(2048)), ["fid"])
     with pytest.raises(UserError, match="by 'digits', the reference's by 'inception'"):
         evaluate_generation(digits, Statistics(np.zeros(64), np.eye(64), None, "inception"))
     with pytest.raises(UserError, match="at least 2 images, got 1"):
-        evaluate_generation(digits.subset(torch.arange(1)), digits)
+        evaluate_generation(subset(digits, torch.arange(1)), digits, ["fid"])
+    with pytest.raises(UserError, match="at least 4 images, got 3"):
+        evaluate_generation(subset(digits, torch.arange(3)), digits, ["precision_recall"])
+    with pytest.raises(UserError, match="at least 10 images, got 9"):
+        evaluate_generation(subset(digits, torch.arange(9)), digits, ["inception_score"])
+    with pytest.raises(ValueError, match="2 images and 3 labels"):
+        ImageSet(digits.images[:2], DIGITS, torch.zeros(3))
 
 
-def test_a_metric_is_added_by_one_line(digits, monkeypatch):
-    monkeypatch.setitem(generation.METRICS, "count", lambda generated, reference: {"count": float(generated.count)})
-    assert evaluate_generation(digits, digits, ["count"]) == {"count": 1797.0}
+def test_a_metric_of_images_and_labels_is_one_file_and_one_line(tmp_path, monkeypatch):
+    (tmp_path / "brightness.py").write_text(
+        "def brightness(generated, reference):\n"
+        "    zeros = generated.images[generated.labels == 0].float().mean()\n"
+        "    return {'brightness': float(zeros - next(iter(reference.batches())).float().mean())}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(METRICS, "brightness", MetricSpec("brightness:brightness", reference_images=True, labels=True))
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
+    images[:2] = 9
+    black = ImageSet(images[2:], DIGITS)
+    assert evaluate_generation(ImageSet(images, DIGITS, labels), black, ["brightness"]) == {"brightness": 9.0}
 
 
 def test_halves_of_the_digits_are_near_each_other_and_far_from_noise(digits):
     noise = torch.randint(0, 256, (500, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    far = evaluate_generation(extract_features([noise], "digits"), digits, ["fid"])["fid"]
+    far = evaluate_generation(ImageSet(noise, DIGITS), digits, ["fid"])["fid"]
     halves = [half_half_fid(digits, seed) for seed in (0, 0, 1)]
     assert halves[0] == halves[1] != halves[2]
     assert all(0 < value < far / 20 for value in halves)
+
+
+def test_halves_lie_above_what_as_many_fresh_samples_reach_against_all():
+    draw = torch.Generator().manual_seed(0)
+    real, fresh = (set_of(torch.randn(400, 8, generator=draw)) for _ in range(2))
+    halves = [half_half_fid(real, seed) for seed in range(5)]
+    assert min(halves) > evaluate_generation(fresh, real, ["fid"])["fid"]

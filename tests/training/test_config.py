@@ -17,6 +17,7 @@ from flowprior.training.config import (
     list_options,
     option,
     read_yaml,
+    registry_section,
     to_dict,
 )
 from flowprior.training.loop import TrainConfig
@@ -180,3 +181,19 @@ def test_a_config_written_as_yaml_and_read_again_is_the_same(count, rate, sizes,
     config = Outer(count=count, limit=limit, inner=Inner(rate=rate, sizes=tuple(sizes)))
     again = yaml.safe_load(yaml.safe_dump(to_dict(config)))
     assert build_config(Outer, again) == config and changed_options(Outer, again, to_dict(config)) == []
+
+
+def test_an_option_that_an_old_run_did_not_know_counts_as_its_default():
+    old = to_dict(TrainConfig())
+    del old["precision"]
+    assert changed_options(TrainConfig, old, to_dict(TrainConfig())) == []
+    assert changed_options(TrainConfig, old, to_dict(TrainConfig(precision="float32"))) == ["precision: auto -> float32"]
+
+
+def test_sections_of_a_registry_count_only_where_they_are_chosen():
+    section = registry_section("Chooser", "name", "inner", {"inner": TrainConfig, "other": OptimConfig}, "which")
+    old, new = to_dict(section()), to_dict(section(other=OptimConfig(lr=7.0)))
+    assert changed_options(section, old, new) == []
+    assert changed_options(section, old, to_dict(section(inner=TrainConfig(steps=7)))) == ["inner.steps: 1000 -> 7"]
+    with pytest.raises(ValueError, match="one of inner, other"):
+        section(name="third")

@@ -165,6 +165,19 @@ def test_the_signal_handlers_of_the_caller_are_put_back(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_a_signal_to_the_whole_process_group_with_loader_processes_still_saves(tmp_path):
+    command = [sys.executable, small_run.__file__, str(tmp_path), "--steps", "2000", "--step-seconds", "0.02", "--loaders", "2"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(figures(tmp_path)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in errors, errors
+    assert figures(tmp_path)[-1]["step"] == make_loop(tmp_path, small_config(2000), Workers()).step > 2
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("two")

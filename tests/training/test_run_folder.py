@@ -112,3 +112,20 @@ def test_every_line_is_strict_json_also_for_values_that_are_not_finite(tmp_path)
 
     row = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=refuse)
     assert row == {"step": 1, "a": "nan", "b": "-inf", "c": 1.5}
+
+
+def test_a_run_that_has_begun_goes_on_with_the_same_inputs_only(tmp_path):
+    folder = RunFolder(tmp_path, "stage")
+    folder.open(TrainConfig(), Workers(), {"prior": "aa", "data": "bb"})
+    folder.complete({})
+    folder.open(TrainConfig(), Workers(), {"prior": "aa", "data": "bb"})
+    folder.open(TrainConfig(), Workers(), {"data": "bb"})  # an input that is not there any more cannot have changed
+    with pytest.raises(UserError, match="another prior"):
+        folder.open(TrainConfig(), Workers(), {"prior": "cc", "data": "bb"})
+
+
+def test_a_run_that_saved_nothing_yet_takes_a_corrected_config(tmp_path):
+    folder = RunFolder(tmp_path, "stage")
+    folder.open(TrainConfig(steps=5), Workers())
+    folder.open(TrainConfig(steps=6), Workers())
+    assert "steps: 6" in (tmp_path / "stage" / "config.yaml").read_text()

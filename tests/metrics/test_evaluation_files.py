@@ -1,0 +1,125 @@
+"""What the evaluations of the stages write, and how the report and the table read it."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowprior.data.digits import digit_images
+from flowprior.metrics import Extractor, ImageSet
+from flowprior.training.config import build_config
+from flowprior.training.files import read_tensors, write_json, write_tensors
+from flowprior.metrics.digit_networks import weights_file
+from mar import evaluate
+from mar.config import MARStageConfig
+from mar.generate import samples_file
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture
+def config_with(tmp_path):
+    """A function from options of the evaluation to a config whose samples are 40 real digits."""
+
+    def make(**options) -> MARStageConfig:
+        values = {"run_dir": str(tmp_path), "sample": {"count": 40, "cfg": [1]}, "evaluate": {"extractor": "digits", **options}}
+        config = build_config(MARStageConfig, values)
+        file = samples_file(config, 1)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        images, labels = digit_images(32)
+        np.savez(file, arr_0=images[:40].permute(0, 2, 3, 1).numpy(), labels=labels[:40].numpy())
+        write_json(file.with_suffix(".json"), {"protocol": {"seed": 0}})
+        return config
+
+    return make
+
+
+def protocol_of(config: MARStageConfig) -> dict:
+    extractor = Extractor(config.evaluate.extractor, weights_path=config.evaluate.weights or None)
+    return evaluate.protocol(config, extractor, evaluate.open_reference(config, extractor)[1])
+
+
+def figures_of(config: MARStageConfig) -> dict:
+    extractor = Extractor(config.evaluate.extractor)
+    return evaluate.evaluate(config, extractor, evaluate.open_reference(config, extractor)[0])
+
+
+def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_metrics(config_with, tmp_path):
+    weights = read_tensors(weights_file("extractor"), "weights")
+    write_tensors(tmp_path / "w.safetensors", weights | {"head.bias": weights["head.bias"] + 1})
+    statistics = [tmp_path / folder / "s.npz" for folder in "ab"]
+    for count, file in zip((40, 50), statistics):
+        ImageSet(digit_images(32)[0][:count], Extractor("digits")).statistics().save(file)
+    options = [{}, {"weights": str(tmp_path / "w.safetensors")}, {"metrics": ["fid"]}, {"half_half_splits": 1}]
+    protocols = [protocol_of(config_with(**o)) for o in [*options, *({"reference": str(f)} for f in statistics)]]
+    subset = config_with()
+    subset.data.subset = "val"
+    protocols.append(protocol_of(subset))
+    assert len({json.dumps(p, sort_keys=True) for p in protocols}) == len(protocols)
+    assert protocols[0] == protocol_of(config_with()) == json.loads(json.dumps(protocols[0]))
+
+
+def test_only_the_metrics_that_are_asked_for_are_measured(config_with, tmp_path):
+    assert figures_of(config_with(metrics=["inception_score"])).keys() == {"metrics"}
+    everything = figures_of(config_with(half_half_splits=3))
+    assert set(everything["metrics"]["1"]) == {"fid", "inception_score", "inception_score_std", "precision", "recall", "recognised"}
+    assert len(everything["half_half_fid"]["splits"]) == 3 and everything["best_cfg"] == "1"
+
+
+def test_with_a_file_as_reference_there_are_neither_precision_nor_halves(config_with, tmp_path):
+    ImageSet(digit_images(32)[0], Extractor("digits")).statistics().save(tmp_path / "s.npz")
+    result = figures_of(config_with(reference=str(tmp_path / "s.npz"), half_half_splits=3))
+    assert set(result["metrics"]["1"]) == {"fid", "inception_score", "inception_score_std", "recognised"}
+    assert "half_half_fid" not in result
+
+
+def fill(run: Path, generated: dict[str, dict[str, float]], best: str | None = None, halves: bool = False, classes: int = 10) -> Path:
+    for stage in ("flowhead", "ae", "mar"):
+        write_json(run / stage / "result.json", {"seconds": 1.0, "peak_memory_gb": 2.0, "latent_std": 0.5})
+    write_json(run / "latents" / "manifest.json", {"num_classes": classes})
+    write_json(run / "ae" / "evaluation.json", {"metrics": {"psnr": 20.0, "ssim": 0.5}})
+    extra = ({"best_cfg": best} if best else {}) | ({"half_half_fid": {"mean": 1.0, "std": 0.1}} if halves else {})
+    write_json(run / "mar" / "evaluation.json", {"metrics": generated, **extra})
+    return run
+
+
+def test_the_report_prints_whatever_was_measured(tmp_path):
+    report = runpy.run_path(str(SCRIPTS / "report.py"))
+    rows = dict(report["summary"](fill(tmp_path / "a", {"1": {"fid": 2.0, "my_figure": 0.25}}, best="1", halves=True)))
+    assert rows["autoencoder"] == "PSNR 20.00 dB  SSIM 0.5000"
+    assert rows["generator, cfg 1"] == "FID 2.000  my figure 0.250  <- best"
+    assert "yardstick" in rows["FID of real halves"]
+    rows = dict(report["summary"](fill(tmp_path / "b", {"1": {"inception_score": 7.0, "inception_score_std": 0.5, "recognised": 0.5}})))
+    assert rows["generator, cfg 1"] == "IS 7.00 +- 0.50  recognised 50.00%" and "FID of real halves" not in rows
+
+
+def test_the_captions_promise_one_class_a_column_only_where_the_sheet_has_it(tmp_path):
+    caption = runpy.run_path(str(SCRIPTS / "report.py"))["classes_text"]
+    assert "one class a column" in caption(fill(tmp_path / "a", {}, classes=10))
+    assert caption(fill(tmp_path / "b", {}, classes=11)) == ""
+
+
+@pytest.mark.parametrize("metrics, best, expected", [
+    ({"1": {"fid": 3.0}, "2": {"fid": 2.0}, "3": {"fid": 4.0}}, "2", ["1", "2"]),
+    ({"1": {}, "2": {}, "3": {}}, None, ["1", "3"]),
+    ({"1": {"fid": 3.0}}, "1", ["1"]),
+])  # fmt: skip
+def test_the_report_shows_the_smallest_scale_and_the_best_of_the_others(tmp_path, metrics, best, expected):
+    assert runpy.run_path(str(SCRIPTS / "report.py"))["two_scales"](fill(tmp_path, metrics, best)) == expected
+
+
+def test_the_table_prints_whatever_the_runs_have_in_common(tmp_path, monkeypatch, capsys):
+    for seed, fid in ((0, 2.0), (1, 4.0)):
+        fill(tmp_path / f"none_seed{seed}", {"1": {"fid": fid, "precision": 0.5, "my_figure": 3.0}}, best="1", halves=True)
+        fill(tmp_path / f"flow_seed{seed}", {"1": {"fid": fid / 2}}, best="1")
+    monkeypatch.setattr(sys, "argv", ["compare_table.py", str(tmp_path), "--seeds", "0", "1", "--regularisers", "none", "flow"])
+    runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
+    head, none, flow, ratio = capsys.readouterr().out.splitlines()
+    assert head.split() == ["psnr", "fid", "best_cfg", "precision", "latent_std", "ssim", "my_figure"]
+    assert none.count("+-") == 7 and flow.count("+-") == 5 and flow.split().count("-") == 2
+    assert ratio.startswith("FID with flow / FID with none: 0.500")
+    table = json.loads((tmp_path / "digits.json").read_text())
+    assert table["none"]["half_half_fid"]["mean"] == 1.0 and table["none"]["fid"]["seeds"] == [2.0, 4.0]
