@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowprior.data.images import ImageConfig
 from flowprior.data.latent_cache import CacheConfig
+from flowprior.metrics.registry import EXTRACTORS, METRICS, choose_metrics
 from flowprior.training.config import config_from_command_line, option, registry_section
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
@@ -46,9 +47,26 @@ class SampleConfig:
 class EvaluateConfig:
     """How generated images are measured."""
 
-    extractor: str = option("inception", "digits (embedded) or inception")
+    extractor: str = option("inception", f"of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
     reference: str = option("data", "data: all images of the training data; or a .npz with mu and sigma")
+    metrics: tuple[str, ...] = option((), f"of {', '.join(METRICS)}; empty: all that apply. The time of precision_recall is quadratic")
+    half_half_splits: int = option(0, "random halves of the real images whose FID is measured as a yardstick; needs reference=data")
+
+    def __post_init__(self) -> None:
+        if not self.uses_data and not self.reference.endswith(".npz"):
+            raise ValueError(f"reference is data or the path of an .npz, not '{self.reference}'")
+        if self.half_half_splits < 0:
+            raise ValueError(f"half_half_splits is 0 or more, not {self.half_half_splits}")
+        self.chosen_metrics()
+
+    @property
+    def uses_data(self) -> bool:
+        return self.reference == "data"
+
+    def chosen_metrics(self) -> tuple[str, ...]:
+        """The metrics that are computed; a ``ValueError`` for one that is unknown or does not apply."""
+        return choose_metrics(self.metrics, self.extractor, reference_images=self.uses_data, labels=True)
 
 
 @dataclass

@@ -14,56 +14,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import flowprior.metrics
 from flowprior.data.images import open_images
-from flowprior.data.loader import ordered_batches
 from flowprior.errors import UserError, entry_point
-from flowprior.metrics import Features, Statistics, evaluate_generation, extract_features, half_half_fid, recognised_share
+from flowprior.metrics import METRICS, Extractor, ImageSet, Statistics, evaluate_generation, half_half_fid
 from flowprior.training.distributed import best_device
-from flowprior.training.files import read_json, write_json
+from flowprior.training.files import file_sha256, read_json, write_json
 from mar.config import MARStageConfig, read_config
 from mar.generate import samples_file
-
-HALF_HALF_SEEDS = 10
 
 
 @entry_point
 def main() -> None:
     config = read_config(__doc__)
     file = Path(config.run_dir) / "mar" / "evaluation.json"
-    sets = {f"{cfg:g}": read_json(samples_file(config, cfg).with_suffix(".json"), "set of samples (run `python -m mar.generate`)") for cfg in config.sample.cfg}
-    protocol = {"reference": config.evaluate.reference, "extractor": config.evaluate.extractor, "dtype": "float32 features, float64 moments",
-                "samples": {cfg: entry["protocol"] for cfg, entry in sets.items()}}
-    if file.is_file() and read_json(file, "evaluation").get("protocol") == protocol:
+    extractor = Extractor(config.evaluate.extractor, device=best_device(), weights_path=config.evaluate.weights or None)
+    reference, identity = open_reference(config, extractor)
+    made_by = protocol(config, extractor, identity)
+    if file.is_file() and read_json(file, "evaluation").get("protocol") == made_by:
         print(f"evaluation of the generator: complete ({file})")
     else:
-        write_json(file, evaluate(config) | {"protocol": protocol})
+        write_json(file, evaluate(config, extractor, reference) | {"protocol": made_by})
     result = read_json(file, "evaluation")
     for cfg, figures in result["metrics"].items():
         print(f"generator, cfg {cfg}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     if "half_half_fid" in result:
-        print(f"FID of one half of the real images against the other, mean of {HALF_HALF_SEEDS} splits: {result['half_half_fid']['mean']:.3f}")
+        splits = result["half_half_fid"]
+        print(f"FID of one half of the real images against the other, mean of {len(splits['splits'])} splits: {splits['mean']:.3f}")
 
 
-def evaluate(config: MARStageConfig) -> dict[str, Any]:
-    """Figures per guidance scale, the best of them by FID, and what the extractor makes of real images."""
-    extractor, device = config.evaluate.extractor, best_device()
-    options = {"device": device, "weights_path": config.evaluate.weights or None}
+def open_reference(config: MARStageConfig, extractor: Extractor) -> tuple[ImageSet | Statistics, dict[str, Any]]:
+    """What the samples are compared with, and which images or which file that is."""
+    if config.evaluate.uses_data:
+        images = open_images(config.data)
+        identity = {"images": images.fingerprint(), "count": len(images), "size": config.data.size, "crop": "centre"}
+        return ImageSet.of_source(images, extractor, progress=True), identity
+    file = Path(config.evaluate.reference)
+    statistics = Statistics.load(file)
+    return statistics, {"statistics": file.name, "count": statistics.count, "sha256": file_sha256(file)}
+
+
+def protocol(config: MARStageConfig, extractor: Extractor, reference: dict[str, Any]) -> dict[str, Any]:
+    """How the figures come about: equal protocols mean equal figures."""
+    chosen, package = config.evaluate.chosen_metrics(), Path(flowprior.metrics.__file__).parent
+    own_weights = {name: file_sha256(package / METRICS[name].weights) for name in chosen if METRICS[name].weights}
+    notes = {cfg: samples_file(config, cfg).with_suffix(".json") for cfg in config.sample.cfg}
+    return {"reference": reference, "extractor": {"name": extractor.name, "weights": extractor.fingerprint},
+            "metrics": list(chosen), "metric_weights": own_weights,
+            "half_half_splits": config.evaluate.half_half_splits if config.evaluate.uses_data else 0, "dtype": "float32 features, float64 moments",
+            "samples": {f"{cfg:g}": read_json(note, "set of samples (run `python -m mar.generate`)")["protocol"] for cfg, note in notes.items()}}
+
+
+def evaluate(config: MARStageConfig, extractor: Extractor, reference: ImageSet | Statistics) -> dict[str, Any]:
+    """Figures per guidance scale, the best of them by FID, and how far one half of the real images lies from the other."""
     result: dict[str, Any] = {"metrics": {}}
-    reference: Features | Statistics
-    if config.evaluate.reference == "data":
-        batches = (batch["image"] for batch in ordered_batches(open_images(config.data), 256))
-        reference = extract_features(batches, extractor, progress=True, **options)
-        splits = [half_half_fid(reference, seed) for seed in range(HALF_HALF_SEEDS)]
-        result["half_half_fid"] = {"mean": float(np.mean(splits)), "std": float(np.std(splits)), "splits": splits}
-    else:
-        reference = Statistics.load(config.evaluate.reference)
     for cfg in config.sample.cfg:
         images, labels = read_samples(config, cfg)
-        figures = evaluate_generation(extract_features(images.split(256), extractor, progress=True, **options), reference)
-        if config.data.source == "digits":
-            figures["recognised"] = recognised_share(images, labels)
-        result["metrics"][f"{cfg:g}"] = figures
-    result["best_cfg"] = min(result["metrics"], key=lambda cfg: result["metrics"][cfg]["fid"])
+        generated = ImageSet(images, extractor, labels, progress=True)
+        result["metrics"][f"{cfg:g}"] = evaluate_generation(generated, reference, config.evaluate.chosen_metrics())
+    if config.evaluate.half_half_splits and isinstance(reference, ImageSet):
+        splits = [half_half_fid(reference, seed) for seed in range(config.evaluate.half_half_splits)]
+        result["half_half_fid"] = {"mean": float(np.mean(splits)), "std": float(np.std(splits)), "splits": splits}
+    if all("fid" in figures for figures in result["metrics"].values()):
+        result["best_cfg"] = min(result["metrics"], key=lambda cfg: result["metrics"][cfg]["fid"])
     return result
 
 

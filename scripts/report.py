@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 BLUE, RED, GREEN, GREY = "#2b6cb0", "#c53030", "#2f855a", "#718096"
+FORMS = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "rfid": ("rFID", ".3f", ""), "fid": ("FID", ".3f", ""),
+         "inception_score": ("IS", ".2f", ""), "recognised": ("recognised", ".2%", "")}  # label, format, unit
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -31,21 +33,30 @@ def read_rows(path: Path, *names: str) -> list[dict[str, float]]:
     return [row for row in map(json.loads, path.read_text().splitlines()) if all(name in row for name in names)]
 
 
+def figures_text(figures: dict[str, float]) -> str:
+    """Every figure with its name, whatever was measured; a deviation ``<name>_std`` stands behind its mean."""
+    texts = []
+    for name, value in figures.items():
+        if name.endswith("_std") and name.removesuffix("_std") in figures:
+            continue
+        label, form, unit = FORMS.get(name, (name.replace("_", " "), ".3f", ""))
+        deviation = f" +- {figures[f'{name}_std']:{form}}" if f"{name}_std" in figures else ""
+        texts.append(f"{label} {value:{form}}{deviation}{unit}")
+    return "  ".join(texts)
+
+
 def summary(run: Path) -> list[tuple[str, str]]:
     """The figures that the terminal and the page's head show."""
     stages = {name: read(run / name / "result.json") for name in ("flowhead", "ae", "mar")}
     reconstruction = read(run / "ae" / "evaluation.json")["metrics"]
     evaluation = read(run / "mar" / "evaluation.json")
-    rows = [("autoencoder PSNR", f"{reconstruction['psnr']:.2f} dB"), ("autoencoder SSIM", f"{reconstruction['ssim']:.4f}")]
-    if "rfid" in reconstruction:
-        rows.append(("autoencoder rFID", f"{reconstruction['rfid']:.3f}"))
+    rows = [("autoencoder", figures_text(reconstruction))]
     for cfg, figures in evaluation["metrics"].items():
-        best = "  <- best" if cfg == evaluation["best_cfg"] else ""
-        row = f"FID {figures['fid']:.3f}  IS {figures['inception_score']:.2f}  precision {figures['precision']:.3f}  recall {figures['recall']:.3f}"
-        rows.append((f"generator, cfg {cfg}", row + (f"  recognised {figures['recognised']:.2%}" if "recognised" in figures else "") + best))
+        rows.append((f"generator, cfg {cfg}", figures_text(figures) + ("  <- best" if cfg == evaluation.get("best_cfg") else "")))
     if "half_half_fid" in evaluation:
-        floor = evaluation["half_half_fid"]
-        rows.append(("FID of real halves", f"{floor['mean']:.3f} +- {floor['std']:.3f} (one random half of the real images against the other)"))
+        halves = evaluation["half_half_fid"]
+        rows.append(("FID of real halves", f"{halves['mean']:.3f} +- {halves['std']:.3f} (one random half of the real images against the other; "
+                     "a yardstick: with half as many images a side it lies above what the generator's FID can reach)"))
     rows.append(("training time", "  ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in stages.items())))
     rows.append(("peak memory", f"{max(stage['peak_memory_gb'] for stage in stages.values()):.1f} GB"))
     return rows
@@ -186,10 +197,15 @@ def curves(run: Path, draw: Any, panels: int) -> bytes:
 
 
 def two_scales(run: Path) -> list[str]:
-    """No guidance (or the smallest) and the best of the others."""
+    """No guidance (or the smallest) and the best of the others; the largest where FID was not measured."""
     metrics = read(run / "mar" / "evaluation.json")["metrics"]
     first, *others = sorted(metrics, key=float)
-    return [first] + ([min(others, key=lambda cfg: metrics[cfg]["fid"])] if others else [])
+    return [first] + ([min(reversed(others), key=lambda cfg: metrics[cfg].get("fid", 0.0))] if others else [])
+
+
+def classes_text(run: Path) -> str:
+    """How the sheets of generated images, ten columns wide at most, are ordered."""
+    return ", one class a column" if read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
 
 
 def last_picture(folder: Path, pattern: str) -> bytes:
@@ -205,10 +221,10 @@ def overview(run: Path, path: Path) -> None:
     draw_prior_together(axes[0], run)
     reconstructions = io.BytesIO(last_picture(run / "ae" / "pictures", "reconstructions_*.png"))
     axes[1].imshow(image.imread(reconstructions))
-    axes[1].set_title("digits (rows 1, 3) and their reconstructions (rows 2, 4)")
+    axes[1].set_title("inputs (rows 1, 3) and their reconstructions (rows 2, 4)")
     cfg = two_scales(run)[-1]
     axes[2].imshow(image.imread(run / "mar" / "samples" / f"cfg_{cfg}.png"))
-    axes[2].set_title(f"generated, one class a column (cfg {cfg})")
+    axes[2].set_title(f"generated{classes_text(run)} (cfg {cfg})")
     for axis in axes[1:]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
@@ -231,7 +247,7 @@ def write_report(run: Path) -> Path:
         page.picture(curves(run, draw_alignment, 2), "Alignment loss and mean log distance to the k-th nearest target sample, on a fixed set of images")
     page.section("Latents", "Statistics on a fixed set of images over training, and of the cache.")
     page.picture(curves(run, draw_latents, 3), "Latent statistics")
-    page.section("3. Generator", "One class a column; the same seeds in every sheet.")
+    page.section("3. Generator", f"Samples{classes_text(run)}; the same seeds in every sheet.")
     for cfg in two_scales(run):
         page.picture((run / "mar" / "samples" / f"cfg_{cfg}.png").read_bytes(), f"Generated images, guidance scale {cfg}", pixelated=True)
     page.section("Losses", "Means over the logging interval.")

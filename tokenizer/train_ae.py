@@ -20,6 +20,7 @@ from flowprior.data.order import SampleKey
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics import KNNDensity, ReconstructionMeter
+from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
@@ -46,7 +47,18 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         if min(self.images, self.latents, self.neighbour, self.picture_images) < 1:
             raise ValueError("images, latents, neighbour and picture_images are at least 1")
-    extractor: str = option("", "for rFID in the evaluation: digits or inception; empty: no rFID", changes_result=False)
+
+
+@dataclass
+class EvaluateConfig:
+    """How the trained autoencoder is measured."""
+
+    extractor: str = option("", f"of features, for rFID: {' or '.join(EXTRACTORS)}; empty: no rFID")
+    weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
+
+    def __post_init__(self) -> None:
+        if self.extractor:
+            check_extractor(self.extractor)
 
 
 @dataclass
@@ -60,6 +72,7 @@ class AEConfig:
     loss: LossConfig = option(LossConfig, "")
     regulariser: RegulariserConfig = option(RegulariserConfig, "")
     monitor: MonitorConfig = option(MonitorConfig, "")
+    evaluate: EvaluateConfig = option(EvaluateConfig, "", changes_result=False)
     train: TrainConfig = option(TrainConfig, "")
     optim: OptimConfig = option(OptimConfig, "")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Features:
         prc = fid if shared else torch.cat([part.prc for part in parts])
         return cls(fid, torch.cat([part.logits for part in parts]), prc, parts[0].extractor)
 
-    def _each(self, change) -> Features:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Features:
         fid = change(self.fid)
         return Features(fid, change(self.logits), fid if self.prc is self.fid else change(self.prc), self.extractor)
 

@@ -7,12 +7,14 @@ the reference's :class:`~flowprior.metrics.statistics.Statistics`. To add one, w
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flowprior.errors import UserError
 from flowprior.metrics.image_set import ImageSet
 from flowprior.metrics.registry import METRICS, choose_metrics
 from flowprior.metrics.statistics import Statistics
+
+Metric = Callable[[ImageSet, ImageSet | Statistics], dict[str, float]]
 
 
 def evaluate_generation(
@@ -42,6 +44,6 @@ def evaluate_generation(
     return {key: value for name in chosen for key, value in results[name].items()}
 
 
-def _load(home: str):
+def _load(home: str) -> Metric:
     module, function = home.split(":")
     return getattr(importlib.import_module(module), function)

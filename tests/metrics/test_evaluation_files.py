@@ -10,9 +10,9 @@ import pytest
 
 from flowprior.data.digits import digit_images
 from flowprior.metrics import Extractor, ImageSet
+from flowprior.metrics.digit_networks import weights_file
 from flowprior.training.config import build_config
 from flowprior.training.files import read_tensors, write_json, write_tensors
-from flowprior.metrics.digit_networks import weights_file
 from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import samples_file

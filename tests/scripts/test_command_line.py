@@ -116,7 +116,7 @@ def test_an_unreadable_image_is_named_and_once_it_is_mended_the_same_command_goe
     bad = pictures / "class1" / "3.png"
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-40])
-    words = ["regulariser.name=none", "train.global_batch=6", "train.steps=2", "monitor.extractor=", f"train.workers={loaders}"]
+    words = ["regulariser.name=none", "train.global_batch=6", "train.steps=2", "evaluate.extractor=", f"train.workers={loaders}"]
     assert str(bad) in refused(scripts.run("train_ae", *words, run_dir=tmp_path / "run", DATA=str(pictures)))
     bad.write_bytes(whole)
     mended = scripts.run("train_ae", *words, run_dir=tmp_path / "run", DATA=str(pictures))
@@ -150,7 +150,7 @@ def test_a_prior_over_other_channels_is_refused_with_what_to_write(scripts, tmp_
 
 
 def test_missing_perceptual_weights_can_be_done_without_in_the_same_folder(scripts, tmp_path):
-    words = ["regulariser.name=none", "train.steps=1", "monitor.extractor="]
+    words = ["regulariser.name=none", "train.steps=1", "evaluate.extractor="]
     offline = {"TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
     answer = scripts.run("train_ae", *words, "loss.perceptual_weight=1", run_dir=tmp_path / "run", **offline)
     assert answer.returncode == 2 and "vgg16" in answer.stderr.splitlines()[-1] and "Traceback" not in answer.stderr
