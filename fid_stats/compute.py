@@ -24,15 +24,30 @@ EPILOG = """examples:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python fid_stats/compute.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python fid_stats/compute.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="digits|FOLDER", help="the embedded digits, or a folder of images with or without class folders")
-    parser.add_argument("--extractor", choices=sorted(EXTRACTORS), help="default: digits for the digits, inception for a folder")
-    parser.add_argument("--size", type=int, help="side of the central square in pixels (default: 32 for digits, 256 for a folder)")
-    parser.add_argument("--out", type=Path, help="file to write (default for digits: fid_stats/digits.npz; needed for a folder)")
+    parser.add_argument(
+        "source",
+        metavar="digits|FOLDER",
+        help="the embedded digits, or a folder of images with or without class folders",
+    )
+    parser.add_argument(
+        "--extractor", choices=sorted(EXTRACTORS), help="default: digits for the digits, inception for a folder"
+    )
+    parser.add_argument(
+        "--size", type=int, help="side of the central square in pixels (default: 32 for digits, 256 for a folder)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="file to write (default for digits: fid_stats/digits.npz; needed for a folder)"
+    )
     parser.add_argument("--workers", type=int, default=4, help="threads that read images (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    parser.add_argument("--weights-path", type=Path, help="file with the extractor's weights, instead of the usual place")
+    parser.add_argument(
+        "--weights-path", type=Path, help="file with the extractor's weights, instead of the usual place"
+    )
     options = parser.parse_args(arguments)
     embedded = options.source == "digits"
     options.extractor = options.extractor or ("digits" if embedded else "inception")
@@ -55,7 +70,9 @@ def main() -> None:
     source = {"source": "digits"} if options.source == "digits" else {"source": "folder", "path": options.source}
     images = open_images(build_config(ImageConfig, source | {"size": options.size}, "--size"))
     extractor = Extractor(options.extractor, device=options.device, weights_path=options.weights_path)
-    statistics = ImageSet.of_source(images, extractor, threads=options.workers, progress=sys.stderr.isatty()).statistics()
+    statistics = ImageSet.of_source(
+        images, extractor, threads=options.workers, progress=sys.stderr.isatty()
+    ).statistics()
     statistics.save(options.out)
     print(f"{options.out}: {statistics.count} images, {len(statistics.mu)} dimensions, extractor {options.extractor}")
 

@@ -38,7 +38,11 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             _say_once(f"error: {' '.join(str(error).split())}")
             sys.exit(USER_ERROR_EXIT)
         except NonFiniteLoss as error:
-            print(f"stopped: {error}; the last checkpoint is intact (a lower optim.lr may help)", file=sys.stderr, flush=True)
+            print(
+                f"stopped: {error}; the last checkpoint is intact (a lower optim.lr may help)",
+                file=sys.stderr,
+                flush=True,
+            )
             sys.exit(NON_FINITE_EXIT)
         except OSError as error:
             if error.errno is None:  # not the system's answer, but some library's own

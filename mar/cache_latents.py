@@ -23,14 +23,21 @@ def main() -> None:
     with distributed_workers() as workers:
         autoencoder = load_autoencoder(config, workers.device)
         images = open_images(config.data)
-        origin = {"autoencoder": autoencoder.fingerprint, "images": images.fingerprint(), "size": config.data.size,
-                  "flips": config.cache.flips, "dtype": config.cache.dtype}
+        origin = {
+            "autoencoder": autoencoder.fingerprint,
+            "images": images.fingerprint(),
+            "size": config.data.size,
+            "flips": config.cache.flips,
+            "dtype": config.cache.dtype,
+        }
         manifest = config.cache_folder / "manifest.json"
         if manifest.is_file():
             kept = read_json(manifest, "latent cache").get("origin") or {}
             if kept != origin:
                 differing = ", ".join(sorted(name for name in origin if kept.get(name) != origin[name]))
-                raise UserError(f"the latent cache {config.cache_folder} was made from another {differing}: delete the folder, or write run_dir=<another>")
+                raise UserError(
+                    f"the latent cache {config.cache_folder} was made from another {differing}: delete the folder, or write run_dir=<another>"
+                )
             if workers.is_main:
                 print(f"latents: complete ({config.cache_folder})")
             return

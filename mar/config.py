@@ -50,8 +50,12 @@ class EvaluateConfig:
     extractor: str = option("inception", f"of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
     reference: str = option("data", "data: all images of the training data; or a .npz with mu and sigma")
-    metrics: tuple[str, ...] = option((), f"of {', '.join(METRICS)}; empty: all that apply. The time of precision_recall is quadratic")
-    half_half_splits: int = option(0, "random halves of the real images whose FID is measured as a yardstick; needs reference=data")
+    metrics: tuple[str, ...] = option(
+        (), f"of {', '.join(METRICS)}; empty: all that apply. The time of precision_recall is quadratic"
+    )
+    half_half_splits: int = option(
+        0, "random halves of the real images whose FID is measured as a yardstick; needs reference=data"
+    )
 
     def __post_init__(self) -> None:
         if not self.uses_data and not self.reference.endswith(".npz"):
@@ -73,7 +77,9 @@ class EvaluateConfig:
 class MARStageConfig:
     """Stage 3."""
 
-    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its latents/ and mar/", changes_result=False)
+    run_dir: str = option(
+        "runs/digits", "folder of the run; the stage writes into its latents/ and mar/", changes_result=False
+    )
     autoencoder: str = option("", "folder of the autoencoder; empty: <run_dir>/ae/autoencoder", changes_result=False)
     data: ImageConfig = option(ImageConfig, "")
     cache: CacheConfig = option(CacheConfig, "")

@@ -1,6 +1,6 @@
 """Measure the cached latents and store their scale, 1 / std, in the cache's manifest: training and decoding read it there.
 
-    python -m mar.estimate_scale [--preset digits] [option=value ...]
+python -m mar.estimate_scale [--preset digits] [option=value ...]
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ def main() -> None:
         statistics = measure_statistics(cache, config.cache.scale_samples)
         store_statistics(config.cache_folder, statistics)
     spread = " ".join(f"{value:.3f}" for value in statistics["channel_std"])
-    print("scale: {scale:.4f} = 1 / std of {images} images (min {min:.3f}, max {max:.3f}, mean {mean:.3f}, std {std:.4f}); ".format(**statistics)
-          + f"std per channel: {spread}")
+    print(
+        "scale: {scale:.4f} = 1 / std of {images} images (min {min:.3f}, max {max:.3f}, mean {mean:.3f}, std {std:.4f}); ".format(
+            **statistics
+        )
+        + f"std per channel: {spread}"
+    )
 
 
 if __name__ == "__main__":

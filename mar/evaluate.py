@@ -40,7 +40,9 @@ def main() -> None:
         print(f"generator, cfg {cfg}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     if "half_half_fid" in result:
         splits = result["half_half_fid"]
-        print(f"FID of one half of the real images against the other, mean of {len(splits['splits'])} splits: {splits['mean']:.3f}")
+        print(
+            f"FID of one half of the real images against the other, mean of {len(splits['splits'])} splits: {splits['mean']:.3f}"
+        )
 
 
 def open_reference(config: MARStageConfig, extractor: Extractor) -> tuple[ImageSet | Statistics, dict[str, Any]]:
@@ -59,10 +61,18 @@ def protocol(config: MARStageConfig, extractor: Extractor, reference: dict[str, 
     chosen, package = config.evaluate.chosen_metrics(), Path(flowprior.metrics.__file__).parent
     own_weights = {name: file_sha256(package / METRICS[name].weights) for name in chosen if METRICS[name].weights}
     notes = {cfg: samples_file(config, cfg).with_suffix(".json") for cfg in config.sample.cfg}
-    return {"reference": reference, "extractor": {"name": extractor.name, "weights": extractor.fingerprint},
-            "metrics": list(chosen), "metric_weights": own_weights,
-            "half_half_splits": config.evaluate.half_half_splits if config.evaluate.uses_data else 0, "dtype": "float32 features, float64 moments",
-            "samples": {f"{cfg:g}": read_json(note, "set of samples (run `python -m mar.generate`)")["protocol"] for cfg, note in notes.items()}}
+    return {
+        "reference": reference,
+        "extractor": {"name": extractor.name, "weights": extractor.fingerprint},
+        "metrics": list(chosen),
+        "metric_weights": own_weights,
+        "half_half_splits": config.evaluate.half_half_splits if config.evaluate.uses_data else 0,
+        "dtype": "float32 features, float64 moments",
+        "samples": {
+            f"{cfg:g}": read_json(note, "set of samples (run `python -m mar.generate`)")["protocol"]
+            for cfg, note in notes.items()
+        },
+    }
 
 
 def evaluate(config: MARStageConfig, extractor: Extractor, reference: ImageSet | Statistics) -> dict[str, Any]:
@@ -87,9 +97,13 @@ def read_samples(config: MARStageConfig, cfg: float) -> tuple[Tensor, Tensor]:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = torch.from_numpy(arrays["arr_0"]).permute(0, 3, 1, 2), torch.from_numpy(arrays["labels"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the samples {file} cannot be read ({error}): delete the file and run `python -m mar.generate`") from error
+        raise UserError(
+            f"the samples {file} cannot be read ({error}): delete the file and run `python -m mar.generate`"
+        ) from error
     if len(images) != config.sample.count or len(labels) != len(images):
-        raise UserError(f"{file} holds {len(images)} images and sample.count is {config.sample.count}: run `python -m mar.generate` again")
+        raise UserError(
+            f"{file} holds {len(images)} images and sample.count is {config.sample.count}: run `python -m mar.generate` again"
+        )
     return images, labels
 
 

@@ -49,11 +49,25 @@ def samples_file(config: MARStageConfig, cfg: float) -> Path:
 def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float) -> dict[str, Any]:
     """How a set of images is made: equal protocols mean equal images."""
     sampler = asdict(getattr(config.model, saved["generator"]["name"]).sampler)
-    return {"generator": saved["fingerprint"], "autoencoder": saved["about"]["autoencoder"], "count": config.sample.count,
-            "seed": config.sample.seed, "labels": "i mod number of classes", "cfg": cfg, "sampler": sampler}
+    return {
+        "generator": saved["fingerprint"],
+        "autoencoder": saved["about"]["autoencoder"],
+        "count": config.sample.count,
+        "seed": config.sample.seed,
+        "labels": "i mod number of classes",
+        "cfg": cfg,
+        "sampler": sampler,
+    }
 
 
-def generate_set(config: MARStageConfig, workers: Workers, bundle: GeneratorObjective, autoencoder: Autoencoder, cfg: float, made_by: dict[str, Any]) -> None:
+def generate_set(
+    config: MARStageConfig,
+    workers: Workers,
+    bundle: GeneratorObjective,
+    autoencoder: Autoencoder,
+    cfg: float,
+    made_by: dict[str, Any],
+) -> None:
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
     file = samples_file(config, cfg)
     note = file.with_suffix(".json")
@@ -64,14 +78,22 @@ def generate_set(config: MARStageConfig, workers: Workers, bundle: GeneratorObje
     start = time.perf_counter()
     batches = math.ceil(config.sample.count / config.sample.batch)
     mine: list[Tensor] = []
-    bar = tqdm(range(workers.rank, batches, workers.count), desc=f"sample, cfg {cfg:g}", unit="batch", disable=not workers.is_main, dynamic_ncols=True)
+    bar = tqdm(
+        range(workers.rank, batches, workers.count),
+        desc=f"sample, cfg {cfg:g}",
+        unit="batch",
+        disable=not workers.is_main,
+        dynamic_ncols=True,
+    )
     for number in bar:
         indices = range(number * config.sample.batch, min((number + 1) * config.sample.batch, config.sample.count))
         labels = torch.tensor(indices, device=workers.device) % bundle.model.num_classes
         latents = bundle.model.sample(labels, [stream_seed(config.sample.seed, "sample", i) for i in indices], cfg)
         mine.append(decode_to_uint8(autoencoder, bundle.normaliser.undo(latents)))
     size = autoencoder.config.image_size
-    images = collect(torch.cat(mine) if mine else torch.empty(0, 3, size, size, dtype=torch.uint8), config, workers, file)
+    images = collect(
+        torch.cat(mine) if mine else torch.empty(0, 3, size, size, dtype=torch.uint8), config, workers, file
+    )
     if images is None:
         return
     buffer = io.BytesIO()

@@ -36,12 +36,25 @@ class MARConfig:
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
-        sizes = (self.width, self.encoder_depth, self.decoder_depth, self.heads, self.buffer_tokens, self.head_width, self.head_depth)
+        sizes = (
+            self.width,
+            self.encoder_depth,
+            self.decoder_depth,
+            self.heads,
+            self.buffer_tokens,
+            self.head_width,
+            self.head_depth,
+        )
         if min(*sizes, self.pairs) < 1:
             raise ValueError("widths, depths, heads, buffer_tokens and pairs are at least 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
-        if not (0 <= self.label_drop < 1 and 0 <= self.dropout < 1 and 0 < self.mask_ratio_min <= 1 and self.mask_ratio_std > 0):
+        if not (
+            0 <= self.label_drop < 1
+            and 0 <= self.dropout < 1
+            and 0 < self.mask_ratio_min <= 1
+            and self.mask_ratio_std > 0
+        ):
             raise ValueError("label_drop and dropout lie in [0, 1), mask_ratio_min in (0, 1], mask_ratio_std above 0")
 
     def build(self, tokens: int, channels: int, num_classes: int) -> MAR:
@@ -90,13 +103,24 @@ class MAR(Generator):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for parameter in (self.class_embed.weight, self.encoder_positions, self.mask_token, self.decoder_positions, self.head_positions):
+        for parameter in (
+            self.class_embed.weight,
+            self.encoder_positions,
+            self.mask_token,
+            self.decoder_positions,
+            self.head_positions,
+        ):
             nn.init.normal_(parameter, std=0.02)
         self.head = VelocityMLP(channels, config.head_width, config.head_depth, cond_channels=width)
 
     def _blocks(self, depth: int) -> nn.Sequential:
         c = self.config
-        return nn.Sequential(*[Block(c.width, c.heads, qkv_bias=True, qk_norm=True, proj_drop=c.dropout, attn_drop=c.dropout) for _ in range(depth)])
+        return nn.Sequential(
+            *[
+                Block(c.width, c.heads, qkv_bias=True, qk_norm=True, proj_drop=c.dropout, attn_drop=c.dropout)
+                for _ in range(depth)
+            ]
+        )
 
     @property
     def compiled_parts(self) -> list[nn.Module]:
@@ -136,8 +160,15 @@ class MAR(Generator):
         labels = torch.where(random.uniform("label drop", images) < config.label_drop, self.num_classes, labels)
         cond = self.condition(latents, labels, known, masked)  # (B, n, W)
         noise = random.normal("noise", images, config.pairs, masked_count, self.channels)
-        return flow_matching_loss(self.head, gather_tokens(latents, masked), pairs=config.pairs, group_size=1, cond=cond, noise=noise,
-                                  t=random.times("t", images, config.pairs, masked_count))
+        return flow_matching_loss(
+            self.head,
+            gather_tokens(latents, masked),
+            pairs=config.pairs,
+            group_size=1,
+            cond=cond,
+            noise=noise,
+            t=random.times("t", images, config.pairs, masked_count),
+        )
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         return sample_latents(self, labels, seeds, cfg, self.config.sampler)

@@ -23,7 +23,9 @@ class SamplerConfig:
     ar_steps: int = option(64, "autoregressive steps; at most the number of tokens")
     head_steps: int = option(100, "steps of the flow head's solver per token")
     solver: Literal["euler", "midpoint", "heun"] = option("euler", "of the flow head")
-    cfg_schedule: Literal["linear", "constant"] = option("linear", "guidance grows with the share of known tokens, or is constant")
+    cfg_schedule: Literal["linear", "constant"] = option(
+        "linear", "guidance grows with the share of known tokens, or is constant"
+    )
     temperature: float = option(1.0, "scale of the flow head's noise")
 
     def __post_init__(self) -> None:
@@ -53,14 +55,19 @@ def sample_latents(model: MAR, labels: Tensor, seeds: list[int], cfg: float, con
     batch, tokens, device = len(labels), model.tokens, labels.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     order = torch.stack([torch.randperm(tokens, generator=g) for g in generators]).to(device)  # (B, T)
-    noise = torch.stack([torch.randn(tokens, model.channels, generator=g) for g in generators]).to(device) * config.temperature
+    noise = (
+        torch.stack([torch.randn(tokens, model.channels, generator=g) for g in generators]).to(device)
+        * config.temperature
+    )
     latents = torch.zeros(batch, tokens, model.channels, device=device)
     both = torch.cat([labels, torch.full_like(labels, model.num_classes)]) if cfg != 1 else labels
     known = 0
     for known_next in known_after_steps(tokens, min(config.ar_steps, tokens)):
         wanted = order[:, known:known_next]  # (B, n)
         repeat = len(both) // batch
-        cond = model.condition(latents.repeat(repeat, 1, 1), both, order[:, :known].repeat(repeat, 1), wanted.repeat(repeat, 1))
+        cond = model.condition(
+            latents.repeat(repeat, 1, 1), both, order[:, :known].repeat(repeat, 1), wanted.repeat(repeat, 1)
+        )
         start = noise.gather(1, wanted.unsqueeze(-1).expand(-1, -1, model.channels))  # (B, n, C)
         scale = guidance(cfg, known_next, tokens, config.cfg_schedule)
         drawn = _draw_tokens(model, start, cond, scale, config)

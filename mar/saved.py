@@ -11,7 +11,14 @@ import torch
 from flowprior.data.latent_cache import LatentNormaliser
 from flowprior.errors import UserError
 from flowprior.training.config import build_config
-from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
+from flowprior.training.files import (
+    load_weights,
+    read_json,
+    read_tensors,
+    tensors_fingerprint,
+    write_json,
+    write_tensors,
+)
 from mar.config import GeneratorConfig, MARStageConfig, build_generator
 from mar.generator import GeneratorObjective
 from tokenizer.autoencoder import Autoencoder
@@ -19,7 +26,9 @@ from tokenizer.autoencoder import Autoencoder
 FORMAT_VERSION = 1
 
 
-def save_generator(folder: Path, bundle: GeneratorObjective, config: GeneratorConfig, shape: dict[str, int], about: dict[str, Any]) -> str:
+def save_generator(
+    folder: Path, bundle: GeneratorObjective, config: GeneratorConfig, shape: dict[str, int], about: dict[str, Any]
+) -> str:
     """Write generator and normaliser; returns the fingerprint of both.
 
     Args:
@@ -31,11 +40,22 @@ def save_generator(folder: Path, bundle: GeneratorObjective, config: GeneratorCo
     """
     fingerprint = tensors_fingerprint(bundle.state_dict())
     write_tensors(folder / "model.safetensors", bundle.state_dict())
-    write_json(folder / "config.json", {"format": FORMAT_VERSION, "generator": asdict(config), "shape": shape, "about": about, "fingerprint": fingerprint})
+    write_json(
+        folder / "config.json",
+        {
+            "format": FORMAT_VERSION,
+            "generator": asdict(config),
+            "shape": shape,
+            "about": about,
+            "fingerprint": fingerprint,
+        },
+    )
     return fingerprint
 
 
-def load_generator(config: MARStageConfig, autoencoder: Autoencoder, device: torch.device) -> tuple[GeneratorObjective, dict[str, Any]]:
+def load_generator(
+    config: MARStageConfig, autoencoder: Autoencoder, device: torch.device
+) -> tuple[GeneratorObjective, dict[str, Any]]:
     """The run's trained generator with the sampler that ``config`` asks for, and its ``config.json``.
 
     Raises:
@@ -55,11 +75,15 @@ def load_generator(config: MARStageConfig, autoencoder: Autoencoder, device: tor
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} is damaged ({error}): delete {folder.parent}") from error
     if made_for != autoencoder.fingerprint:
-        raise UserError(f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}")
+        raise UserError(
+            f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}"
+        )
     trained = build_config(GeneratorConfig, saved.get("generator"), str(folder))
     section = getattr(trained, trained.name)
     section.sampler = getattr(config.model, trained.name).sampler
     model = build_generator(trained, **shape)
     bundle = GeneratorObjective(model, LatentNormaliser(shape["channels"]))
-    load_weights(bundle, read_tensors(folder / "model.safetensors", "generator's weights"), f"the generator in {folder}")
+    load_weights(
+        bundle, read_tensors(folder / "model.safetensors", "generator's weights"), f"the generator in {folder}"
+    )
     return bundle.eval().requires_grad_(False).to(device), saved

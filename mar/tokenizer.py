@@ -21,8 +21,10 @@ def load_autoencoder(config: MARStageConfig, device: torch.device) -> Autoencode
         raise UserError(f"there is no autoencoder at {config.autoencoder_folder}: run `bash scripts/train_ae.sh` first")
     autoencoder = Autoencoder.load(config.autoencoder_folder).requires_grad_(False).to(device)
     if config.data.size != autoencoder.config.image_size:
-        raise UserError(f"data.size is {config.data.size} and the autoencoder in {config.autoencoder_folder} takes {autoencoder.config.image_size} px: "
-                        f"write data.size={autoencoder.config.image_size}")
+        raise UserError(
+            f"data.size is {config.data.size} and the autoencoder in {config.autoencoder_folder} takes {autoencoder.config.image_size} px: "
+            f"write data.size={autoencoder.config.image_size}"
+        )
     return autoencoder
 
 

@@ -45,20 +45,35 @@ def open_cache(config: MARStageConfig, autoencoder: Autoencoder, workers: Worker
     """The run's latent cache, verified by the first process; a :class:`UserError` when it is another autoencoder's or has no scale."""
     cache = LatentCache(config.cache_folder, config.train.seed, verify=workers.is_main)
     if cache.manifest.get("origin", {}).get("autoencoder") != autoencoder.fingerprint:
-        raise UserError(f"the latent cache {config.cache_folder} was made by another autoencoder: delete it and run `python -m mar.cache_latents`")
+        raise UserError(
+            f"the latent cache {config.cache_folder} was made by another autoencoder: delete it and run `python -m mar.cache_latents`"
+        )
     if "statistics" not in cache.manifest:
-        raise UserError(f"the latent cache {config.cache_folder} has no scale: run `python -m mar.estimate_scale` first")
+        raise UserError(
+            f"the latent cache {config.cache_folder} has no scale: run `python -m mar.estimate_scale` first"
+        )
     return cache
 
 
-def train(config: MARStageConfig, folder: RunFolder, workers: Workers, cache: LatentCache, autoencoder: Autoencoder) -> None:
+def train(
+    config: MARStageConfig, folder: RunFolder, workers: Workers, cache: LatentCache, autoencoder: Autoencoder
+) -> None:
     """Train, save the averaged weights with the latents' scale, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
     normaliser = LatentNormaliser.from_statistics(cache.manifest["statistics"], config.cache.scale_per)
     shape = {"tokens": cache.shape[0], "channels": cache.shape[1], "num_classes": cache.num_classes}
     seed_global_generators(config.train.seed, "generator")
     objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(workers.device)
-    loop = TrainingLoop(objective, objective.model, config.train, config.optim, workers, folder.path, {"normaliser": normaliser}, "generator")
+    loop = TrainingLoop(
+        objective,
+        objective.model,
+        config.train,
+        config.optim,
+        workers,
+        folder.path,
+        {"normaliser": normaliser},
+        "generator",
+    )
 
     def evaluate(step: int) -> dict[str, float]:
         if workers.is_main:
@@ -69,13 +84,21 @@ def train(config: MARStageConfig, folder: RunFolder, workers: Workers, cache: La
         loop.run(training_batches(cache, config.train, workers, loop.step), evaluate)
     if workers.is_main:
         with loop.averaged_weights():
-            about = {"autoencoder": autoencoder.fingerprint, "class_names": cache.manifest["class_names"], "train": asdict(config.train)}
+            about = {
+                "autoencoder": autoencoder.fingerprint,
+                "class_names": cache.manifest["class_names"],
+                "train": asdict(config.train),
+            }
             fingerprint = save_generator(folder.path / "generator", objective, config.model, shape, about)
-        folder.complete({"fingerprint": fingerprint, "seconds": stopwatch.seconds(), "peak_memory_gb": peak_memory_gb()})
+        folder.complete(
+            {"fingerprint": fingerprint, "seconds": stopwatch.seconds(), "peak_memory_gb": peak_memory_gb()}
+        )
         print(f"generator: {folder.path / 'generator'}  ({stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)")
 
 
-def preview(config: MARStageConfig, objective: GeneratorObjective, autoencoder: Autoencoder, path: Path, workers: Workers) -> None:
+def preview(
+    config: MARStageConfig, objective: GeneratorObjective, autoencoder: Autoencoder, path: Path, workers: Workers
+) -> None:
     """A picture of samples at fixed seeds, in columns of classes."""
     count, columns = config.sample.preview_images, min(10, objective.model.num_classes)
     labels = torch.arange(count, device=workers.device) % columns

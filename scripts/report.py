@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Any
 
 BLUE, RED, GREEN, GREY = "#2b6cb0", "#c53030", "#2f855a", "#718096"
-FORMS = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "rfid": ("rFID", ".3f", ""), "fid": ("FID", ".3f", ""),
-         "inception_score": ("IS", ".2f", ""), "recognised": ("recognised", ".2%", "")}  # label, format, unit
+FORMS = {
+    "psnr": ("PSNR", ".2f", " dB"),
+    "ssim": ("SSIM", ".4f", ""),
+    "rfid": ("rFID", ".3f", ""),
+    "fid": ("FID", ".3f", ""),
+    "inception_score": ("IS", ".2f", ""),
+    "recognised": ("recognised", ".2%", ""),
+}  # label, format, unit
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,11 +58,21 @@ def summary(run: Path) -> list[tuple[str, str]]:
     evaluation = read(run / "mar" / "evaluation.json")
     rows = [("autoencoder", figures_text(reconstruction))]
     for cfg, figures in evaluation["metrics"].items():
-        rows.append((f"generator, cfg {cfg}", figures_text(figures) + ("  <- best" if cfg == evaluation.get("best_cfg") else "")))
+        rows.append(
+            (
+                f"generator, cfg {cfg}",
+                figures_text(figures) + ("  <- best" if cfg == evaluation.get("best_cfg") else ""),
+            )
+        )
     if "half_half_fid" in evaluation:
         halves = evaluation["half_half_fid"]
-        rows.append(("FID of real halves", f"{halves['mean']:.3f} +- {halves['std']:.3f} (one random half of the real images against the other; "
-                     "a yardstick: with half as many images a side it lies above what the generator's FID can reach)"))
+        rows.append(
+            (
+                "FID of real halves",
+                f"{halves['mean']:.3f} +- {halves['std']:.3f} (one random half of the real images against the other; "
+                "a yardstick: with half as many images a side it lies above what the generator's FID can reach)",
+            )
+        )
     rows.append(("training time", "  ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in stages.items())))
     rows.append(("peak memory", f"{max(stage['peak_memory_gb'] for stage in stages.values()):.1f} GB"))
     return rows
@@ -80,7 +96,9 @@ class Page:
     def picture(self, png: bytes, caption: str, pixelated: bool = False) -> None:
         style = ' class="pixels"' if pixelated else ""
         source = base64.b64encode(png).decode()
-        self.parts.append(f'<figure><img{style} alt="{html.escape(caption)}" src="data:image/png;base64,{source}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        self.parts.append(
+            f'<figure><img{style} alt="{html.escape(caption)}" src="data:image/png;base64,{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        )
 
     def table(self, rows: list[tuple[str, str]]) -> None:
         body = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
@@ -90,13 +108,17 @@ class Page:
         self.parts.append(f"<pre>{html.escape(text)}</pre>")
 
     def write(self, path: Path) -> None:
-        style = ("body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a202c}"
-                 "figure{margin:1rem 0}img{max-width:100%}img.pixels{image-rendering:pixelated}figcaption{color:#4a5568;font-size:.9rem}"
-                 "table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1rem .2rem 0;border-bottom:1px solid #e2e8f0;font-weight:normal}"
-                 "th{white-space:nowrap;color:#4a5568}td{font-variant-numeric:tabular-nums}"
-                 "pre{background:#f7fafc;padding:1rem;overflow:auto;font-size:.8rem}summary{cursor:pointer}")
-        text = (f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-                f"<title>{html.escape(self.title)}</title><style>{style}</style><body><h1>{html.escape(self.title)}</h1>{''.join(self.parts)}</body></html>")
+        style = (
+            "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a202c}"
+            "figure{margin:1rem 0}img{max-width:100%}img.pixels{image-rendering:pixelated}figcaption{color:#4a5568;font-size:.9rem}"
+            "table{border-collapse:collapse}th,td{text-align:left;padding:.2rem 1rem .2rem 0;border-bottom:1px solid #e2e8f0;font-weight:normal}"
+            "th{white-space:nowrap;color:#4a5568}td{font-variant-numeric:tabular-nums}"
+            "pre{background:#f7fafc;padding:1rem;overflow:auto;font-size:.8rem}summary{cursor:pointer}"
+        )
+        text = (
+            f"<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+            f"<title>{html.escape(self.title)}</title><style>{style}</style><body><h1>{html.escape(self.title)}</h1>{''.join(self.parts)}</body></html>"
+        )
         path.write_text(text)
 
 
@@ -125,7 +147,13 @@ def draw_prior(axes: Any, run: Path) -> None:
     low, high = points["target features"].min(0), points["target features"].max(0)
     for axis, (label, plane), colour in zip(axes, points.items(), (BLUE, RED)):
         axis.scatter(plane[:, 0], plane[:, 1], s=2, alpha=0.4, color=colour, linewidths=0)
-        axis.set(xlabel="first principal axis", ylabel="second principal axis", title=label, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axis.set(
+            xlabel="first principal axis",
+            ylabel="second principal axis",
+            title=label,
+            xlim=(low[0], high[0]),
+            ylim=(low[1], high[1]),
+        )
 
 
 def draw_prior_together(axis: Any, run: Path) -> None:
@@ -144,7 +172,14 @@ def draw_prior_together(axis: Any, run: Path) -> None:
 
 def draw_losses(axes: Any, run: Path) -> None:
     """The loss of every stage against the step."""
-    for axis, (stage, title) in zip(axes, (("flowhead", "flow prior: flow matching"), ("ae", "autoencoder"), ("mar", "MAR: flow matching of masked tokens"))):
+    for axis, (stage, title) in zip(
+        axes,
+        (
+            ("flowhead", "flow prior: flow matching"),
+            ("ae", "autoencoder"),
+            ("mar", "MAR: flow matching of masked tokens"),
+        ),
+    ):
         rows = read_rows(run / stage / "log.jsonl", "loss")
         names = [name for name in rows[0] if name not in ("step", "grad_norm", "lr", "steps_per_second")]
         for name, colour in zip(names, (BLUE, RED, GREEN, GREY)):
@@ -238,18 +273,34 @@ def write_report(run: Path) -> Path:
     matplotlib.use("Agg")
     page = Page(f"flowprior: {run.name}")
     page.table(summary(run))
-    page.section("1. Flow prior", "Target features and samples of the frozen flow, on the two principal axes of the target.")
+    page.section(
+        "1. Flow prior", "Target features and samples of the frozen flow, on the two principal axes of the target."
+    )
     page.picture(curves(run, draw_prior, 2), "Target features (blue) and prior samples (red), the same window")
     page.section("2. Autoencoder", "Inputs above, reconstructions below.")
-    page.picture(last_picture(run / "ae" / "pictures", "reconstructions_*.png"), "Rows 1 and 3: inputs. Rows 2 and 4: reconstructions.", pixelated=True)
+    page.picture(
+        last_picture(run / "ae" / "pictures", "reconstructions_*.png"),
+        "Rows 1 and 3: inputs. Rows 2 and 4: reconstructions.",
+        pixelated=True,
+    )
     if read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance"):
-        page.section("Alignment against density", "The kNN distance to target samples is a proxy of the latents' negative log-likelihood.")
-        page.picture(curves(run, draw_alignment, 2), "Alignment loss and mean log distance to the k-th nearest target sample, on a fixed set of images")
+        page.section(
+            "Alignment against density",
+            "The kNN distance to target samples is a proxy of the latents' negative log-likelihood.",
+        )
+        page.picture(
+            curves(run, draw_alignment, 2),
+            "Alignment loss and mean log distance to the k-th nearest target sample, on a fixed set of images",
+        )
     page.section("Latents", "Statistics on a fixed set of images over training, and of the cache.")
     page.picture(curves(run, draw_latents, 3), "Latent statistics")
     page.section("3. Generator", f"Samples{classes_text(run)}; the same seeds in every sheet.")
     for cfg in two_scales(run):
-        page.picture((run / "mar" / "samples" / f"cfg_{cfg}.png").read_bytes(), f"Generated images, guidance scale {cfg}", pixelated=True)
+        page.picture(
+            (run / "mar" / "samples" / f"cfg_{cfg}.png").read_bytes(),
+            f"Generated images, guidance scale {cfg}",
+            pixelated=True,
+        )
     page.section("Losses", "Means over the logging interval.")
     page.picture(curves(run, draw_losses, 3), "Loss curves")
     page.section("Protocol", "How the figures above were measured.")

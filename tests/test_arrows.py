@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAY_IMPORT = {"flowprior": set(), "toy_examples": {"flowprior"}, "tokenizer": {"flowprior"}, "mar": {"flowprior", "tokenizer"}}
+MAY_IMPORT = {
+    "flowprior": set(),
+    "toy_examples": {"flowprior"},
+    "tokenizer": {"flowprior"},
+    "mar": {"flowprior", "tokenizer"},
+}
 
 
 def modules():
@@ -35,7 +40,11 @@ def imports(body, name, is_package, everywhere):
         elif for_types_only(node) and not everywhere:
             yield from imports(node.orelse, name, is_package, everywhere)
         elif everywhere or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            children = [child for child in ast.iter_child_nodes(node) if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case))]
+            children = [
+                child
+                for child in ast.iter_child_nodes(node)
+                if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case))
+            ]
             yield from imports(children, name, is_package, everywhere)
 
 
@@ -89,8 +98,12 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_the_search_for_cycles_finds_one_and_passes_over_imports_for_types_and_inside_functions(tmp_path):
-    sources = {"p": "", "p.a": "from p import b", "p.b": "try:\n    from .c import x\nexcept ImportError:\n    pass",
-               "p.c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a\ndef f():\n    import p.a"}
+    sources = {
+        "p": "",
+        "p.a": "from p import b",
+        "p.b": "try:\n    from .c import x\nexcept ImportError:\n    pass",
+        "p.c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a\ndef f():\n    import p.a",
+    }
     files = {}
     for name, source in sources.items():
         files[name] = tmp_path / ("__init__.py" if name == "p" else f"{name[2:]}.py")
@@ -101,7 +114,16 @@ def test_the_search_for_cycles_finds_one_and_passes_over_imports_for_types_and_i
 
 
 def test_importing_flowprior_loads_no_heavy_or_optional_library():
-    heavy = ("faiss", "torch_fidelity", "timm", "sklearn", "matplotlib", "torchmetrics", "tensorboard", "huggingface_hub")
+    heavy = (
+        "faiss",
+        "torch_fidelity",
+        "timm",
+        "sklearn",
+        "matplotlib",
+        "torchmetrics",
+        "tensorboard",
+        "huggingface_hub",
+    )
     code = f"import sys, flowprior; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)

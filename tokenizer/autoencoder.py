@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from flowprior.errors import UserError
 from flowprior.training.config import build_config, option
-from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
+from flowprior.training.files import (
+    load_weights,
+    read_json,
+    read_tensors,
+    tensors_fingerprint,
+    write_json,
+    write_tensors,
+)
 
 FORMAT_VERSION = 1
 # At the customary 0.02 the first blocks' outputs drown what tells tokens apart, and training sits on a plateau for hundreds of steps.
@@ -73,21 +80,37 @@ def build_vit(config: ViTConfig, image_size: int, patch_size: int) -> VisionTran
         UserError: timm knows no such model, it is not a ViT, or its weights cannot be had.
     """
     if not config.name:
-        vit = VisionTransformer(img_size=image_size, patch_size=patch_size, embed_dim=config.width, depth=config.depth,
-                                num_heads=config.heads, num_classes=0, global_pool="", class_token=False)
+        vit = VisionTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            num_classes=0,
+            global_pool="",
+            class_token=False,
+        )
         nn.init.normal_(vit.pos_embed, std=TOKEN_STD)
         return vit
     try:
-        vit = timm.create_model(config.name, pretrained=config.pretrained, img_size=image_size, patch_size=patch_size, num_classes=0)
+        vit = timm.create_model(
+            config.name, pretrained=config.pretrained, img_size=image_size, patch_size=patch_size, num_classes=0
+        )
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError(f"timm cannot build the ViT '{config.name}' at {image_size} px ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(
+            f"timm cannot build the ViT '{config.name}' at {image_size} px ({' '.join(str(error).split())[:160]})"
+        ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"the weights of '{config.name}' are not on this machine and cannot be fetched: put the hub's timm/{config.name} "
-                        f"into HF_HOME, or write pretrained=false") from error
+        raise UserError(
+            f"the weights of '{config.name}' are not on this machine and cannot be fetched: put the hub's timm/{config.name} "
+            f"into HF_HOME, or write pretrained=false"
+        ) from error
     if isinstance(vit, VisionTransformer) and not config.pretrained and vit.pos_embed is not None:
         nn.init.normal_(vit.pos_embed, std=TOKEN_STD)
     if not isinstance(vit, VisionTransformer):
-        raise UserError(f"'{config.name}' is not one of timm's vision transformers: choose a name that starts with vit_")
+        raise UserError(
+            f"'{config.name}' is not one of timm's vision transformers: choose a name that starts with vit_"
+        )
     return vit
 
 
@@ -110,7 +133,7 @@ class Encoder(nn.Module):
         patches = self.vit._pos_embed(self.vit.patch_embed(images))  # (B, prefix + patches, W)
         tokens = self.latent_tokens.expand(len(images), -1, -1)  # (B, T, W)
         x = through_blocks(self.vit, torch.cat([patches, tokens], dim=1))  # (B, prefix + patches + T, W)
-        return self.to_latent(x[:, -tokens.shape[1]:])  # (B, T, C or 2 C)
+        return self.to_latent(x[:, -tokens.shape[1] :])  # (B, T, C or 2 C)
 
 
 class Decoder(nn.Module):
@@ -127,11 +150,15 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
 
     def forward(self, latents: Tensor) -> Tensor:
-        patches = self.vit._pos_embed(self.mask_token.expand(len(latents), self.side**2, -1))  # (B, prefix + patches, W)
+        patches = self.vit._pos_embed(
+            self.mask_token.expand(len(latents), self.side**2, -1)
+        )  # (B, prefix + patches, W)
         x = torch.cat([patches, self.from_latent(latents) + self.latent_positions], dim=1)
-        x = through_blocks(self.vit, x)[:, self.vit.num_prefix_tokens:][:, : self.side**2]  # (B, patches, W)
+        x = through_blocks(self.vit, x)[:, self.vit.num_prefix_tokens :][:, : self.side**2]  # (B, patches, W)
         pixels = self.to_pixels(x).view(-1, self.side, self.side, self.patch, self.patch, 3)
-        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, self.side * self.patch, self.side * self.patch)  # (B, 3, H, H)
+        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
+            -1, 3, self.side * self.patch, self.side * self.patch
+        )  # (B, 3, H, H)
 
 
 class Autoencoder(nn.Module):
@@ -181,7 +208,10 @@ class Autoencoder(nn.Module):
         sizes = asdict(self.config)
         for part in ("encoder", "decoder"):
             sizes[part]["pretrained"] = False  # the weights lie here: nothing is to be fetched to load them
-        write_json(folder / "config.json", {"format": FORMAT_VERSION, "sizes": sizes, "about": self.about, "fingerprint": self.fingerprint})
+        write_json(
+            folder / "config.json",
+            {"format": FORMAT_VERSION, "sizes": sizes, "about": self.about, "fingerprint": self.fingerprint},
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Autoencoder:
@@ -195,5 +225,7 @@ class Autoencoder(nn.Module):
         if config.get("format") != FORMAT_VERSION or not isinstance(config.get("about"), dict):
             raise UserError(f"{folder / 'config.json'} is not an autoencoder of format {FORMAT_VERSION}")
         model = cls(build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config.get("about"))
-        load_weights(model, read_tensors(folder / "model.safetensors", "autoencoder's weights"), f"the autoencoder in {folder}")
+        load_weights(
+            model, read_tensors(folder / "model.safetensors", "autoencoder's weights"), f"the autoencoder in {folder}"
+        )
         return model.eval()

@@ -33,9 +33,16 @@ def main() -> None:
     images = open_images(config.data)
     name, weights = config.evaluate.extractor, config.evaluate.weights or None
     extractor = Extractor(name, device=best_device(), weights_path=weights) if name else None
-    protocol = {"autoencoder": autoencoder.fingerprint, "images": images.fingerprint(), "count": len(images), "size": config.data.size,
-                "crop": "centre", "extractor": {"name": extractor.name, "weights": extractor.fingerprint} if extractor else None,
-                "weights": "averaged", "dtype": "float32, float64 moments"}
+    protocol = {
+        "autoencoder": autoencoder.fingerprint,
+        "images": images.fingerprint(),
+        "count": len(images),
+        "size": config.data.size,
+        "crop": "centre",
+        "extractor": {"name": extractor.name, "weights": extractor.fingerprint} if extractor else None,
+        "weights": "averaged",
+        "dtype": "float32, float64 moments",
+    }
     file = folder / "evaluation.json"
     if file.is_file() and read_json(file, "evaluation").get("protocol") == protocol:
         print(f"evaluation of the autoencoder: complete ({file})")
@@ -51,7 +58,9 @@ def measure(autoencoder: Autoencoder, images: ImageSource, extractor: Extractor 
     device = best_device()
     autoencoder = autoencoder.to(device)
     meter, real, decoded = ReconstructionMeter(), StreamingMoments(), StreamingMoments()
-    for batch in tqdm(ordered_batches(images, 128), total=-(-len(images) // 128), desc="reconstruct", unit="batch", dynamic_ncols=True):
+    for batch in tqdm(
+        ordered_batches(images, 128), total=-(-len(images) // 128), desc="reconstruct", unit="batch", dynamic_ncols=True
+    ):
         reconstruction = to_uint8(autoencoder.decode(autoencoder.encode(to_model(batch["image"].to(device))))).cpu()
         meter.update(batch["image"], reconstruction)
         if extractor:

@@ -78,7 +78,9 @@ class AEConfig:
 
     def __post_init__(self) -> None:
         if self.data.size != self.model.image_size:
-            raise ValueError(f"data.size {self.data.size} and model.image_size {self.model.image_size} are the same number: write both")
+            raise ValueError(
+                f"data.size {self.data.size} and model.image_size {self.model.image_size} are the same number: write both"
+            )
 
     @property
     def prior_folder(self) -> Path:
@@ -130,11 +132,28 @@ def train(config: AEConfig, folder: RunFolder, workers: Workers, images: ImageSo
         with loop.averaged_weights():
             figures = figures or monitor(autoencoder.eval(), loop.step)
             autoencoder.about = {
-                "data": {"size": config.data.size, "crop": config.data.crop, "source": config.data.source, "num_classes": images.num_classes},
-                "regularisers": [r.describe() for r in regularisers], "prior": prior.fingerprint if prior else None, "latent_std": figures["latent_std"]}
+                "data": {
+                    "size": config.data.size,
+                    "crop": config.data.crop,
+                    "source": config.data.source,
+                    "num_classes": images.num_classes,
+                },
+                "regularisers": [r.describe() for r in regularisers],
+                "prior": prior.fingerprint if prior else None,
+                "latent_std": figures["latent_std"],
+            }
             autoencoder.save(folder.path / "autoencoder")
-            folder.complete({"fingerprint": autoencoder.fingerprint, **figures, "seconds": stopwatch.seconds(), "peak_memory_gb": peak_memory_gb()})
-        print(f"autoencoder: {folder.path / 'autoencoder'}  (PSNR {figures['psnr']:.2f} dB, {stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)")
+            folder.complete(
+                {
+                    "fingerprint": autoencoder.fingerprint,
+                    **figures,
+                    "seconds": stopwatch.seconds(),
+                    "peak_memory_gb": peak_memory_gb(),
+                }
+            )
+        print(
+            f"autoencoder: {folder.path / 'autoencoder'}  (PSNR {figures['psnr']:.2f} dB, {stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
+        )
 
 
 def find_prior(config: AEConfig) -> FlowPrior | None:
@@ -146,28 +165,38 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
     needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
     if not (config.prior_folder / "config.json").is_file():
         if needed or config.prior:
-            raise UserError(f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR}` first, or write regulariser.name=none")
+            raise UserError(
+                f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR}` first, or write regulariser.name=none"
+            )
         return None
     prior = FlowPrior.load(config.prior_folder)
     if prior.channels != config.model.channels:
         if not needed:
             return None
-        raise UserError(f"the prior in {config.prior_folder} is over {prior.channels} channels and model.channels is {config.model.channels}: "
-                        f"train a prior with channels={config.model.channels}")
+        raise UserError(
+            f"the prior in {config.prior_folder} is over {prior.channels} channels and model.channels is {config.model.channels}: "
+            f"train a prior with channels={config.model.channels}"
+        )
     return prior
 
 
 class Monitor:
     """Figures and pictures of a fixed set of images: PSNR, SSIM, latent statistics, and alignment loss against kNN distance (Fig. 4)."""
 
-    def __init__(self, config: AEConfig, folder: RunFolder, images: ImageSource, prior: FlowPrior | None, workers: Workers) -> None:
+    def __init__(
+        self, config: AEConfig, folder: RunFolder, images: ImageSource, prior: FlowPrior | None, workers: Workers
+    ) -> None:
         self.config, self.folder, self.images, self.device = config.monitor, folder, images, workers.device
-        spread = torch.linspace(0, len(images) - 1, min(config.monitor.images, len(images))).long().tolist()  # folders are sorted by class
+        spread = (
+            torch.linspace(0, len(images) - 1, min(config.monitor.images, len(images))).long().tolist()
+        )  # folders are sorted by class
         keys = [SampleKey(index, -1) for index in spread]
-        self.keys = [keys[first: first + 128] for first in range(0, len(keys), 128)]
+        self.keys = [keys[first : first + 128] for first in range(0, len(keys), 128)]
         self.prior = prior.to(workers.device) if prior else None
         target = config.prior_folder.parent / "target_samples.safetensors"
-        self.density = KNNDensity(load_file(target)["samples"], k=config.monitor.neighbour) if prior and target.is_file() else None
+        self.density = (
+            KNNDensity(load_file(target)["samples"], k=config.monitor.neighbour) if prior and target.is_file() else None
+        )
 
     @torch.no_grad()
     def __call__(self, autoencoder: Autoencoder, step: int) -> dict[str, float]:
@@ -185,8 +214,12 @@ class Monitor:
         spectrum = torch.linalg.eigvalsh(latents.flatten(0, 1).double().T.cov()).clamp(min=1e-12)
         shares = spectrum / spectrum.sum()
         figures = {name: float(value) for name, value in meter.compute().items() if name != "count"}
-        figures |= {"latent_mean": latents.mean().item(), "latent_std": latents.std().item(), "latent_norm": latents.norm(dim=-1).mean().item(),
-                    "latent_effective_rank": torch.exp(-(shares * shares.log()).sum()).item()}
+        figures |= {
+            "latent_mean": latents.mean().item(),
+            "latent_std": latents.std().item(),
+            "latent_norm": latents.norm(dim=-1).mean().item(),
+            "latent_effective_rank": torch.exp(-(shares * shares.log()).sum()).item(),
+        }
         if self.prior is not None:
             generator = torch.Generator(self.device).manual_seed(0)
             figures["alignment"] = self.prior.alignment_loss(latents, group_size=8, generator=generator).item()

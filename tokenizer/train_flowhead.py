@@ -42,7 +42,9 @@ class FlowHeadConfig:
     run_dir: str = option("runs/digits", "folder of the run; the stage writes into its flowhead/", changes_result=False)
     target: TargetConfig = option(TargetConfig, "")
     channels: int = option(8, "channels of the latents that the prior will shape")
-    projection: Literal["random", "avg_pool", "pca", "identity"] = option("random", "from the features' channels to the latents'")
+    projection: Literal["random", "avg_pool", "pca", "identity"] = option(
+        "random", "from the features' channels to the latents'"
+    )
     centre: bool = option(True, "subtract the features' mean before projecting")
     width: int = option(256, "of the velocity network")
     depth: int = option(3, "residual blocks of the velocity network")
@@ -75,22 +77,30 @@ def main() -> None:
 def check_batch(config: FlowHeadConfig, workers: Workers) -> None:
     """Groups of features that share a time must not depend on how many processes there are."""
     if config.train.micro_batch(workers.count) % config.group_size:
-        raise UserError(f"group_size {config.group_size} does not divide the {config.train.micro_batch(workers.count)} features of a process's batch: "
-                        f"write another group_size or train.global_batch")
+        raise UserError(
+            f"group_size {config.group_size} does not divide the {config.train.micro_batch(workers.count)} features of a process's batch: "
+            f"write another group_size or train.global_batch"
+        )
 
 
-def train(config: FlowHeadConfig, folder: RunFolder, workers: Workers, target: TargetFeatures, stopwatch: Stopwatch) -> None:
+def train(
+    config: FlowHeadConfig, folder: RunFolder, workers: Workers, target: TargetFeatures, stopwatch: Stopwatch
+) -> None:
     """Train, save the frozen prior, and mark the stage complete."""
     target_map = make_target_map(config, target)
     projected_std = target_map(target.features[:KEPT_TARGET_ROWS]).std().item()
     if workers.is_main:
-        print(f"target {target.name}: {len(target.features)} x {target.features.shape[1]}, scale 1/std = {1 / target_map.std.item():.4f}, "
-              f"{config.projection} projection to {config.channels} (std {projected_std:.3f})")
+        print(
+            f"target {target.name}: {len(target.features)} x {target.features.shape[1]}, scale 1/std = {1 / target_map.std.item():.4f}, "
+            f"{config.projection} projection to {config.channels} (std {projected_std:.3f})"
+        )
 
     generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "velocity"))
     velocity = VelocityMLP(config.channels, config.width, config.depth, generator=generator)
     objective = FlowMatchingObjective(velocity, target_map, config.pairs, config.group_size).to(workers.device)
-    loop = TrainingLoop(objective, velocity, config.train, config.optim, workers, folder.path, {"target_map": target_map}, "flow prior")
+    loop = TrainingLoop(
+        objective, velocity, config.train, config.optim, workers, folder.path, {"target_map": target_map}, "flow prior"
+    )
 
     def evaluate(step: int) -> dict[str, float]:
         return compare_samples(objective, target.features) if workers.is_main else {}
@@ -104,7 +114,9 @@ def train(config: FlowHeadConfig, folder: RunFolder, workers: Workers, target: T
 
 def make_target_map(config: FlowHeadConfig, target: TargetFeatures) -> TargetMap:
     try:
-        return fit_target_map(target.features, TargetMapSettings(config.channels, config.projection, config.centre, config.train.seed))
+        return fit_target_map(
+            target.features, TargetMapSettings(config.channels, config.projection, config.centre, config.train.seed)
+        )
     except ValueError as error:
         raise UserError(f"target '{target.name}': {error}") from error
 
@@ -117,23 +129,49 @@ def compare_samples(objective: FlowMatchingObjective, features: torch.Tensor, co
     rows = torch.randint(len(features), (count,), generator=torch.Generator().manual_seed(0))
     target = objective.target_map(features[rows].to(device))  # (count, C)
     samples = sample(objective.velocity, tuple(target.shape), steps=25, generator=generator, device=device).float()
-    return {"sample_mean_error": (samples.mean(0) - target.mean(0)).square().mean().sqrt().item(),
-            "sample_covariance_error": (samples.T.cov() - target.T.cov()).square().mean().sqrt().item()}
+    return {
+        "sample_mean_error": (samples.mean(0) - target.mean(0)).square().mean().sqrt().item(),
+        "sample_covariance_error": (samples.T.cov() - target.T.cov()).square().mean().sqrt().item(),
+    }
 
 
-def finish(config: FlowHeadConfig, folder: RunFolder, objective: FlowMatchingObjective, target: TargetFeatures, stopwatch: Stopwatch) -> None:
+def finish(
+    config: FlowHeadConfig,
+    folder: RunFolder,
+    objective: FlowMatchingObjective,
+    target: TargetFeatures,
+    stopwatch: Stopwatch,
+) -> None:
     """Save the prior with the weights that ``objective`` holds, samples of it and of the target, and mark the stage complete."""
     figures = compare_samples(objective, target.features, KEPT_SAMPLES)
-    prior = FlowPrior(objective.velocity, objective.target_map,
-                      {"name": target.name, "count": len(target.features), "fingerprint": target.fingerprint(), "projection": config.projection})
+    prior = FlowPrior(
+        objective.velocity,
+        objective.target_map,
+        {
+            "name": target.name,
+            "count": len(target.features),
+            "fingerprint": target.fingerprint(),
+            "projection": config.projection,
+        },
+    )
     prior.save(folder.path / "prior")
     rows = torch.randperm(len(target.features), generator=torch.Generator().manual_seed(0))[:KEPT_TARGET_ROWS]
     projected = prior.project(target.features[rows].to(prior.target_map.matrix.device))
     write_tensors(folder.path / "target_samples.safetensors", {"samples": projected})
     generator = torch.Generator(projected.device).manual_seed(0)
-    write_tensors(folder.path / "prior_samples.safetensors", {"samples": prior.sample(KEPT_SAMPLES, generator=generator)})
-    folder.complete({"fingerprint": prior.fingerprint, "target": prior.target, "projected_std": projected.std().item(), **figures,
-                     "seconds": stopwatch.seconds(), "peak_memory_gb": peak_memory_gb()})
+    write_tensors(
+        folder.path / "prior_samples.safetensors", {"samples": prior.sample(KEPT_SAMPLES, generator=generator)}
+    )
+    folder.complete(
+        {
+            "fingerprint": prior.fingerprint,
+            "target": prior.target,
+            "projected_std": projected.std().item(),
+            **figures,
+            "seconds": stopwatch.seconds(),
+            "peak_memory_gb": peak_memory_gb(),
+        }
+    )
     print(f"flow prior: {folder.path / 'prior'}  ({stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)")
 
 

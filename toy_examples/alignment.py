@@ -19,7 +19,9 @@ def alignment_at(velocity: Callable[[Tensor, Tensor], Tensor], points: Tensor, p
     All points meet the same scrambled Sobol set of (t, noise), so that what is left of the estimate's error is smooth
     over the plane and common to the steps of an optimisation.
     """
-    uniform = torch.quasirandom.SobolEngine(1 + points.shape[-1], scramble=True, seed=0).draw(pairs).clamp(1e-6, 1 - 1e-6)
+    uniform = (
+        torch.quasirandom.SobolEngine(1 + points.shape[-1], scramble=True, seed=0).draw(pairs).clamp(1e-6, 1 - 1e-6)
+    )
     uniform = uniform.to(points.device)
     t, noise = uniform[:, :1], torch.special.ndtri(uniform[:, None, 1:])  # (P, 1), (P, 1, 2)
     total = torch.zeros(len(points), device=points.device)

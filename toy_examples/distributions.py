@@ -44,7 +44,9 @@ class ToyDistribution(ABC):
     def log_density(self, points: Tensor) -> Tensor:
         """Exact log-density at normalised ``points (N, 2)``, ``(N,)`` float64; the Jacobian of the division by ``std`` is in it."""
         raw = points.detach().double().cpu() * self.std
-        return torch.cat([self._log_density_raw(chunk) for chunk in raw.split(POINTS_PER_CHUNK)]) + 2 * math.log(self.std)
+        return torch.cat([self._log_density_raw(chunk) for chunk in raw.split(POINTS_PER_CHUNK)]) + 2 * math.log(
+            self.std
+        )
 
 
 class IsotropicNoise(ToyDistribution):
@@ -95,7 +97,9 @@ class NoisyCurves(IsotropicNoise):
         nodes: of the quadrature along each curve; a noise's width apart at most, they leave no visible error.
     """
 
-    def __init__(self, curves: list[Callable[[Tensor], Tensor]], end: float, noise_std: float, nodes: int = 256) -> None:
+    def __init__(
+        self, curves: list[Callable[[Tensor], Tensor]], end: float, noise_std: float, nodes: int = 256
+    ) -> None:
         self.curves, self.end = curves, end
         positions, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))  # on [-1, 1]
         points = torch.cat([curve((positions + 1) / 2 * end) for curve in curves])
@@ -104,7 +108,9 @@ class NoisyCurves(IsotropicNoise):
     def _skeleton(self, count: int, generator: torch.Generator | None) -> Tensor:
         parameter = self.end * torch.rand(count, generator=generator, dtype=torch.float64)
         which = torch.randint(len(self.curves), (count, 1), generator=generator)
-        return torch.stack([curve(parameter) for curve in self.curves], 1).take_along_dim(which[..., None], 1).squeeze(1)
+        return (
+            torch.stack([curve(parameter) for curve in self.curves], 1).take_along_dim(which[..., None], 1).squeeze(1)
+        )
 
 
 class ConcentricRings(ToyDistribution):
@@ -122,7 +128,9 @@ class ConcentricRings(ToyDistribution):
     def _log_density_raw(self, points: Tensor) -> Tensor:
         radius = points.norm(dim=-1, keepdim=True).clamp(min=1e-9)  # (N, 1)
         offset = torch.stack([radius - self.radii, radius + self.radii])  # a negative radius lands on the opposite side
-        log_terms = -offset.square() / (2 * self.noise_std**2) - math.log(len(self.radii) * math.sqrt(2 * math.pi) * self.noise_std)
+        log_terms = -offset.square() / (2 * self.noise_std**2) - math.log(
+            len(self.radii) * math.sqrt(2 * math.pi) * self.noise_std
+        )
         return log_terms.logsumexp((0, -1)) - (2 * math.pi * radius.squeeze(-1)).log()
 
 
@@ -159,7 +167,13 @@ def _swiss_roll() -> ToyDistribution:
 
 
 DISTRIBUTIONS: dict[str, Callable[[], ToyDistribution]] = {
-    "mixture": _mixture, "grid": _grid, "moons": _moons, "rings": _rings, "spiral": _spiral, "swiss_roll": _swiss_roll}
+    "mixture": _mixture,
+    "grid": _grid,
+    "moons": _moons,
+    "rings": _rings,
+    "spiral": _spiral,
+    "swiss_roll": _swiss_roll,
+}
 
 
 @lru_cache

@@ -49,19 +49,41 @@ def draw_maps(prior: FlowPrior, target: ToyDistribution, config: MapConfig, devi
     return PlaneMaps((left, right, bottom, top), -target.log_density(points).view(shape), alignment.view(shape), data)
 
 
-def figures_of_merit(prior: FlowPrior, target: ToyDistribution, maps: PlaneMaps, latents: AlignedLatents, config: MapConfig,
-                     device: torch.device) -> dict[str, Any]:
+def figures_of_merit(
+    prior: FlowPrior,
+    target: ToyDistribution,
+    maps: PlaneMaps,
+    latents: AlignedLatents,
+    config: MapConfig,
+    device: torch.device,
+) -> dict[str, Any]:
     """What ``metrics.json`` says. L_align is per channel; NLL is exact, in nats, of the normalised variable."""
     alignment, nll = (torch.tensor([row[name] for row in latents.history]) for name in ("alignment", "nll"))
     grid_alignment, grid_nll = maps.alignment.flatten(), maps.nll.flatten()
     figures = {
-        "along_optimisation": {"pearson": pearson(alignment, nll), "spearman": spearman(alignment, nll), "records": len(nll)},
-        "over_grid": {"pearson": pearson(grid_alignment, grid_nll.clamp(max=config.nll_clip)),
-                      "spearman": spearman(grid_alignment, grid_nll), "nll_clip_of_pearson": config.nll_clip,
-                      "region": list(maps.region), "points_per_side": config.grid, "pairs": config.pairs},
-        "nll": {"latents_before": nll[0].item(), "latents_after": nll[-1].item(), "data": -target.log_density(maps.data).mean().item()},
-        "alignment": {"latents_before": alignment[0].item(), "latents_after": alignment_at(prior.velocity, latents.end, config.pairs).mean().item(),
-                      "data": alignment_at(prior.velocity, maps.data.to(device), config.pairs).mean().item()},
+        "along_optimisation": {
+            "pearson": pearson(alignment, nll),
+            "spearman": spearman(alignment, nll),
+            "records": len(nll),
+        },
+        "over_grid": {
+            "pearson": pearson(grid_alignment, grid_nll.clamp(max=config.nll_clip)),
+            "spearman": spearman(grid_alignment, grid_nll),
+            "nll_clip_of_pearson": config.nll_clip,
+            "region": list(maps.region),
+            "points_per_side": config.grid,
+            "pairs": config.pairs,
+        },
+        "nll": {
+            "latents_before": nll[0].item(),
+            "latents_after": nll[-1].item(),
+            "data": -target.log_density(maps.data).mean().item(),
+        },
+        "alignment": {
+            "latents_before": alignment[0].item(),
+            "latents_after": alignment_at(prior.velocity, latents.end, config.pairs).mean().item(),
+            "data": alignment_at(prior.velocity, maps.data.to(device), config.pairs).mean().item(),
+        },
     }
     return _rounded(figures)
 

@@ -38,21 +38,43 @@ FLAGS = {
     "latent-steps": ("latents.train.steps", "steps of the latents"),
     "latent-lr": ("latents.optim.lr", "learning rate of the latents"),
 }
-COLUMNS = ("distribution", "r steps", "r grid", "rank steps", "rank grid", "NLL before", "after", "data",
-           "L before", "after", "data", "seconds")
+COLUMNS = (
+    "distribution",
+    "r steps",
+    "r grid",
+    "rank steps",
+    "rank grid",
+    "NLL before",
+    "after",
+    "data",
+    "L before",
+    "after",
+    "data",
+    "seconds",
+)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; what argparse objects to becomes a :class:`UserError`."""
     fields = "\n".join(f"  {name}  {meaning}" for name, _, meaning in list_options(ToyConfig))
-    parser = argparse.ArgumentParser(prog="toy_examples/run.py", description="The paper's toy experiments.",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"every option:\n{fields}")
+    parser = argparse.ArgumentParser(
+        prog="toy_examples/run.py",
+        description="The paper's toy experiments.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"every option:\n{fields}",
+    )
     parser.add_argument("--distribution", default="spiral", help=f"one of {', '.join(DISTRIBUTIONS)}, or all [spiral]")
-    parser.add_argument("--preset", default="default", help="default, paper (exactly the paper's setting), or a .yaml file [default]")
+    parser.add_argument(
+        "--preset", default="default", help="default, paper (exactly the paper's setting), or a .yaml file [default]"
+    )
     parser.add_argument("--out", help="folder of the runs [runs/toy; runs/toy_<preset> for another preset]")
     parser.add_argument("--seed", help="of weights, data, latents and noise")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto: the GPU if there is one]")
-    parser.add_argument("--redo", choices=("flow", "latents"), help="delete this stage's run, and what stands on it, and do it again")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto: the GPU if there is one]"
+    )
+    parser.add_argument(
+        "--redo", choices=("flow", "latents"), help="delete this stage's run, and what stands on it, and do it again"
+    )
     for flag, (dotted, meaning) in FLAGS.items():
         parser.add_argument(f"--{flag}", help=f"{meaning} ({dotted})")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="any option by its dotted name")
@@ -66,11 +88,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def config_of(arguments: argparse.Namespace) -> ToyConfig:
     """The preset with the command line's options over it."""
-    given = [f"{dotted}={getattr(arguments, flag.replace('-', '_'))}" for flag, (dotted, _) in FLAGS.items()
-             if getattr(arguments, flag.replace("-", "_")) is not None]
+    given = [
+        f"{dotted}={getattr(arguments, flag.replace('-', '_'))}"
+        for flag, (dotted, _) in FLAGS.items()
+        if getattr(arguments, flag.replace("-", "_")) is not None
+    ]
     if arguments.seed is not None:
         given += [f"{stage}.train.seed={arguments.seed}" for stage in ("flow", "latents")]
-    return build_config(ToyConfig, apply_overrides(read_yaml(find_preset(arguments.preset, PRESETS)), given + arguments.overrides))
+    return build_config(
+        ToyConfig, apply_overrides(read_yaml(find_preset(arguments.preset, PRESETS)), given + arguments.overrides)
+    )
 
 
 def run_one(name: str, config: ToyConfig, out: Path, device: torch.device, redo: str | None = None) -> dict[str, Any]:
@@ -98,8 +125,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [COLUMNS]
     for row in rows:
         steps, grid, nll, alignment = row["along_optimisation"], row["over_grid"], row["nll"], row["alignment"]
-        numbers = [steps["pearson"], grid["pearson"], steps["spearman"], grid["spearman"], *nll.values(), *alignment.values()]
-        lines.append((row["distribution"], *("-" if n is None else f"{n:.3f}" for n in numbers), f"{row['seconds']['total']:.0f}"))
+        numbers = [
+            steps["pearson"],
+            grid["pearson"],
+            steps["spearman"],
+            grid["spearman"],
+            *nll.values(),
+            *alignment.values(),
+        ]
+        lines.append(
+            (
+                row["distribution"],
+                *("-" if n is None else f"{n:.3f}" for n in numbers),
+                f"{row['seconds']['total']:.0f}",
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
 

@@ -62,8 +62,10 @@ def _open(folder: RunFolder, config: Any, workers: Workers) -> None:
     if file.is_file():
         changes = changed_options(type(config), read_yaml(file), to_dict(config))
         if changes:
-            raise UserError(f"{folder.path} holds a run with other options ({'; '.join(changes[:4])}): "
-                            f"write --redo {folder.stage} to replace it, or --out <another folder>")
+            raise UserError(
+                f"{folder.path} holds a run with other options ({'; '.join(changes[:4])}): "
+                f"write --redo {folder.stage} to replace it, or --out <another folder>"
+            )
     folder.open(config, workers)
 
 
@@ -79,7 +81,9 @@ def _fresh_batches(target: ToyDistribution, config: TrainConfig, start: int) -> 
         yield {"features": target.sample(config.micro_batch(1), StepRandom(config.seed, position).generator("data"))}
 
 
-def train_flow(target: ToyDistribution, config: FlowConfig, run_dir: Path, device: torch.device) -> tuple[FlowPrior, float]:
+def train_flow(
+    target: ToyDistribution, config: FlowConfig, run_dir: Path, device: torch.device
+) -> tuple[FlowPrior, float]:
     """Stage 1 (Eq. 3), resumed or reused where it can be.
 
     Returns:
@@ -128,10 +132,16 @@ class AlignmentObjective(nn.Module):
         groups = points.view(-1, group_size_for(len(points), config.group_size), CHANNELS)  # (N / size, size, 2)
         noise = random.normal("noise", len(groups), config.pairs, *groups.shape[1:])
         t = random.times("t", len(groups), config.pairs, 1)
-        return {"loss": alignment_loss(self.prior.velocity, groups, pairs=config.pairs, group_size=groups.shape[1], noise=noise, t=t)}
+        return {
+            "loss": alignment_loss(
+                self.prior.velocity, groups, pairs=config.pairs, group_size=groups.shape[1], noise=noise, t=t
+            )
+        }
 
 
-def align_latents(prior: FlowPrior, target: ToyDistribution, config: LatentConfig, run_dir: Path, device: torch.device) -> AlignedLatents:
+def align_latents(
+    prior: FlowPrior, target: ToyDistribution, config: LatentConfig, run_dir: Path, device: torch.device
+) -> AlignedLatents:
     """Stage 2 (Eq. 5), resumed or reused where it can be; L_align and the exact NLL are recorded every ``eval_steps``."""
     folder, workers = RunFolder(run_dir, "latents"), Workers(device=device)
     _open(folder, LatentRun(prior.fingerprint, config), workers)
@@ -139,8 +149,10 @@ def align_latents(prior: FlowPrior, target: ToyDistribution, config: LatentConfi
     start = latents.points.detach().clone()
 
     def record(points: Tensor) -> dict[str, float]:
-        return {"alignment": alignment_at(prior.velocity, points, config.record_pairs).mean().item(),
-                "nll": -target.log_density(points).mean().item()}
+        return {
+            "alignment": alignment_at(prior.velocity, points, config.record_pairs).mean().item(),
+            "nll": -target.log_density(points).mean().item(),
+        }
 
     if not folder.is_complete():
         stopwatch = Stopwatch(folder.path)

@@ -31,7 +31,9 @@ class ImageConfig:
     size: int = option(32, "pixels on a side")
     subset: Literal["all", "train", "val"] = option("all", "of the digits: all, or a part of a fixed split")
     split_seed: int = option(0, "of the digits' split")
-    crop: Literal["centre", "random_resized"] = option("centre", "in training: centre, or random area and aspect ratio (folder only)")
+    crop: Literal["centre", "random_resized"] = option(
+        "centre", "in training: centre, or random area and aspect ratio (folder only)"
+    )
     min_area: float = option(0.8, "smallest share of the image's area in a random_resized crop")
     flip: bool = option(False, "mirror every other image in training")
 
@@ -99,7 +101,9 @@ class FolderImages:
         self.files: list[Path] = []
         self.labels: list[int] = []
         for label, folder in enumerate(folders or [root]):
-            found = sorted(p for p in (folder.rglob("*") if folders else folder.iterdir()) if p.suffix.lower() in EXTENSIONS)
+            found = sorted(
+                p for p in (folder.rglob("*") if folders else folder.iterdir()) if p.suffix.lower() in EXTENSIONS
+            )
             self.files += found
             self.labels += [label] * len(found)
         if not self.files:
@@ -116,8 +120,11 @@ class FolderImages:
 
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         images = torch.stack([self._read(key) for key in keys])
-        return {"image": images, "label": torch.tensor([self.labels[key.index] for key in keys]),
-                "index": torch.tensor([key.index for key in keys])}
+        return {
+            "image": images,
+            "label": torch.tensor([self.labels[key.index] for key in keys]),
+            "index": torch.tensor([key.index for key in keys]),
+        }
 
     def _read(self, key: SampleKey) -> Tensor:
         """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
@@ -146,12 +153,16 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC
+    )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def random_resized_box(height: int, width: int, min_area: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+def random_resized_box(
+    height: int, width: int, min_area: float, random: np.random.Generator
+) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a crop whose area is uniform in [min_area, 1] and whose aspect is log-uniform in [3/4, 4/3]."""
     for _ in range(10):
         area = height * width * random.uniform(min_area, 1.0)

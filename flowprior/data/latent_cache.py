@@ -39,15 +39,23 @@ class CacheConfig:
     shard_images: int = option(4096, "images per shard")
     batch: int = option(128, "images encoded at once", changes_result=False)
     scale_samples: int = option(10_000, "images that the scale is measured on")
-    scale_per: Literal["all", "channel"] = option("all", "one scale 1/std for all (the paper), or mean and scale of every channel")
+    scale_per: Literal["all", "channel"] = option(
+        "all", "one scale 1/std for all (the paper), or mean and scale of every channel"
+    )
 
     def __post_init__(self) -> None:
         if min(self.shard_images, self.batch, self.scale_samples) < 1:
             raise ValueError("shard_images, batch and scale_samples are at least 1")
 
 
-def write_latent_cache(folder: Path, images: ImageSource, encode: Callable[[Tensor], Tensor], config: CacheConfig, origin: dict[str, Any],
-                       workers: Workers) -> None:
+def write_latent_cache(
+    folder: Path,
+    images: ImageSource,
+    encode: Callable[[Tensor], Tensor],
+    config: CacheConfig,
+    origin: dict[str, Any],
+    workers: Workers,
+) -> None:
     """Encode every image and write the cache; shards that an interrupted run left are kept.
 
     Args:
@@ -62,7 +70,13 @@ def write_latent_cache(folder: Path, images: ImageSource, encode: Callable[[Tens
     mark = {"origin": str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))}
     files = [folder / f"latents-{shard:05d}.safetensors" for shard in range(shards)]
     mine = list(range(workers.rank, shards, workers.count))
-    bar = tqdm(total=sum(_rows(shard, config, images) for shard in mine), desc="cache latents", unit="img", disable=not workers.is_main, dynamic_ncols=True)
+    bar = tqdm(
+        total=sum(_rows(shard, config, images) for shard in mine),
+        desc="cache latents",
+        unit="img",
+        disable=not workers.is_main,
+        dynamic_ncols=True,
+    )
     with bar, torch.no_grad():
         for shard in mine:
             rows = _rows(shard, config, images)
@@ -82,10 +96,24 @@ def write_latent_cache(folder: Path, images: ImageSource, encode: Callable[[Tens
     if workers.is_main:
         with safe_open(files[0], "pt") as first:
             _, views, tokens, channels = first.get_slice("latents").get_shape()
-        write_json(folder / "manifest.json", {
-            "format": FORMAT_VERSION, "count": len(images), "views": views, "tokens": tokens, "channels": channels, "dtype": config.dtype,
-            "num_classes": images.num_classes, "class_names": images.class_names, "origin": origin,
-            "shards": [{"file": file.name, "rows": _rows(shard, config, images), "sha256": file_sha256(file)} for shard, file in enumerate(files)]})
+        write_json(
+            folder / "manifest.json",
+            {
+                "format": FORMAT_VERSION,
+                "count": len(images),
+                "views": views,
+                "tokens": tokens,
+                "channels": channels,
+                "dtype": config.dtype,
+                "num_classes": images.num_classes,
+                "class_names": images.class_names,
+                "origin": origin,
+                "shards": [
+                    {"file": file.name, "rows": _rows(shard, config, images), "sha256": file_sha256(file)}
+                    for shard, file in enumerate(files)
+                ],
+            },
+        )
     workers.barrier()
 
 
@@ -146,37 +174,54 @@ class LatentCache:
 
     def __init__(self, folder: Path, seed: int = 0, verify: bool = True) -> None:
         self.folder, self.seed = folder, seed
-        self.manifest = read_json(folder / "manifest.json", "latent cache (run `bash scripts/train_mar.sh`, which caches first)")
+        self.manifest = read_json(
+            folder / "manifest.json", "latent cache (run `bash scripts/train_mar.sh`, which caches first)"
+        )
         if self.manifest.get("format") != FORMAT_VERSION:
             raise UserError(f"the latent cache {folder} is of another version of this code: delete it")
         try:
             self.count, self.num_classes = int(self.manifest["count"]), int(self.manifest["num_classes"])
             self.shape = (int(self.manifest["tokens"]), int(self.manifest["channels"]))
             self.views = int(self.manifest["views"])
-            shards = [(folder / Path(entry["file"]).name, int(entry["rows"]), entry["sha256"]) for entry in self.manifest["shards"]]
+            shards = [
+                (folder / Path(entry["file"]).name, int(entry["rows"]), entry["sha256"])
+                for entry in self.manifest["shards"]
+            ]
             if not shards:
                 raise ValueError("it lists no shards")
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the manifest of the latent cache {folder} is damaged ({error}): delete the cache") from error
+            raise UserError(
+                f"the manifest of the latent cache {folder} is damaged ({error}): delete the cache"
+            ) from error
         self.latents: list[Tensor] = []
         labels: list[Tensor] = []
         for file, rows, checksum in shards:
             if not file.is_file() or (verify and file_sha256(file) != checksum):
-                raise UserError(f"the latent cache's file {file} is missing or damaged: delete it and {folder / 'manifest.json'}, and cache again")
+                raise UserError(
+                    f"the latent cache's file {file} is missing or damaged: delete it and {folder / 'manifest.json'}, and cache again"
+                )
             try:
                 with safe_open(file, "pt") as shard:
                     self.latents.append(shard.get_tensor("latents"))
                     labels.append(shard.get_tensor("labels"))
             except SafetensorError as error:
-                raise UserError(f"the latent cache's file {file} is damaged ({error}): delete the cache {folder}") from error
+                raise UserError(
+                    f"the latent cache's file {file} is damaged ({error}): delete the cache {folder}"
+                ) from error
             if self.latents[-1].shape != (rows, self.views, *self.shape):
-                raise UserError(f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {folder}")
+                raise UserError(
+                    f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {folder}"
+                )
         self.labels = torch.cat(labels)
         self.starts = torch.tensor([0] + [len(part) for part in self.latents]).cumsum(0)
         if len(self.labels) != self.count:
-            raise UserError(f"the latent cache {folder} holds {len(self.labels)} images and its manifest says {self.count}: delete the cache")
+            raise UserError(
+                f"the latent cache {folder} holds {len(self.labels)} images and its manifest says {self.count}: delete the cache"
+            )
         if not (0 <= self.labels.min() and self.labels.max() < self.num_classes):
-            raise UserError(f"the latent cache {folder} has labels beyond its {self.num_classes} classes: delete the cache")
+            raise UserError(
+                f"the latent cache {folder} has labels beyond its {self.num_classes} classes: delete the cache"
+            )
 
     def __len__(self) -> int:
         return self.count
@@ -192,21 +237,40 @@ class LatentCache:
         if self.views == 1:
             views = [0] * len(keys)
         else:
-            views = [stream_seed(self.seed, "view", key.epoch, key.index) % self.views if key.epoch >= 0 else 0 for key in keys]
-        rows = [self.latents[shard][i - self.starts[shard], view] for shard, i, view in zip(shards.tolist(), index.tolist(), views)]
+            views = [
+                stream_seed(self.seed, "view", key.epoch, key.index) % self.views if key.epoch >= 0 else 0
+                for key in keys
+            ]
+        rows = [
+            self.latents[shard][i - self.starts[shard], view]
+            for shard, i, view in zip(shards.tolist(), index.tolist(), views)
+        ]
         return {"latents": torch.stack(rows).float(), "label": self.labels[index]}
 
 
 def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[str, Any]:
     """Minimum, maximum, mean, standard deviation (also per channel) and ``scale = 1 / std`` of a random subset of images."""
     chosen = torch.randperm(len(cache), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
-    latents = torch.cat([cache.batch([SampleKey(i, -1) for i in chosen[first: first + 1024]])["latents"] for first in range(0, len(chosen), 1024)])
+    latents = torch.cat(
+        [
+            cache.batch([SampleKey(i, -1) for i in chosen[first : first + 1024]])["latents"]
+            for first in range(0, len(chosen), 1024)
+        ]
+    )
     tokens = latents.flatten(0, 1).double()  # (N T, C)
     std = tokens.std().item()
     if not math.isfinite(std) or std == 0:
         raise UserError(f"the latents in {cache.folder} are constant or not finite: train the autoencoder again")
-    return {"images": len(chosen), "min": tokens.min().item(), "max": tokens.max().item(), "mean": tokens.mean().item(), "std": std,
-            "channel_mean": tokens.mean(0).tolist(), "channel_std": tokens.std(0).tolist(), "scale": 1 / std}
+    return {
+        "images": len(chosen),
+        "min": tokens.min().item(),
+        "max": tokens.max().item(),
+        "mean": tokens.mean().item(),
+        "std": std,
+        "channel_mean": tokens.mean(0).tolist(),
+        "channel_std": tokens.std(0).tolist(),
+        "scale": 1 / std,
+    }
 
 
 def store_statistics(folder: Path, statistics: dict[str, Any]) -> None:

@@ -48,14 +48,32 @@ def _quiet_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def training_batches(source: KeyedDataset, config: TrainConfig, workers: Workers, start_step: int = 0) -> Iterable[dict[str, Tensor]]:
+def training_batches(
+    source: KeyedDataset, config: TrainConfig, workers: Workers, start_step: int = 0
+) -> Iterable[dict[str, Tensor]]:
     """Endless micro-batches of ``source`` for this process, from step ``start_step`` on."""
-    keys = MicroBatches(len(source), config.seed, config.micro_batch(workers.count), workers.rank, workers.count, start_step * config.accumulation)
-    return DataLoader(_ByKeys(source), batch_sampler=keys, num_workers=config.workers, collate_fn=_as_it_is, worker_init_fn=_quiet_worker,
-                      pin_memory=workers.device.type == "cuda", persistent_workers=config.workers > 0)
+    keys = MicroBatches(
+        len(source),
+        config.seed,
+        config.micro_batch(workers.count),
+        workers.rank,
+        workers.count,
+        start_step * config.accumulation,
+    )
+    return DataLoader(
+        _ByKeys(source),
+        batch_sampler=keys,
+        num_workers=config.workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_quiet_worker,
+        pin_memory=workers.device.type == "cuda",
+        persistent_workers=config.workers > 0,
+    )
 
 
-def ordered_batches(source: KeyedDataset, size: int, start: int = 0, end: int | None = None) -> Iterator[dict[str, Tensor]]:
+def ordered_batches(
+    source: KeyedDataset, size: int, start: int = 0, end: int | None = None
+) -> Iterator[dict[str, Tensor]]:
     """The samples ``start`` to ``end`` in their own order and without augmentation (epoch -1), each once."""
     end = len(source) if end is None else min(end, len(source))
     for first in range(start, end, size):

@@ -39,7 +39,14 @@ class MicroBatches(Sampler[list[SampleKey]]):
     """
 
     def __init__(self, length: int, seed: int, size: int, rank: int = 0, processes: int = 1, start: int = 0) -> None:
-        self.length, self.seed, self.size, self.rank, self.processes, self.start = length, seed, size, rank, processes, start
+        self.length, self.seed, self.size, self.rank, self.processes, self.start = (
+            length,
+            seed,
+            size,
+            rank,
+            processes,
+            start,
+        )
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         known_epoch, order = -1, np.empty(0, dtype=np.int64)

@@ -13,8 +13,17 @@ from flowprior.training.randomness import stratified_uniform
 Velocity = Callable[..., Tensor]
 
 
-def flow_matching_loss(velocity: Velocity, data: Tensor, *, pairs: int = 1, group_size: int = 1, cond: Tensor | None = None,
-                       noise: Tensor | None = None, t: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+def flow_matching_loss(
+    velocity: Velocity,
+    data: Tensor,
+    *,
+    pairs: int = 1,
+    group_size: int = 1,
+    cond: Tensor | None = None,
+    noise: Tensor | None = None,
+    t: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Eq. 3, ``E || v((1 - t) x0 + t x1, t) - (x1 - x0) ||^2``, divided by the number of channels.
 
     Args:

@@ -19,7 +19,14 @@ from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.distributed import Workers, best_device
-from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
+from flowprior.training.files import (
+    load_weights,
+    read_json,
+    read_tensors,
+    tensors_fingerprint,
+    write_json,
+    write_tensors,
+)
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
@@ -61,8 +68,16 @@ class FlowPrior(nn.Module):
         """Stays in evaluation mode: it is frozen, whatever module it is a part of."""
         return super().train(False)
 
-    def alignment_loss(self, latents: Tensor, *, pairs: int = 4, group_size: int = 1, noise: Tensor | None = None,
-                       t: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def alignment_loss(
+        self,
+        latents: Tensor,
+        *,
+        pairs: int = 4,
+        group_size: int = 1,
+        noise: Tensor | None = None,
+        t: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Eq. 5 per channel, a scalar whose gradient reaches ``latents (..., n, C)`` only.
 
         Args:
@@ -74,20 +89,38 @@ class FlowPrior(nn.Module):
         """
         if latents.shape[-1] != self.channels:
             raise ValueError(f"this prior is over {self.channels} channels, the latents have {latents.shape[-1]}")
-        return alignment_loss(self.velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator)
+        return alignment_loss(
+            self.velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator
+        )
 
     def project(self, features: Tensor) -> Tensor:
         """Raw target features ``(..., d2)`` in the flow's space, ``(..., C)``."""
         return self.target_map(features)
 
-    def sample(self, count: int, *, steps: int = 50, method: str = "heun", generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, count: int, *, steps: int = 50, method: str = "heun", generator: torch.Generator | None = None
+    ) -> Tensor:
         """``(count, C)`` samples of the learned distribution."""
         device = self.target_map.matrix.device
-        return sample(self.velocity, (count, self.channels), steps=steps, method=method, generator=generator, device=device)
+        return sample(
+            self.velocity, (count, self.channels), steps=steps, method=method, generator=generator, device=device
+        )
 
     @classmethod
-    def fit(cls, features: Tensor, channels: int = 32, projection: str = "random", *, width: int = 1024, depth: int = 6,
-            steps: int = 10_000, batch_size: int = 512, lr: float = 2e-4, seed: int = 0, progress: bool = True) -> FlowPrior:
+    def fit(
+        cls,
+        features: Tensor,
+        channels: int = 32,
+        projection: str = "random",
+        *,
+        width: int = 1024,
+        depth: int = 6,
+        steps: int = 10_000,
+        batch_size: int = 512,
+        lr: float = 2e-4,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> FlowPrior:
         """Train a prior on any ``features (N, d)``, in memory, on the GPU if there is one.
 
         A run with checkpoints, a log and several processes is ``bash scripts/train_flowhead.sh``; the training is the same.
@@ -107,11 +140,22 @@ class FlowPrior(nn.Module):
         settings = TargetMapSettings(channels, projection, seed=seed)
         generator = torch.Generator().manual_seed(stream_seed(seed, "velocity"))
         workers = Workers(device=best_device())
-        objective = FlowMatchingObjective(VelocityMLP(channels, width, depth, generator=generator), fit_target_map(features, settings), group_size=16)
+        objective = FlowMatchingObjective(
+            VelocityMLP(channels, width, depth, generator=generator), fit_target_map(features, settings), group_size=16
+        )
         objective.to(workers.device)
-        loop = TrainingLoop(objective, objective.velocity, TrainConfig(steps=steps, global_batch=batch_size, seed=seed),
-                            OptimConfig(lr=lr, warmup_steps=min(2500, steps // 10)), workers, description="flow prior", progress=progress)
-        with torch.random.fork_rng(devices=[workers.device] if workers.device.type == "cuda" else []):  # the loop seeds the global generators, which are the caller's
+        loop = TrainingLoop(
+            objective,
+            objective.velocity,
+            TrainConfig(steps=steps, global_batch=batch_size, seed=seed),
+            OptimConfig(lr=lr, warmup_steps=min(2500, steps // 10)),
+            workers,
+            description="flow prior",
+            progress=progress,
+        )
+        with torch.random.fork_rng(
+            devices=[workers.device] if workers.device.type == "cuda" else []
+        ):  # the loop seeds the global generators, which are the caller's
             loop.run(_random_rows(features, batch_size, seed))
         with loop.averaged_weights():
             weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}
@@ -125,9 +169,18 @@ class FlowPrior(nn.Module):
         folder = Path(folder)
         write_tensors(folder / "model.safetensors", self.state_dict())
         features, channels = self.target_map.matrix.shape
-        write_json(folder / "config.json", {
-            "format": FORMAT_VERSION, "library_version": __version__, "velocity": self.velocity.sizes,
-            "feature_channels": features, "channels": channels, "target": self.target, "fingerprint": self.fingerprint})
+        write_json(
+            folder / "config.json",
+            {
+                "format": FORMAT_VERSION,
+                "library_version": __version__,
+                "velocity": self.velocity.sizes,
+                "feature_channels": features,
+                "channels": channels,
+                "target": self.target,
+                "fingerprint": self.fingerprint,
+            },
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> FlowPrior:
@@ -140,16 +193,24 @@ class FlowPrior(nn.Module):
         config = read_json(folder / "config.json", "flow prior")
         try:
             if config["format"] != FORMAT_VERSION:
-                raise UserError(f"the flow prior in {folder} has format {config['format']}; this version reads {FORMAT_VERSION}")
+                raise UserError(
+                    f"the flow prior in {folder} has format {config['format']}; this version reads {FORMAT_VERSION}"
+                )
             velocity = VelocityMLP(**config["velocity"])
             features = config["feature_channels"]
             target_map = TargetMap(torch.zeros(features), torch.ones(()), torch.zeros(features, config["channels"]))
             prior = cls(velocity, target_map, config["target"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder / 'config.json'} is not a flow prior's config ({json.dumps(str(error))})") from error
-        load_weights(prior, read_tensors(folder / "model.safetensors", "flow prior's weights"), f"the flow prior in {folder}")
+            raise UserError(
+                f"{folder / 'config.json'} is not a flow prior's config ({json.dumps(str(error))})"
+            ) from error
+        load_weights(
+            prior, read_tensors(folder / "model.safetensors", "flow prior's weights"), f"the flow prior in {folder}"
+        )
         if prior.fingerprint != config.get("fingerprint"):
-            raise UserError(f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder")
+            raise UserError(
+                f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"
+            )
         return prior
 
     @classmethod
@@ -163,10 +224,14 @@ class FlowPrior(nn.Module):
         from huggingface_hub import snapshot_download
 
         try:
-            folder = snapshot_download(str(name_or_folder), allow_patterns=["model.safetensors", "config.json"], **download_options)
+            folder = snapshot_download(
+                str(name_or_folder), allow_patterns=["model.safetensors", "config.json"], **download_options
+            )
         except (OSError, ValueError) as error:
-            raise UserError(f"no flow prior at {name_or_folder}: it is neither a folder here nor to be had from the hub "
-                            f"(HF_HOME={os.environ.get('HF_HOME', '~/.cache/huggingface')})") from error
+            raise UserError(
+                f"no flow prior at {name_or_folder}: it is neither a folder here nor to be had from the hub "
+                f"(HF_HOME={os.environ.get('HF_HOME', '~/.cache/huggingface')})"
+            ) from error
         return cls.load(folder)
 
 

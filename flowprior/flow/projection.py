@@ -8,7 +8,9 @@ from torch import Tensor
 PROJECTIONS = ("random", "avg_pool", "pca", "identity")
 
 
-def projection_matrix(kind: str, in_channels: int, channels: int, *, features: Tensor | None = None, seed: int = 0) -> Tensor:
+def projection_matrix(
+    kind: str, in_channels: int, channels: int, *, features: Tensor | None = None, seed: int = 0
+) -> Tensor:
     """The ``(d2, d1)`` float32 matrix ``W`` of ``x W``.
 
     Args:

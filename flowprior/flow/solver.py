@@ -10,8 +10,14 @@ from torch import Tensor
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2}
 
 
-def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int = 50, method: str = "euler",
-              t_start: float = 0.0, t_end: float = 1.0) -> Tensor:
+def integrate(
+    velocity: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    steps: int = 50,
+    method: str = "euler",
+    t_start: float = 0.0,
+    t_end: float = 1.0,
+) -> Tensor:
     """Carry ``x`` along the flow in exactly ``steps`` steps of equal length.
 
     Args:
@@ -44,7 +50,14 @@ def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int
 
 
 @torch.no_grad()
-def sample(velocity: Callable[[Tensor, float], Tensor], shape: tuple[int, ...], *, steps: int = 50, method: str = "heun",
-           generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+def sample(
+    velocity: Callable[[Tensor, float], Tensor],
+    shape: tuple[int, ...],
+    *,
+    steps: int = 50,
+    method: str = "heun",
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Draw ``shape`` noise and carry it to data."""
     return integrate(velocity, torch.randn(shape, generator=generator, device=device), steps, method)

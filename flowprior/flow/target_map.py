@@ -70,5 +70,7 @@ def fit_target_map(features: Tensor, settings: TargetMapSettings) -> TargetMap:
     if not std > 0:
         raise ValueError("target features are constant: there is nothing to match")
     normalised = (rows - mean) / std if settings.projection == "pca" else None
-    matrix = projection_matrix(settings.projection, rows.shape[1], settings.channels, features=normalised, seed=settings.seed)
+    matrix = projection_matrix(
+        settings.projection, rows.shape[1], settings.channels, features=normalised, seed=settings.seed
+    )
     return TargetMap(mean, std, matrix)

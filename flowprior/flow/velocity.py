@@ -61,8 +61,14 @@ class VelocityMLP(nn.Module):
         generator: draws the initial weights; without it, PyTorch's global generator does.
     """
 
-    def __init__(self, channels: int, width: int = 1024, depth: int = 6, cond_channels: int = 0,
-                 generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int = 1024,
+        depth: int = 6,
+        cond_channels: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.channels, self.width, self.depth, self.cond_channels = channels, width, depth, cond_channels
         self.input = nn.Linear(channels, width)
@@ -86,7 +92,12 @@ class VelocityMLP(nn.Module):
     @property
     def sizes(self) -> dict[str, int]:
         """The constructor's arguments, from which the network can be built again."""
-        return {"channels": self.channels, "width": self.width, "depth": self.depth, "cond_channels": self.cond_channels}
+        return {
+            "channels": self.channels,
+            "width": self.width,
+            "depth": self.depth,
+            "cond_channels": self.cond_channels,
+        }
 
     def embed_condition(self, cond: Tensor) -> Tensor:
         """``(..., K) -> (..., W)``: the part of the conditioning that does not depend on time, for reuse over many times."""
@@ -126,7 +137,9 @@ class VelocityMLP(nn.Module):
             cond: ``(..., K)``, leading dimensions broadcasting likewise; required if and only if the network is conditional.
         """
         if (cond is None) != (self.cond_embed is None):
-            raise ValueError("cond is missing" if cond is None else "this velocity network is unconditional: it takes no cond")
+            raise ValueError(
+                "cond is missing" if cond is None else "this velocity network is unconditional: it takes no cond"
+            )
         t = torch.as_tensor(t, device=x.device, dtype=torch.float32)
         t = t.reshape((1,) * (x.dim() - 1 - t.dim()) + t.shape)
         return self.velocity(x, self.modulations(t, None if cond is None else self.embed_condition(cond)))

@@ -53,7 +53,12 @@ class DigitsExtractor(nn.Module):
         super().__init__()
         stages: list[nn.Module] = []
         for inputs, outputs in zip((3, *widths[:-1]), widths):
-            stages += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+            stages += [
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
         self.stages = nn.Sequential(*stages[:-1])
         self.head = nn.Linear(widths[-1], NUM_CLASSES)
 
@@ -69,7 +74,9 @@ class MixerBlock(nn.Module):
     def __init__(self, tokens: int, channels: int, dropout: float) -> None:
         super().__init__()
         self.token_norm, self.channel_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.token_mlp = nn.Sequential(nn.Linear(tokens, tokens), nn.SiLU(), nn.Linear(tokens, tokens), nn.Dropout(dropout))
+        self.token_mlp = nn.Sequential(
+            nn.Linear(tokens, tokens), nn.SiLU(), nn.Linear(tokens, tokens), nn.Dropout(dropout)
+        )
         self.channel_mlp = nn.Sequential(
             nn.Linear(channels, 2 * channels), nn.SiLU(), nn.Linear(2 * channels, channels), nn.Dropout(dropout)
         )
@@ -135,7 +142,9 @@ def _load(name: str, path: str | Path | None) -> nn.Module:
         raise UserError(f"the digits {name}'s weights {path} do not exist; make them with: {COMMAND}") from None
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not hold the digits {name}'s weights ({reason}); make them again with: {COMMAND}") from None
+        raise UserError(
+            f"{path} does not hold the digits {name}'s weights ({reason}); make them again with: {COMMAND}"
+        ) from None
     return network.requires_grad_(False).eval()
 
 
@@ -143,7 +152,9 @@ def _load(name: str, path: str | Path | None) -> nn.Module:
 def recognised_share(images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
     """Share in [0, 1] of ``images`` (uint8 ``(N, 3, H, W)``) in which the judge sees the digit of ``labels`` (int ``(N,)``)."""
     if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(f"expected one label per image and at least one, got {len(images)} images and {len(labels)} labels")
+        raise ValueError(
+            f"expected one label per image and at least one, got {len(images)} images and {len(labels)} labels"
+        )
     return _accuracy(load_judge().to(images.device), images, labels.to(images.device), batch_size)
 
 
@@ -151,7 +162,9 @@ def recognised_share(images: Tensor, labels: Tensor, batch_size: int = 256) -> f
 def _accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
     right = 0
     for start in range(0, len(images), batch_size):
-        right += int((_logits(network, images[start : start + batch_size]).argmax(1) == labels[start : start + batch_size]).sum())
+        right += int(
+            (_logits(network, images[start : start + batch_size]).argmax(1) == labels[start : start + batch_size]).sum()
+        )
     return right / len(images)
 
 
@@ -199,9 +212,15 @@ def train(name: str, indices: Tensor, epochs: int | None = None, batch_size: int
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Train the two networks that judge pictures of digits.")
-    parser.add_argument("--networks", nargs="+", choices=sorted(NETWORKS), default=sorted(NETWORKS), help="which to train")
-    parser.add_argument("--epochs", type=int, help="passes over the digits (default: 40 for the extractor, 100 for the judge)")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weight files (default: beside this module)")
+    parser.add_argument(
+        "--networks", nargs="+", choices=sorted(NETWORKS), default=sorted(NETWORKS), help="which to train"
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="passes over the digits (default: 40 for the extractor, 100 for the judge)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=WEIGHTS, help="folder for the weight files (default: beside this module)"
+    )
     arguments = parser.parse_args()
     images, labels = digit_images(SIZE)
     held_out = digit_split("val")

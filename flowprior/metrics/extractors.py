@@ -48,7 +48,9 @@ class Features:
     def __post_init__(self) -> None:
         layers = (self.fid, self.logits, self.prc)
         if any(layer.ndim != 2 or len(layer) != len(self.fid) for layer in layers):
-            raise ValueError(f"expected layers (N, d) with one row per image, got {', '.join(str(tuple(layer.shape)) for layer in layers)}")
+            raise ValueError(
+                f"expected layers (N, d) with one row per image, got {', '.join(str(tuple(layer.shape)) for layer in layers)}"
+            )
 
     @property
     def count(self) -> int:
@@ -97,7 +99,9 @@ class Extractor:
         UserError: the name is unknown; at first use, the weights are not there and cannot be fetched.
     """
 
-    def __init__(self, name: str, *, device: str | torch.device = "cpu", weights_path: str | Path | None = None) -> None:
+    def __init__(
+        self, name: str, *, device: str | torch.device = "cpu", weights_path: str | Path | None = None
+    ) -> None:
         try:
             check_extractor(name)
         except ValueError as error:
@@ -111,7 +115,11 @@ class Extractor:
         path = _inception_weights(self.weights_path) if self.name == "inception" else self.weights_path
         layers = list(dict.fromkeys([spec.fid_layer, spec.isc_layer, spec.prc_layer]))
         module = create_feature_extractor(
-            spec.registered_name, layers, cuda=False, verbose=False, feature_extractor_weights_path=None if path is None else str(path)
+            spec.registered_name,
+            layers,
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=None if path is None else str(path),
         )
         return module.to(self.device)
 
@@ -134,7 +142,9 @@ class Extractor:
 class DigitsFeatureExtractor(FeatureExtractorBase):
     """The digits extractor in the shape that torch-fidelity's registry wants; layers ``64`` and ``logits``."""
 
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: object) -> None:
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: object
+    ) -> None:
         super().__init__(name, features_list)
         self.network = load_extractor(feature_extractor_weights_path)
 
@@ -184,7 +194,16 @@ def _inception_weights(weights_path: str | Path | None) -> Path:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         recognised = tuple(weights["fc.weight"].shape) == (1008, 2048)
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError):
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ):
         recognised = False
     if not recognised:
         raise UserError(f"{path} is damaged or no file of Inception weights; {advice}")

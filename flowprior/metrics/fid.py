@@ -24,9 +24,13 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
     """
     names = [part.extractor for part in (first, second)]
     if first.mu.shape != second.mu.shape or (None not in names and names[0] != names[1]):
-        one, other = (f"{name or 'unknown'} features of {len(part.mu)} dimensions" for name, part in zip(names, (first, second)))
+        one, other = (
+            f"{name or 'unknown'} features of {len(part.mu)} dimensions" for name, part in zip(names, (first, second))
+        )
         raise UserError(f"statistics of {one} do not compare with {other}: they come from different extractors")
-    return fid_statistics_to_metric(*({"mu": part.mu, "sigma": part.sigma} for part in (first, second)), verbose=False)[KEY_METRIC_FID]
+    return fid_statistics_to_metric(*({"mu": part.mu, "sigma": part.sigma} for part in (first, second)), verbose=False)[
+        KEY_METRIC_FID
+    ]
 
 
 def half_half_fid(real: ImageSet, seed: int) -> float:

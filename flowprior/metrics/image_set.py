@@ -29,7 +29,12 @@ class ImageSet:
     """
 
     def __init__(
-        self, images: Tensor | Callable[[], Iterable[Tensor]], extractor: Extractor, labels: Tensor | None = None, *, progress: bool = False
+        self,
+        images: Tensor | Callable[[], Iterable[Tensor]],
+        extractor: Extractor,
+        labels: Tensor | None = None,
+        *,
+        progress: bool = False,
     ) -> None:
         if torch.is_tensor(images) and labels is not None and len(labels) != len(images):
             raise ValueError(f"expected one label per image, got {len(images)} images and {len(labels)} labels")
@@ -37,7 +42,9 @@ class ImageSet:
         self._features: dict[str, Features] = {}
 
     @classmethod
-    def of_source(cls, source: ImageSource, extractor: Extractor, *, threads: int = 4, progress: bool = False) -> ImageSet:
+    def of_source(
+        cls, source: ImageSource, extractor: Extractor, *, threads: int = 4, progress: bool = False
+    ) -> ImageSet:
         """All images of a source, without augmentation, read by ``threads`` and not kept."""
         return cls(lambda: _read(source, threads), extractor, progress=progress)
 
@@ -85,7 +92,13 @@ class ImageSet:
         return moments.statistics(extractor.name)
 
     def _bar(self, extractor: Extractor) -> Iterable[Tensor]:
-        return tqdm(self.batches(), desc=f"{extractor.name} features", unit="batch", disable=not self.progress, dynamic_ncols=True)
+        return tqdm(
+            self.batches(),
+            desc=f"{extractor.name} features",
+            unit="batch",
+            disable=not self.progress,
+            dynamic_ncols=True,
+        )
 
 
 def _read(source: ImageSource, threads: int) -> Iterator[Tensor]:

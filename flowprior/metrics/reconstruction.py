@@ -43,10 +43,14 @@ class ReconstructionMeter:
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
         """Add a batch of pairs, both uint8 ``(B, 3, H, W)``."""
         if original.dtype != torch.uint8 or reconstructed.dtype != torch.uint8:
-            raise ValueError(f"expected uint8 images, as they would be saved, got {original.dtype} and {reconstructed.dtype}")
+            raise ValueError(
+                f"expected uint8 images, as they would be saved, got {original.dtype} and {reconstructed.dtype}"
+            )
         if len(original) == 0:
             return
-        values = torch.stack([psnr_per_image(original, reconstructed), ssim_per_image(original, reconstructed)])  # (2, B)
+        values = torch.stack(
+            [psnr_per_image(original, reconstructed), ssim_per_image(original, reconstructed)]
+        )  # (2, B)
         self._sums[:2] += values.double().sum(dim=1).cpu()
         self._sums[2] += len(original)
 
@@ -60,7 +64,9 @@ class ReconstructionMeter:
 
 def _unit_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape != y.shape or x.ndim != 4:
-        raise ValueError(f"expected two batches of images (B, C, H, W) of one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"expected two batches of images (B, C, H, W) of one shape, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     return _unit(x), _unit(y)
 
 

@@ -45,7 +45,10 @@ METRICS = {
     "inception_score": MetricSpec("flowprior.metrics.inception_score:inception_score"),
     "precision_recall": MetricSpec("flowprior.metrics.precision_recall:precision_recall", reference_images=True),
     "recognised": MetricSpec(
-        "flowprior.metrics.recognised:recognised", labels=True, extractors=("digits",), weights="weights/digits_judge.safetensors"
+        "flowprior.metrics.recognised:recognised",
+        labels=True,
+        extractors=("digits",),
+        weights="weights/digits_judge.safetensors",
     ),
 }
 
@@ -56,7 +59,9 @@ def check_extractor(name: str) -> None:
         raise ValueError(f"there is no feature extractor {name!r}; choose one of: {', '.join(EXTRACTORS)}")
 
 
-def choose_metrics(names: Sequence[str] | None, extractor: str, *, reference_images: bool, labels: bool) -> tuple[str, ...]:
+def choose_metrics(
+    names: Sequence[str] | None, extractor: str, *, reference_images: bool, labels: bool
+) -> tuple[str, ...]:
     """The metrics to compute: those named, or where none is named every one that applies.
 
     Args:
@@ -72,10 +77,14 @@ def choose_metrics(names: Sequence[str] | None, extractor: str, *, reference_ima
     for name in names or ():
         if name not in METRICS:
             nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
-            raise ValueError(f"there is no metric {name!r}; did you mean {nearest[0]!r}? The metrics are: {', '.join(METRICS)}")
+            raise ValueError(
+                f"there is no metric {name!r}; did you mean {nearest[0]!r}? The metrics are: {', '.join(METRICS)}"
+            )
         if obstacle := _obstacle(METRICS[name], extractor, reference_images, labels):
             raise ValueError(f"the metric {name!r} {obstacle}")
-    return tuple(names or (name for name, spec in METRICS.items() if not _obstacle(spec, extractor, reference_images, labels)))
+    return tuple(
+        names or (name for name, spec in METRICS.items() if not _obstacle(spec, extractor, reference_images, labels))
+    )
 
 
 def _obstacle(spec: MetricSpec, extractor: str, reference_images: bool, labels: bool) -> str:

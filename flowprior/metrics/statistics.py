@@ -61,8 +61,13 @@ class Statistics:
             raise UserError(f"mu and sigma of {path} disagree: {len(mu)} dimensions against {len(sigma)}")
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             raise UserError(f"{path} holds values that are not finite")
-        if not np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-5 * max(np.abs(sigma).max(), 1e-30)) or np.trace(sigma) < 0:
-            raise UserError(f"sigma of {path} is not a covariance: it must be symmetric with a trace that is not negative")
+        if (
+            not np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-5 * max(np.abs(sigma).max(), 1e-30))
+            or np.trace(sigma) < 0
+        ):
+            raise UserError(
+                f"sigma of {path} is not a covariance: it must be symmetric with a trace that is not negative"
+            )
         return cls(mu, sigma, _optional_count(arrays), _optional_name(arrays))
 
 

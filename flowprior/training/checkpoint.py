@@ -17,7 +17,15 @@ import torch
 from safetensors import SafetensorError
 
 from flowprior.errors import UserError
-from flowprior.training.files import file_sha256, flush_to_disk, read_json, read_tensors, write_bytes, write_json, write_tensors
+from flowprior.training.files import (
+    file_sha256,
+    flush_to_disk,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 
 FORMAT_VERSION = 1
 
@@ -44,7 +52,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps at which there are whole checkpoints, ascending."""
-        return sorted(int(p.parent.name[5:]) for p in self.folder.glob("step_*/manifest.json") if p.parent.name[5:].isdigit())
+        return sorted(
+            int(p.parent.name[5:]) for p in self.folder.glob("step_*/manifest.json") if p.parent.name[5:].isdigit()
+        )
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -61,7 +71,9 @@ class Checkpoints:
             self._save(step, temporary, final)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"cannot write the checkpoint {final} ({error}): make room, then run the same command again") from error
+            raise UserError(
+                f"cannot write the checkpoint {final} ({error}): make room, then run the same command again"
+            ) from error
 
     def _save(self, step: int, temporary: Path, final: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -119,6 +131,16 @@ class Checkpoints:
                 else:
                     state = torch.load(file, map_location=device, weights_only=True)
                 self.objects[file.stem].load_state_dict(state)
-            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-                raise UserError(f"{file} does not fit this run ({' '.join(str(error).split())[:200]}): {remedy}") from error
+            except (
+                RuntimeError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                EOFError,
+                pickle.UnpicklingError,
+            ) as error:
+                raise UserError(
+                    f"{file} does not fit this run ({' '.join(str(error).split())[:200]}): {remedy}"
+                ) from error
         return steps[-1]

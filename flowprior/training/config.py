@@ -47,11 +47,15 @@ def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
         dotted = f"{where}.{key}" if where else str(key)
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise UserError(f"config has no option '{dotted}'; the nearest is '{dotted[: len(dotted) - len(str(key))]}{near}' (--help lists all)")
+            raise UserError(
+                f"config has no option '{dotted}'; the nearest is '{dotted[: len(dotted) - len(str(key))]}{near}' (--help lists all)"
+            )
         arguments[key] = _coerce(hints[key], value, dotted)
     for field in dataclasses.fields(cls):
         if field.name not in arguments and dataclasses.is_dataclass(hints[field.name]):
-            arguments[field.name] = build_config(hints[field.name], {}, f"{where}.{field.name}" if where else field.name)
+            arguments[field.name] = build_config(
+                hints[field.name], {}, f"{where}.{field.name}" if where else field.name
+            )
     try:
         return cls(**arguments)
     except ValueError as error:
@@ -105,7 +109,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; a :class:`UserError` if there is none."""
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
         raise UserError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
     if values is not None and not isinstance(values, dict):
         raise UserError(f"the config {path} must hold 'option: value' lines")
@@ -145,7 +154,9 @@ def find_preset(name: str, folder: Path) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise UserError(f"there is no preset '{name}' for this stage: choose one of {there}, or the path of a .yaml file")
+        raise UserError(
+            f"there is no preset '{name}' for this stage: choose one of {there}, or the path of a .yaml file"
+        )
     return path
 
 
@@ -196,7 +207,9 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def registry_section(name: str, selector: str, default: str, registry: dict[str, type], help: str, several: bool = False) -> type:
+def registry_section(
+    name: str, selector: str, default: str, registry: dict[str, type], help: str, several: bool = False
+) -> type:
     """A config section that chooses from a registry, with a sub-section of options for each entry.
 
     Args:
@@ -213,11 +226,17 @@ def registry_section(name: str, selector: str, default: str, registry: dict[str,
         value = getattr(self, selector)
         words = value.split("+") if several and value != "none" else [] if several else [value]
         if set(words) - set(registry) or len(set(words)) != len(words):
-            raise ValueError(f"{selector} is {f'none, or one or more of {options} joined by +' if several else f'one of {options}'}, not '{value}'")
+            raise ValueError(
+                f"{selector} is {f'none, or one or more of {options} joined by +' if several else f'one of {options}'}, not '{value}'"
+            )
 
-    fields = [(selector, str, option(default, f"{help}: {'none, or some joined by + of' if several else 'one of'} {options}"))]
+    fields = [
+        (selector, str, option(default, f"{help}: {'none, or some joined by + of' if several else 'one of'} {options}"))
+    ]
     fields += [(entry, config, dataclasses.field(default_factory=config)) for entry, config in registry.items()]
-    return dataclasses.make_dataclass(name, fields, namespace={"__post_init__": check, "SELECTOR": selector, "__doc__": help})
+    return dataclasses.make_dataclass(
+        name, fields, namespace={"__post_init__": check, "SELECTOR": selector, "__doc__": help}
+    )
 
 
 def config_from_command_line(cls: type[C], presets: Path, description: str, argv: list[str] | None = None) -> C:
@@ -227,10 +246,17 @@ def config_from_command_line(cls: type[C], presets: Path, description: str, argv
     """
     width = max(len(name) for name, _, _ in list_options(cls))
     fields = "\n".join(f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(cls))
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog=f"options, with their defaults before the preset is applied:\n{fields}")
-    parser.add_argument("--preset", default="digits", help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [digits]")
-    parser.add_argument("overrides", nargs="*", metavar="option=value", help="dotted overrides, e.g. optim.lr=2e-4 train.steps=1000")
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"options, with their defaults before the preset is applied:\n{fields}",
+    )
+    parser.add_argument(
+        "--preset", default="digits", help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [digits]"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="option=value", help="dotted overrides, e.g. optim.lr=2e-4 train.steps=1000"
+    )
     parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
     arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
     preset = find_preset(arguments.preset, presets)

@@ -66,7 +66,9 @@ def distributed_workers() -> Iterator[Workers]:
     if device.type == "cuda":
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if local_rank >= torch.cuda.device_count():
-            raise UserError(f"this machine has {torch.cuda.device_count()} GPUs: write NPROC={torch.cuda.device_count()}")
+            raise UserError(
+                f"this machine has {torch.cuda.device_count()} GPUs: write NPROC={torch.cuda.device_count()}"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

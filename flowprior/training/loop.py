@@ -34,7 +34,9 @@ class TrainConfig:
     global_batch: int = option(64, "samples per step, over all processes and accumulated micro-batches")
     accumulation: int = option(1, "micro-batches per step in every process")
     seed: int = option(0, "of weights, data order, augmentation and noise")
-    precision: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 autocast on a GPU, float32 on a CPU")
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "auto: bfloat16 autocast on a GPU, float32 on a CPU"
+    )
     compile: bool = option(False, "torch.compile the model")
     workers: int = option(0, "data loading processes per training process", changes_result=False)
     log_steps: int = option(20, "write figures every so many steps", changes_result=False)
@@ -53,8 +55,10 @@ class TrainConfig:
         """Samples per forward pass; a UserError when the global batch does not divide."""
         slots = processes * self.accumulation
         if self.global_batch % slots:
-            raise UserError(f"global_batch {self.global_batch} does not divide into {processes} processes x {self.accumulation} micro-batches: "
-                            f"write a multiple of {slots}")
+            raise UserError(
+                f"global_batch {self.global_batch} does not divide into {processes} processes x {self.accumulation} micro-batches: "
+                f"write a multiple of {slots}"
+            )
         return self.global_batch // slots
 
 
@@ -78,9 +82,18 @@ class TrainingLoop:
         progress: show the bar.
     """
 
-    def __init__(self, objective: nn.Module, model: nn.Module, config: TrainConfig, optim: OptimConfig, workers: Workers,
-                 folder: Path | None = None, saved: dict[str, Stateful] | None = None, description: str = "train",
-                 progress: bool = True) -> None:
+    def __init__(
+        self,
+        objective: nn.Module,
+        model: nn.Module,
+        config: TrainConfig,
+        optim: OptimConfig,
+        workers: Workers,
+        folder: Path | None = None,
+        saved: dict[str, Stateful] | None = None,
+        description: str = "train",
+        progress: bool = True,
+    ) -> None:
         self.config, self.optim, self.workers, self.folder = config, optim, workers, folder
         self.model, self.description = model, description
         self.progress = progress and workers.is_main
@@ -105,8 +118,12 @@ class TrainingLoop:
         self.stop_signal: int | None = None
         self.stopping = False
 
-    def run(self, batches: Iterable[dict[str, Tensor]], evaluate: Callable[[int], dict[str, float]] | None = None,
-            after_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None) -> dict[str, float]:
+    def run(
+        self,
+        batches: Iterable[dict[str, Tensor]],
+        evaluate: Callable[[int], dict[str, float]] | None = None,
+        after_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
+    ) -> dict[str, float]:
         """Train until ``config.steps``.
 
         Args:
@@ -120,8 +137,15 @@ class TrainingLoop:
         """
         evaluated: dict[str, float] = {}
         stream, config = iter(batches), self.config
-        bar = tqdm(total=config.steps, initial=self.step, desc=self.description, unit="step", disable=not self.progress,
-                   dynamic_ncols=True, mininterval=0.5)
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            desc=self.description,
+            unit="step",
+            disable=not self.progress,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
         window: list[dict[str, Tensor]] = []
         window_start = time.perf_counter()
         with self._signals_noted(), bar:
@@ -143,13 +167,19 @@ class TrainingLoop:
                     evaluated = self._evaluated(evaluate)
                     self._write(evaluated)
                     window_start = time.perf_counter()
-                if self.workers.count == 1:  # several processes stop together, after the step in which all have heard of it
+                if (
+                    self.workers.count == 1
+                ):  # several processes stop together, after the step in which all have heard of it
                     self.stopping = self.stop_signal is not None
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
                 if self.stopping and not last:
                     if self.workers.is_main:
-                        print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
+                        print(
+                            f"stopped after step {self.step}; run the same command again to go on",
+                            file=sys.stderr,
+                            flush=True,
+                        )
                     raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         if self.log is not None:
             self.log.close()
@@ -183,7 +213,9 @@ class TrainingLoop:
         bad_somewhere, self.stopping = workers.any(~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None)
         if bad_somewhere:
             bad = [name for name, value in {**sums, "gradient norm": norm}.items() if not torch.isfinite(value).all()]
-            raise NonFiniteLoss(f"step {self.step}, process {workers.rank}: not finite: {', '.join(bad) or 'another process knows what'}")
+            raise NonFiniteLoss(
+                f"step {self.step}, process {workers.rank}: not finite: {', '.join(bad) or 'another process knows what'}"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -207,7 +239,10 @@ class TrainingLoop:
         self.workers.barrier()
 
     def _mean_over(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
-        means = {name: torch.stack([terms[name].float().to(self.workers.device) for terms in window]).mean() for name in window[-1]}
+        means = {
+            name: torch.stack([terms[name].float().to(self.workers.device) for terms in window]).mean()
+            for name in window[-1]
+        }
         return self.workers.mean(means)
 
     def _write(self, figures: dict[str, float]) -> None:

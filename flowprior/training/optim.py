@@ -23,7 +23,9 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up: cosine or constant")
     final_lr_fraction: float = option(0.1, "the cosine ends at this fraction of lr")
     clip_norm: float = option(1.0, "largest gradient norm; 0 switches clipping off")
-    ema_decay: float = option(0.9999, "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off")
+    ema_decay: float = option(
+        0.9999, "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off"
+    )
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -50,7 +52,9 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters of ``module`` that require gradients; only tensors of two dimensions or more decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
     fused = all(p.device.type in ("cuda", "cpu") for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)

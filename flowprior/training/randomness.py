@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def stratified_uniform(count: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+def stratified_uniform(
+    count: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
     """``count`` numbers in [0, 1), one from each of ``count`` equal strata, in random order.
 
     Every single one is uniform, so expectations over it are unchanged; their estimate has less variance.
@@ -65,7 +67,9 @@ class StepRandom:
     def times(self, name: str, batch: int, *shape: int) -> Tensor:
         """Times in [0, 1), ``(batch, *shape)``, stratified over the global batch."""
         count = self.slots * batch * torch.Size(shape).numel()
-        return self._share(stratified_uniform(count, self.generator(name), self.device).view(self.slots * batch, *shape))
+        return self._share(
+            stratified_uniform(count, self.generator(name), self.device).view(self.slots * batch, *shape)
+        )
 
     def seed_dropout(self) -> None:
         """Make dropout, which only knows the global generator, a function of (seed, step, micro-batch)."""

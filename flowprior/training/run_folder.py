@@ -43,12 +43,18 @@ class RunFolder:
 
     def check(self, config: Any, inputs: dict[str, str]) -> list[str]:
         """What differs between this config with these inputs and the folder's run; a :class:`UserError` if that run has begun."""
-        changes = changed_options(type(config), read_yaml(self.config_file), to_dict(config)) if self.config_file.is_file() else []
+        changes = (
+            changed_options(type(config), read_yaml(self.config_file), to_dict(config))
+            if self.config_file.is_file()
+            else []
+        )
         kept = read_json(self.inputs_file, "list of inputs") if self.inputs_file.is_file() else {}
         changes += [f"another {name}" for name in inputs if name in kept and kept[name] != inputs[name]]
         if changes and self.has_begun():
-            raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
-                            f"write run_dir=<another folder>, or delete {self.path}")
+            raise UserError(
+                f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
+                f"write run_dir=<another folder>, or delete {self.path}"
+            )
         return changes
 
     def read_result(self, made_by: str) -> dict[str, Any]:

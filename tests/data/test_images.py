@@ -142,7 +142,9 @@ def test_loader_workers_change_nothing(folder, source):
 
     def read(workers: int) -> list[dict[str, torch.Tensor]]:
         stream = iter(
-            training_batches(open_images(config, 5), TrainConfig(global_batch=4, workers=workers), Workers(), start_step=2)
+            training_batches(
+                open_images(config, 5), TrainConfig(global_batch=4, workers=workers), Workers(), start_step=2
+            )
         )
         return [next(stream) for _ in range(4)]
 

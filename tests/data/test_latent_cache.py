@@ -37,7 +37,9 @@ class Pictures:
     num_classes, class_names = 1000, ["a", "b"]
 
     def __init__(self, count: int) -> None:
-        self.images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+        self.images = torch.randint(
+            0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(count)
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -121,7 +123,9 @@ def test_a_resumed_cache_equals_an_uninterrupted_one_and_encodes_no_shard_twice(
     write(folder, 35, encoder=lambda images: again.append(len(images)) or encode(images))
     assert sum(again) == 35 - 10 * len(kept)
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
-    assert {f.name: file_sha256(f) for f in folder.iterdir()} == {f.name: file_sha256(f) for f in whole.folder.iterdir()}
+    assert {f.name: file_sha256(f) for f in folder.iterdir()} == {
+        f.name: file_sha256(f) for f in whole.folder.iterdir()
+    }
 
 
 def test_shards_of_another_encoder_or_dtype_are_not_kept(tmp_path):
@@ -270,7 +274,8 @@ def test_statistics_are_stored_beside_what_the_manifest_held(copy):
 
 
 @pytest.mark.parametrize(
-    "latents", [torch.zeros, lambda *shape: torch.full(shape, float("nan")), lambda *shape: torch.full(shape, float("inf"))]
+    "latents",
+    [torch.zeros, lambda *shape: torch.full(shape, float("nan")), lambda *shape: torch.full(shape, float("inf"))],
 )
 def test_constant_or_broken_latents_have_no_scale(tmp_path, latents):
     with pytest.raises(UserError, match="constant or not finite"):

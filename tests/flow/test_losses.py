@@ -23,8 +23,14 @@ def slow_loss(velocity, data, noise, t, size, cond=None):
 
 
 @settings(max_examples=25)
-@given(batch=st.integers(1, 3), pairs=st.integers(1, 3), groups=st.integers(1, 3), size=st.integers(1, 3), conditional=st.booleans(),
-       seed=st.integers(0, 999))
+@given(
+    batch=st.integers(1, 3),
+    pairs=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    size=st.integers(1, 3),
+    conditional=st.booleans(),
+    seed=st.integers(0, 999),
+)
 def test_the_loss_is_equation_3_taken_token_by_token(batch, pairs, groups, size, conditional, seed):
     generator = torch.Generator().manual_seed(seed)
     n = groups * size
@@ -86,20 +92,30 @@ def test_drawn_times_and_noise_depend_on_the_generator_alone():
     velocity, data = random_velocity(), torch.ones(2, 4, 3)
     losses = []
     for seed in (0, 0, 1):
-        losses.append(flow_matching_loss(velocity, data, pairs=2, group_size=2, generator=torch.Generator().manual_seed(seed)).item())
+        losses.append(
+            flow_matching_loss(
+                velocity, data, pairs=2, group_size=2, generator=torch.Generator().manual_seed(seed)
+            ).item()
+        )
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_latents_that_are_not_contiguous_have_the_same_loss(generator):
     velocity, data = random_velocity(), torch.randn(2, 4, 3, generator=generator)
     turned = data.transpose(1, 2).contiguous().transpose(1, 2)
-    losses = [flow_matching_loss(velocity, x, group_size=2, generator=torch.Generator().manual_seed(0)) for x in (data, turned)]
+    losses = [
+        flow_matching_loss(velocity, x, group_size=2, generator=torch.Generator().manual_seed(0))
+        for x in (data, turned)
+    ]
     assert not turned.is_contiguous() and losses[0] == losses[1]
 
 
 def test_a_single_token_needs_no_token_dimension(generator):
     velocity, token = random_velocity(), torch.randn(3, generator=generator)
-    losses = [flow_matching_loss(velocity, x, pairs=3, generator=torch.Generator().manual_seed(0)) for x in (token, token.view(1, 3))]
+    losses = [
+        flow_matching_loss(velocity, x, pairs=3, generator=torch.Generator().manual_seed(0))
+        for x in (token, token.view(1, 3))
+    ]
     assert losses[0] == losses[1]
 
 
@@ -143,7 +159,9 @@ def gaussian_velocity(mean, std, offset=0.0):
 
 
 @pytest.mark.parametrize("mean, std", [(0.0, 1.0), (2.0, 0.5), (-1.0, 2.0)])
-def test_a_gaussians_exact_velocity_has_the_closed_form_minimum_of_the_loss_and_any_other_has_more(mean, std, generator):
+def test_a_gaussians_exact_velocity_has_the_closed_form_minimum_of_the_loss_and_any_other_has_more(
+    mean, std, generator
+):
     draws = {offset: [] for offset in (0.0, 0.3, -0.3)}
     for seed in range(40):
         data = mean + std * torch.randn(2000, 1, generator=generator)

@@ -20,4 +20,6 @@ def test_its_velocity_is_the_derivative_of_the_point_by_the_time(generator):
 
 @given(st.integers(1, 300), st.integers(-3, 400))
 def test_the_group_size_is_the_largest_divisor_that_is_not_above_the_wanted_one(count, wanted):
-    assert group_size_for(count, wanted) == max(size for size in range(1, count + 1) if count % size == 0 and (size <= wanted or size == 1))
+    assert group_size_for(count, wanted) == max(
+        size for size in range(1, count + 1) if count % size == 0 and (size <= wanted or size == 1)
+    )

@@ -19,7 +19,17 @@ def blobs(count, generator):
 
 def test_a_prior_fitted_to_two_blobs_draws_the_two_blobs(generator):
     features = blobs(2000, generator)
-    prior = FlowPrior.fit(features, channels=2, projection="identity", width=64, depth=2, steps=600, batch_size=256, lr=3e-3, progress=False)
+    prior = FlowPrior.fit(
+        features,
+        channels=2,
+        projection="identity",
+        width=64,
+        depth=2,
+        steps=600,
+        batch_size=256,
+        lr=3e-3,
+        progress=False,
+    )
     target, drawn = prior.project(features), prior.sample(2000, steps=20, generator=generator)
     axis = prior.project(torch.tensor([[3.0, 1.0]])) - prior.project(torch.tensor([[-1.0, -2.0]]))
     sides = [(x @ axis.T).squeeze(1) > 0 for x in (target, drawn)]
@@ -36,7 +46,10 @@ def test_a_prior_fitted_to_two_blobs_draws_the_two_blobs(generator):
 
 def test_fitting_twice_with_one_seed_gives_one_prior_and_another_seed_another(generator):
     features = blobs(64, generator)
-    priors = [FlowPrior.fit(features, 2, width=8, depth=1, steps=3, batch_size=16, seed=seed, progress=False) for seed in (0, 0, 1)]
+    priors = [
+        FlowPrior.fit(features, 2, width=8, depth=1, steps=3, batch_size=16, seed=seed, progress=False)
+        for seed in (0, 0, 1)
+    ]
     assert priors[0].fingerprint == priors[1].fingerprint != priors[2].fingerprint
 
 
@@ -92,10 +105,21 @@ def test_a_missing_empty_or_truncated_file_is_named(name, tmp_path):
     assert_refused(tmp_path)
 
 
-@pytest.mark.parametrize("change", [
-    {"format": 2}, {"velocity": {"channels": 3, "width": 32, "depth": 2}}, {"velocity": {"channels": 3, "color": 1}}, {"velocity": None},
-    {"velocity": {"channels": -1}}, {"feature_channels": "five"}, {"feature_channels": 6}, {"channels": 4}, {"target": 7}, {"velocity": []},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"velocity": {"channels": 3, "width": 32, "depth": 2}},
+        {"velocity": {"channels": 3, "color": 1}},
+        {"velocity": None},
+        {"velocity": {"channels": -1}},
+        {"feature_channels": "five"},
+        {"feature_channels": 6},
+        {"channels": 4},
+        {"target": 7},
+        {"velocity": []},
+    ],
+)
 def test_a_config_of_another_prior_is_refused(change, tmp_path):
     random_prior().save(tmp_path)
     file = tmp_path / "config.json"

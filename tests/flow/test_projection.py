@@ -44,10 +44,16 @@ def test_identity_is_the_identity():
     assert torch.equal(projection_matrix("identity", 5, 5), torch.eye(5))
 
 
-@pytest.mark.parametrize("kind, channels, words", [
-    ("learned", 2, "write one of random, avg_pool, pca, identity"), ("avg_pool", 5, "use 'random'"), ("pca", 5, "use 'random'"),
-    ("identity", 3, "use 'random'"), ("pca", 2, "pass them"),
-])
+@pytest.mark.parametrize(
+    "kind, channels, words",
+    [
+        ("learned", 2, "write one of random, avg_pool, pca, identity"),
+        ("avg_pool", 5, "use 'random'"),
+        ("pca", 5, "use 'random'"),
+        ("identity", 3, "use 'random'"),
+        ("pca", 2, "pass them"),
+    ],
+)
 def test_a_projection_that_cannot_be_made_is_refused_with_what_to_write(kind, channels, words):
     with pytest.raises(ValueError, match=words):
         projection_matrix(kind, 4, channels)
@@ -79,10 +85,16 @@ def test_large_sets_are_measured_on_rows_that_the_seed_decides(monkeypatch, gene
     assert (maps[0].mean - 7).abs().max() < 5 * 3 / 500**0.5 and abs(maps[0].std - 3) < 0.5
 
 
-@pytest.mark.parametrize("features, words", [
-    (torch.zeros(5), "shape"), (torch.zeros(1, 5), "N of at least 2"), (torch.zeros(5, 2), "constant"),
-    (torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), "NaN"), (torch.tensor([[1.0, 2.0], [float("inf"), 0.0]]), "infinite"),
-])
+@pytest.mark.parametrize(
+    "features, words",
+    [
+        (torch.zeros(5), "shape"),
+        (torch.zeros(1, 5), "N of at least 2"),
+        (torch.zeros(5, 2), "constant"),
+        (torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), "NaN"),
+        (torch.tensor([[1.0, 2.0], [float("inf"), 0.0]]), "infinite"),
+    ],
+)
 def test_features_that_nothing_can_be_learned_from_are_refused(features, words):
     with pytest.raises(ValueError, match=words):
         fit_target_map(features, TargetMapSettings(2, "identity"))

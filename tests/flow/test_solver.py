@@ -61,7 +61,10 @@ def test_a_gaussians_exact_velocity_carries_noise_to_that_gaussian(method, mean,
 
 def test_a_sample_is_decided_by_its_generator_and_carries_no_graph():
     weight = torch.tensor(0.5, requires_grad=True)
-    draws = [sample(lambda x, t: weight * x, (4, 2), steps=3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    draws = [
+        sample(lambda x, t: weight * x, (4, 2), steps=3, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
     assert draws[0].shape == (4, 2) and not draws[0].requires_grad
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 

@@ -34,7 +34,9 @@ def test_a_token_has_the_velocity_that_it_has_alone(generator):
     together = network(x, t, cond)
     for i in range(2):
         for j in range(3):
-            torch.testing.assert_close(together[i, j], network(x[i, j], t[i, 0].item(), cond[i, j]), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                together[i, j], network(x[i, j], t[i, 0].item(), cond[i, j]), rtol=1e-5, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("shape", [(), (4, 1, 1), (4, 3, 1), (4, 3, 5)])

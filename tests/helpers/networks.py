@@ -6,7 +6,9 @@ from flowprior import FlowPrior, VelocityMLP
 from flowprior.flow.target_map import TargetMapSettings, fit_target_map
 
 
-def random_velocity(channels: int = 3, width: int = 16, depth: int = 2, cond_channels: int = 0, seed: int = 0) -> VelocityMLP:
+def random_velocity(
+    channels: int = 3, width: int = 16, depth: int = 2, cond_channels: int = 0, seed: int = 0
+) -> VelocityMLP:
     generator = torch.Generator().manual_seed(seed)
     network = VelocityMLP(channels, width, depth, cond_channels, generator=generator)
     with torch.no_grad():

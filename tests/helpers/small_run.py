@@ -56,16 +56,40 @@ class Denoise(nn.Module):
 
 def make_loop(folder: Path | None, config: TrainConfig, workers: Workers, dropout: float = 0.3) -> TrainingLoop:
     objective = Denoise(dropout)
-    return TrainingLoop(objective, objective.net, config, OptimConfig(lr=0.01, warmup_steps=4, weight_decay=0.01), workers, folder, progress=False)
+    return TrainingLoop(
+        objective,
+        objective.net,
+        config,
+        OptimConfig(lr=0.01, warmup_steps=4, weight_decay=0.01),
+        workers,
+        folder,
+        progress=False,
+    )
 
 
 def small_config(steps: int = 12, **options) -> TrainConfig:
-    return TrainConfig(**{"steps": steps, "global_batch": 8, "accumulation": 2, "log_steps": 1, "checkpoint_steps": 1, "keep_checkpoints": 99,
-                          "tensorboard": False, **options})
+    return TrainConfig(
+        **{
+            "steps": steps,
+            "global_batch": 8,
+            "accumulation": 2,
+            "log_steps": 1,
+            "checkpoint_steps": 1,
+            "keep_checkpoints": 99,
+            "tensorboard": False,
+            **options,
+        }
+    )
 
 
-def train(folder: Path | None, config: TrainConfig, workers: Workers | None = None, dropout: float = 0.3, poisoned: int = -1,
-          after_step=None) -> TrainingLoop:
+def train(
+    folder: Path | None,
+    config: TrainConfig,
+    workers: Workers | None = None,
+    dropout: float = 0.3,
+    poisoned: int = -1,
+    after_step=None,
+) -> TrainingLoop:
     workers = workers or Workers()
     loop = make_loop(folder, config, workers, dropout)
     loop.run(training_batches(Points(poisoned), config, workers, loop.step), after_step=after_step)
@@ -104,8 +128,14 @@ def several_processes(folder: Path) -> None:
         except NonFiniteLoss as error:
             message = str(error)
         poisoned_hash = state_hash(make_loop(folder / "poisoned", poisoned.config, Workers()))  # of the last checkpoint
-        outcome = {"seen": plain.objective.seen, "hash": state_hash(plain), "message": message, "poisoned_step": poisoned.step,
-                   "poisoned_seen": poisoned.objective.seen, "unchanged": state_hash(poisoned) == poisoned_hash and before != poisoned_hash}
+        outcome = {
+            "seen": plain.objective.seen,
+            "hash": state_hash(plain),
+            "message": message,
+            "poisoned_step": poisoned.step,
+            "poisoned_seen": poisoned.objective.seen,
+            "unchanged": state_hash(poisoned) == poisoned_hash and before != poisoned_hash,
+        }
         (folder / f"rank{workers.rank}.json").write_text(json.dumps(outcome))
 
 

@@ -14,7 +14,15 @@ from mar.model import MAR, MARConfig, gather_tokens, mask_ratio
 
 TOKENS, CHANNELS, CLASSES = 6, 3, 5
 SMALL = dict(
-    width=16, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=2, head_width=12, head_depth=1, pairs=3, dropout=0.0
+    width=16,
+    encoder_depth=1,
+    decoder_depth=1,
+    heads=2,
+    buffer_tokens=2,
+    head_width=12,
+    head_depth=1,
+    pairs=3,
+    dropout=0.0,
 )
 
 
@@ -87,7 +95,9 @@ def test_the_order_in_which_known_positions_are_given_does_not_matter(latents):
     known, wanted = torch.tensor([[5, 0, 2]]).expand(4, -1), torch.tensor([[4, 1, 3]]).expand(4, -1)
     cond = model.condition(latents, LABELS, known, wanted)
     torch.testing.assert_close(cond, model.condition(latents, LABELS, known.flip(1), wanted), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(cond.flip(1), model.condition(latents, LABELS, known, wanted.flip(1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        cond.flip(1), model.condition(latents, LABELS, known, wanted.flip(1)), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -114,12 +124,15 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
     torch.testing.assert_close(loss, slow)
     parameters = dict(model.named_parameters())
     gradients, slow_gradients = (
-        torch.autograd.grad(x, [latents, *parameters.values()], allow_unused=True, retain_graph=True) for x in (loss, slow)
+        torch.autograd.grad(x, [latents, *parameters.values()], allow_unused=True, retain_graph=True)
+        for x in (loss, slow)
     )
     for name, gradient, expected in zip(["latents", *parameters], gradients, slow_gradients):
         assert (gradient is None) == (expected is None), name
         if gradient is not None:
-            torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                gradient, expected, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def class_rows_with_gradient(label_drop: float, latents: torch.Tensor) -> list[int]:
@@ -168,7 +181,14 @@ def test_even_a_step_that_masks_every_token_leaves_no_parameter_without_a_gradie
 
 
 @pytest.mark.parametrize(
-    "values", [{"width": 17, "heads": 2}, {"label_drop": 1.0}, {"dropout": -0.1}, {"mask_ratio_min": 0.0}, {"mask_ratio_std": 0.0}]
+    "values",
+    [
+        {"width": 17, "heads": 2},
+        {"label_drop": 1.0},
+        {"dropout": -0.1},
+        {"mask_ratio_min": 0.0},
+        {"mask_ratio_std": 0.0},
+    ],
 )
 def test_impossible_choices_are_refused(values):
     with pytest.raises(ValueError):

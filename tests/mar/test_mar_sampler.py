@@ -14,7 +14,9 @@ LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 0, 1]), [11, 12, 13, 14, 15, 16]
 
 @pytest.fixture(scope="module")
 def model() -> MAR:
-    config = MARConfig(width=16, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=2, head_width=12, head_depth=1)
+    config = MARConfig(
+        width=16, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=2, head_width=12, head_depth=1
+    )
     model = config.build(TOKENS, CHANNELS, CLASSES).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -63,7 +65,10 @@ def slowly(model: MAR, label: int, seed: int, cfg: float | None, config: Sampler
 
             def velocity(x, t, of, position=position, known=known):
                 cond = model.condition(
-                    latents, torch.tensor([of]), torch.tensor([order[:known]], dtype=torch.long), torch.tensor([[position]])
+                    latents,
+                    torch.tensor([of]),
+                    torch.tensor([order[:known]], dtype=torch.long),
+                    torch.tensor([[position]]),
                 )
                 return model.head(x, t, cond[0, 0])
 
@@ -103,7 +108,9 @@ def test_guidance_of_one_is_no_guidance(model, schedule):
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_a_sample_is_the_same_at_any_batch_size(model, cfg, batch):
     whole = sample_latents(model, LABELS, SEEDS, cfg, settings())
-    parts = [sample_latents(model, LABELS[i : i + batch], SEEDS[i : i + batch], cfg, settings()) for i in range(0, 6, batch)]
+    parts = [
+        sample_latents(model, LABELS[i : i + batch], SEEDS[i : i + batch], cfg, settings()) for i in range(0, 6, batch)
+    ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
 
 
@@ -113,7 +120,9 @@ def test_a_sample_depends_on_its_seed_and_label_and_on_nothing_else(model):
     assert torch.equal(first, sample_latents(model, LABELS[:1], [5], 2.0, settings()))
     assert not torch.allclose(first, sample_latents(model, LABELS[:1], [6], 2.0, settings()), atol=1e-3)
     assert not torch.allclose(first, sample_latents(model, LABELS[1:2], [5], 2.0, settings()), atol=1e-3)
-    torch.testing.assert_close(sample_latents(model, LABELS[[2, 0]], [7, 5], 2.0, settings())[1:], first, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        sample_latents(model, LABELS[[2, 0]], [7, 5], 2.0, settings())[1:], first, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])

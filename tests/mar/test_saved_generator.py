@@ -12,7 +12,15 @@ from mar.saved import load_generator, save_generator
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 
 SHAPE = {"tokens": 4, "channels": 3, "num_classes": 5}
-SIZES = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2, "buffer_tokens": 2, "head_width": 12, "head_depth": 1}
+SIZES = {
+    "width": 16,
+    "encoder_depth": 1,
+    "decoder_depth": 1,
+    "heads": 2,
+    "buffer_tokens": 2,
+    "head_width": 12,
+    "head_depth": 1,
+}
 
 
 def autoencoder(seed: int) -> Autoencoder:
@@ -49,7 +57,11 @@ def test_a_loaded_generator_samples_what_the_saved_one_did(tmp_path, saved):
     with torch.no_grad():
         expected = bundle.normaliser.undo(bundle.model.sample(labels, seeds, 2.0))
     assert torch.equal(loaded.normaliser.undo(loaded.model.sample(labels, seeds, 2.0)), expected)
-    assert about["fingerprint"] == fingerprint and not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert (
+        about["fingerprint"] == fingerprint
+        and not loaded.training
+        and not any(p.requires_grad for p in loaded.parameters())
+    )
 
 
 def test_the_sampler_is_the_one_that_is_asked_for_now(tmp_path, saved):

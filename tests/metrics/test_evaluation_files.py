@@ -25,7 +25,11 @@ def config_with(tmp_path):
     """A function from options of the evaluation to a config whose samples are 40 real digits."""
 
     def make(**options) -> MARStageConfig:
-        values = {"run_dir": str(tmp_path), "sample": {"count": 40, "cfg": [1]}, "evaluate": {"extractor": "digits", **options}}
+        values = {
+            "run_dir": str(tmp_path),
+            "sample": {"count": 40, "cfg": [1]},
+            "evaluate": {"extractor": "digits", **options},
+        }
         config = build_config(MARStageConfig, values)
         file = samples_file(config, 1)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +69,14 @@ def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_me
 def test_only_the_metrics_that_are_asked_for_are_measured(config_with, tmp_path):
     assert figures_of(config_with(metrics=["inception_score"])).keys() == {"metrics"}
     everything = figures_of(config_with(half_half_splits=3))
-    assert set(everything["metrics"]["1"]) == {"fid", "inception_score", "inception_score_std", "precision", "recall", "recognised"}
+    assert set(everything["metrics"]["1"]) == {
+        "fid",
+        "inception_score",
+        "inception_score_std",
+        "precision",
+        "recall",
+        "recognised",
+    }
     assert len(everything["half_half_fid"]["splits"]) == 3 and everything["best_cfg"] == "1"
 
 
@@ -76,7 +87,9 @@ def test_with_a_file_as_reference_there_are_neither_precision_nor_halves(config_
     assert "half_half_fid" not in result
 
 
-def fill(run: Path, generated: dict[str, dict[str, float]], best: str | None = None, halves: bool = False, classes: int = 10) -> Path:
+def fill(
+    run: Path, generated: dict[str, dict[str, float]], best: str | None = None, halves: bool = False, classes: int = 10
+) -> Path:
     for stage in ("flowhead", "ae", "mar"):
         write_json(run / stage / "result.json", {"seconds": 1.0, "peak_memory_gb": 2.0, "latent_std": 0.5})
     write_json(run / "latents" / "manifest.json", {"num_classes": classes})
@@ -92,7 +105,11 @@ def test_the_report_prints_whatever_was_measured(tmp_path):
     assert rows["autoencoder"] == "PSNR 20.00 dB  SSIM 0.5000"
     assert rows["generator, cfg 1"] == "FID 2.000  my figure 0.250  <- best"
     assert "yardstick" in rows["FID of real halves"]
-    rows = dict(report["summary"](fill(tmp_path / "b", {"1": {"inception_score": 7.0, "inception_score_std": 0.5, "recognised": 0.5}})))
+    rows = dict(
+        report["summary"](
+            fill(tmp_path / "b", {"1": {"inception_score": 7.0, "inception_score_std": 0.5, "recognised": 0.5}})
+        )
+    )
     assert rows["generator, cfg 1"] == "IS 7.00 +- 0.50  recognised 50.00%" and "FID of real halves" not in rows
 
 
@@ -113,9 +130,16 @@ def test_the_report_shows_the_smallest_scale_and_the_best_of_the_others(tmp_path
 
 def test_the_table_prints_whatever_the_runs_have_in_common(tmp_path, monkeypatch, capsys):
     for seed, fid in ((0, 2.0), (1, 4.0)):
-        fill(tmp_path / f"none_seed{seed}", {"1": {"fid": fid, "precision": 0.5, "my_figure": 3.0}}, best="1", halves=True)
+        fill(
+            tmp_path / f"none_seed{seed}",
+            {"1": {"fid": fid, "precision": 0.5, "my_figure": 3.0}},
+            best="1",
+            halves=True,
+        )
         fill(tmp_path / f"flow_seed{seed}", {"1": {"fid": fid / 2}}, best="1")
-    monkeypatch.setattr(sys, "argv", ["compare_table.py", str(tmp_path), "--seeds", "0", "1", "--regularisers", "none", "flow"])
+    monkeypatch.setattr(
+        sys, "argv", ["compare_table.py", str(tmp_path), "--seeds", "0", "1", "--regularisers", "none", "flow"]
+    )
     runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
     head, none, flow, ratio = capsys.readouterr().out.splitlines()
     assert head.split() == ["psnr", "fid", "best_cfg", "precision", "latent_std", "ssim", "my_figure"]

@@ -24,7 +24,12 @@ def test_features_are_the_networks_own_however_the_images_are_batched():
     torch.testing.assert_close(found.fid, features, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-4)
     assert found.prc is found.fid and found.subset(torch.arange(3)).count == 3
-    assert (found.count, found.extractor, found.fid.dtype, found.logits.dtype) == (100, "digits", torch.float32, torch.float32)
+    assert (found.count, found.extractor, found.fid.dtype, found.logits.dtype) == (
+        100,
+        "digits",
+        torch.float32,
+        torch.float32,
+    )
 
 
 def test_fid_and_precision_may_look_at_different_layers(monkeypatch):
@@ -33,11 +38,15 @@ def test_fid_and_precision_may_look_at_different_layers(monkeypatch):
     found = extract([images[:20], images[20:50]])
     assert found.fid.shape == (50, 64) and torch.equal(found.prc, found.logits)
     assert torch.equal(found.subset(torch.arange(5)).prc, found.logits[:5])
-    result = evaluate_generation(ImageSet(images[:50], extractors.Extractor("digits")), ImageSet.of_features(found), ["fid", "precision_recall"])
+    result = evaluate_generation(
+        ImageSet(images[:50], extractors.Extractor("digits")), ImageSet.of_features(found), ["fid", "precision_recall"]
+    )
     assert result["precision"] == result["recall"] == 1 and abs(result["fid"]) < 1e-4
 
 
-@pytest.mark.parametrize("batch", [torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8).byte(), torch.zeros(3, 8, 8).byte(), [1]])
+@pytest.mark.parametrize(
+    "batch", [torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8).byte(), torch.zeros(3, 8, 8).byte(), [1]]
+)
 def test_batches_other_than_uint8_rgb_are_refused(batch):
     with pytest.raises(ValueError, match="uint8"):
         extract([batch])
@@ -97,7 +106,11 @@ def test_inception_weights_that_cannot_be_fetched_give_one_line(empty_hub, monke
     with pytest.raises(UserError) as caught:
         _ = extractors.Extractor("inception").fingerprint
     message = one_line(caught)
-    assert "weights-inception-2015-12-05-6726825d.pth" in message and "no route to host" in message and "weights_path" in message
+    assert (
+        "weights-inception-2015-12-05-6726825d.pth" in message
+        and "no route to host" in message
+        and "weights_path" in message
+    )
 
 
 class Malicious:

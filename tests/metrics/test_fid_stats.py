@@ -87,4 +87,6 @@ def test_help_explains_every_option(capsys, monkeypatch, compute):
     with pytest.raises(SystemExit, match="0"):
         compute.main()
     text = capsys.readouterr().out
-    assert all(word in text for word in ("digits", "FOLDER", "--extractor", "--size", "--out", "--weights-path", "examples:"))
+    assert all(
+        word in text for word in ("digits", "FOLDER", "--extractor", "--size", "--out", "--weights-path", "examples:")
+    )

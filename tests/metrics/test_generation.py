@@ -20,14 +20,18 @@ DIGITS = Extractor("digits")
 
 def set_of(points: torch.Tensor, logits: torch.Tensor | None = None) -> ImageSet:
     points = points.float()
-    return ImageSet.of_features(Features(points, torch.zeros(len(points), 10) if logits is None else logits, points, "digits"))
+    return ImageSet.of_features(
+        Features(points, torch.zeros(len(points), 10) if logits is None else logits, points, "digits")
+    )
 
 
 def subset(images: ImageSet, indices: torch.Tensor) -> ImageSet:
     return ImageSet.of_features(images.features().subset(indices))
 
 
-def with_moments(count: int, mean: torch.Tensor, deviations: torch.Tensor, rotation: torch.Tensor, seed: int) -> ImageSet:
+def with_moments(
+    count: int, mean: torch.Tensor, deviations: torch.Tensor, rotation: torch.Tensor, seed: int
+) -> ImageSet:
     """Points whose sample mean is ``mean`` and whose sample covariance is ``R diag(deviations^2) R^T``, both exactly."""
     x = torch.randn(count, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     x = torch.linalg.qr(x - x.mean(0)).Q * (count - 1) ** 0.5
@@ -64,7 +68,11 @@ def test_streamed_moments_give_the_fid_of_the_features(digits):
     never_kept = evaluate_generation(generated, real, ["fid"])["fid"]
     assert not real._features
     real.features()
-    assert streamed == pytest.approx(never_kept, rel=1e-5) == pytest.approx(evaluate_generation(generated, real, ["fid"])["fid"], rel=1e-5)
+    assert (
+        streamed
+        == pytest.approx(never_kept, rel=1e-5)
+        == pytest.approx(evaluate_generation(generated, real, ["fid"])["fid"], rel=1e-5)
+    )
 
 
 def test_a_pass_over_the_images_is_made_once_whatever_the_order_of_the_metrics():
@@ -75,7 +83,9 @@ def test_a_pass_over_the_images_is_made_once_whatever_the_order_of_the_metrics()
         passes.append(which)
         return images[:200].split(64)
 
-    generated, real = (ImageSet(lambda which=which: batches(which), DIGITS, labels[:200]) for which in ("generated", "real"))
+    generated, real = (
+        ImageSet(lambda which=which: batches(which), DIGITS, labels[:200]) for which in ("generated", "real")
+    )
     result = evaluate_generation(generated, real, ["fid", "inception_score", "precision_recall"])
     assert sorted(passes) == ["generated", "real"]
     assert list(result) == ["fid", "inception_score", "inception_score_std", "precision", "recall"]

@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = ["train.global_batch=16", "train.checkpoint_steps=5", "train.eval_steps=5", "train.log_steps=5", "optim.warmup_steps=2"]
+TRAIN = [
+    "train.global_batch=16",
+    "train.checkpoint_steps=5",
+    "train.eval_steps=5",
+    "train.log_steps=5",
+    "optim.warmup_steps=2",
+]
 VIT = "{width: 24, depth: 1, heads: 3}"
 TINY = {
     "train_flowhead": [
@@ -107,5 +113,7 @@ def pipeline(scripts, tmp_path_factory) -> Pipeline:
 def snapshot():
     """A function from a folder to what lies in it: names, contents, and times of the last change."""
     return lambda folder: {
-        str(f.relative_to(folder)): (f.stat().st_mtime_ns, f.read_bytes()) for f in sorted(folder.rglob("*")) if f.is_file()
+        str(f.relative_to(folder)): (f.stat().st_mtime_ns, f.read_bytes())
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
     }

@@ -31,8 +31,12 @@ def test_help_lists_every_field_with_its_default(scripts, name, config):
         assert meaning in rows[option] and rows[option].endswith(f"[{default}]")
 
 
-@pytest.mark.parametrize("name, script", [("train_ae", "scripts/train_flowhead.sh"), ("train_mar", "scripts/train_ae.sh")])
-def test_a_stage_before_the_one_that_it_needs_names_the_script_to_run_and_writes_nothing(scripts, tmp_path, name, script):
+@pytest.mark.parametrize(
+    "name, script", [("train_ae", "scripts/train_flowhead.sh"), ("train_mar", "scripts/train_ae.sh")]
+)
+def test_a_stage_before_the_one_that_it_needs_names_the_script_to_run_and_writes_nothing(
+    scripts, tmp_path, name, script
+):
     run_dir = tmp_path / "run"
     assert script in refused(scripts.run(name, run_dir=run_dir))
     assert not run_dir.exists()
@@ -112,11 +116,19 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("loaders", [0, 1])
-def test_an_unreadable_image_is_named_and_once_it_is_mended_the_same_command_goes_on(scripts, tmp_path, pictures, loaders):
+def test_an_unreadable_image_is_named_and_once_it_is_mended_the_same_command_goes_on(
+    scripts, tmp_path, pictures, loaders
+):
     bad = pictures / "class1" / "3.png"
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-40])
-    words = ["regulariser.name=none", "train.global_batch=6", "train.steps=2", "evaluate.extractor=", f"train.workers={loaders}"]
+    words = [
+        "regulariser.name=none",
+        "train.global_batch=6",
+        "train.steps=2",
+        "evaluate.extractor=",
+        f"train.workers={loaders}",
+    ]
     assert str(bad) in refused(scripts.run("train_ae", *words, run_dir=tmp_path / "run", DATA=str(pictures)))
     bad.write_bytes(whole)
     mended = scripts.run("train_ae", *words, run_dir=tmp_path / "run", DATA=str(pictures))
@@ -144,7 +156,9 @@ def test_features_of_ones_own_are_read_and_damaged_ones_named(scripts, tmp_path)
 
 def test_a_prior_over_other_channels_is_refused_with_what_to_write(scripts, tmp_path, pipeline):
     line = refused(
-        scripts.run("train_ae", f"prior={pipeline.run_dir / 'flowhead' / 'prior'}", "model.channels=7", run_dir=tmp_path / "run")
+        scripts.run(
+            "train_ae", f"prior={pipeline.run_dir / 'flowhead' / 'prior'}", "model.channels=7", run_dir=tmp_path / "run"
+        )
     )
     assert "channels=7" in line and not (tmp_path / "run").exists()
 

@@ -38,9 +38,9 @@ def test_the_stages_leave_everything_that_the_next_ones_and_the_report_read(pipe
 
 def test_the_cached_scale_is_that_of_the_cached_latents_and_what_the_generator_carries(pipeline):
     run = pipeline.run_dir
-    latents = np.concatenate([load_file(file)["latents"] for file in sorted((run / "latents").glob("*.safetensors"))]).astype(
-        np.float64
-    )
+    latents = np.concatenate(
+        [load_file(file)["latents"] for file in sorted((run / "latents").glob("*.safetensors"))]
+    ).astype(np.float64)
     scale = read(run / "latents" / "manifest.json")["statistics"]["scale"]
     assert scale == pytest.approx(1 / latents.std(ddof=1), rel=1e-9)
     carried = load_file(run / "mar" / "generator" / "model.safetensors")["normaliser.scale"]
@@ -87,7 +87,11 @@ def test_run_again_every_stage_says_that_it_is_complete_and_touches_nothing(pipe
 
 @pytest.mark.parametrize(
     "name, word, stage",
-    [("train_flowhead", "width=32", "flowhead"), ("train_ae", "optim.lr=0.5", "ae"), ("train_mar", "train.seed=3", "mar")],
+    [
+        ("train_flowhead", "width=32", "flowhead"),
+        ("train_ae", "optim.lr=0.5", "ae"),
+        ("train_mar", "train.seed=3", "mar"),
+    ],
 )
 def test_other_options_in_the_folder_of_a_run_are_refused(pipeline, scripts, snapshot, name, word, stage):
     before = snapshot(pipeline.run_dir)
@@ -130,7 +134,11 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(pipeline, scripts, t
     resumed = scripts.run(name, run_dir=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert read(tmp_path / stage / "result.json")["fingerprint"] == pipeline.result(stage)["fingerprint"]
-    steps = [row["step"] for row in map(json.loads, (tmp_path / stage / "log.jsonl").read_text().splitlines()) if "loss" in row]
+    steps = [
+        row["step"]
+        for row in map(json.loads, (tmp_path / stage / "log.jsonl").read_text().splitlines())
+        if "loss" in row
+    ]
     assert steps == [5, 10, 12]
 
 
@@ -161,7 +169,11 @@ def test_a_damaged_shard_stops_the_generator_before_its_first_step(pipeline, scr
 
 
 def losses(run_dir, stage: str) -> list[float]:
-    return [row["loss"] for row in map(json.loads, (run_dir / stage / "log.jsonl").read_text().splitlines()) if "loss" in row]
+    return [
+        row["loss"]
+        for row in map(json.loads, (run_dir / stage / "log.jsonl").read_text().splitlines())
+        if "loss" in row
+    ]
 
 
 @pytest.mark.parametrize("name, stage", [("train_flowhead", "flowhead"), ("train_ae", "ae")])
@@ -179,14 +191,18 @@ def test_two_processes_train_the_generator_that_one_does_but_for_its_dropout(pip
     for processes in ("1", "2"):
         for needed in ("ae", "latents"):
             shutil.copytree(pipeline.run_dir / needed, tmp_path / processes / needed)
-        trained = scripts.run("train_mar", "model.mar.dropout=0", "sample.cfg=[1]", run_dir=tmp_path / processes, NPROC=processes)
+        trained = scripts.run(
+            "train_mar", "model.mar.dropout=0", "sample.cfg=[1]", run_dir=tmp_path / processes, NPROC=processes
+        )
         assert trained.returncode == 0, trained.stderr
     assert losses(tmp_path / "2", "mar") == pytest.approx(losses(tmp_path / "1", "mar"), rel=1e-5)
 
 
 def test_two_processes_cache_and_sample_what_one_does(pipeline, scripts, tmp_path):
     shutil.copytree(pipeline.run_dir / "ae", tmp_path / "ae")
-    shutil.copytree(pipeline.run_dir / "mar", tmp_path / "mar", ignore=shutil.ignore_patterns("samples", "evaluation.json"))
+    shutil.copytree(
+        pipeline.run_dir / "mar", tmp_path / "mar", ignore=shutil.ignore_patterns("samples", "evaluation.json")
+    )
     together = scripts.run("train_mar", "sample.batch=7", run_dir=tmp_path, NPROC="2")
     assert together.returncode == 0, together.stderr
     assert read(tmp_path / "latents" / "manifest.json") == read(pipeline.run_dir / "latents" / "manifest.json")

@@ -18,7 +18,9 @@ VITS = {
 def make(vit: ViTConfig = PLAIN, gaussian: bool = False, image_size: int = 32) -> Autoencoder:
     torch.manual_seed(0)
     return Autoencoder(
-        AutoencoderConfig(image_size=image_size, patch_size=8, tokens=5, channels=3, gaussian=gaussian, encoder=vit, decoder=vit)
+        AutoencoderConfig(
+            image_size=image_size, patch_size=8, tokens=5, channels=3, gaussian=gaussian, encoder=vit, decoder=vit
+        )
     )
 
 
@@ -78,7 +80,9 @@ def test_a_saved_autoencoder_gives_the_same_outputs_and_fingerprint(tmp_path, im
     loaded = Autoencoder.load(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     assert (
-        loaded.fingerprint == autoencoder.fingerprint and loaded.about == autoencoder.about and loaded.config == autoencoder.config
+        loaded.fingerprint == autoencoder.fingerprint
+        and loaded.about == autoencoder.about
+        and loaded.config == autoencoder.config
     )
     assert not loaded.training
     with torch.no_grad():
@@ -102,7 +106,9 @@ DAMAGE = {
     ),
     "no JSON": lambda folder: (folder / "config.json").write_text("{"),
     "other format": lambda folder: (folder / "config.json").write_text('{"format": 99}'),
-    "strange about": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text().replace("{}", "[1]")),
+    "strange about": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace("{}", "[1]")
+    ),
     "no sizes": lambda folder: (folder / "config.json").write_text('{"format": 1}'),
     "other sizes": lambda folder: (folder / "config.json").write_text(
         (folder / "config.json").read_text().replace('"width": 24', '"width": 27')
@@ -127,7 +133,9 @@ def test_the_posterior_has_the_mean_and_deviation_that_the_encoder_says(images):
     with torch.no_grad():
         autoencoder.encoder.to_latent.bias[3:] = torch.tensor([-2.0, 0.0, 1.0])
         copies = images[:1].expand(4000, -1, -1, -1)
-        parts = [autoencoder.posterior(part, torch.randn(len(part), 5, 3, generator=generator)) for part in copies.split(500)]
+        parts = [
+            autoencoder.posterior(part, torch.randn(len(part), 5, 3, generator=generator)) for part in copies.split(500)
+        ]
     latents = torch.cat([part.latents for part in parts])
     mean, std = parts[0].mean[0], (0.5 * parts[0].logvar[0]).exp()
     posterior = Normal(mean, std)

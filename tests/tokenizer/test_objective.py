@@ -54,7 +54,9 @@ def make(regularisers: str, prior: FlowPrior | None, **loss) -> AutoencoderObjec
 
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    return {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))}
+    return {
+        "image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    }
 
 
 @pytest.fixture
@@ -99,7 +101,9 @@ def test_lpips_is_frozen_stays_in_evaluation_and_passes_gradients_to_the_images(
     images = (batch["image"].float() / 127.5 - 1).requires_grad_()
     distance(images, images.detach().flip(-1)).backward()
     assert images.grad.abs().sum() > 0
-    assert not any(p.requires_grad for p in distance.parameters()) and not any(module.training for module in distance.modules())
+    assert not any(p.requires_grad for p in distance.parameters()) and not any(
+        module.training for module in distance.modules()
+    )
 
 
 def test_missing_vgg_weights_are_one_sentence_that_says_where_to_put_them(tmp_path, monkeypatch):
@@ -107,12 +111,19 @@ def test_missing_vgg_weights_are_one_sentence_that_says_where_to_put_them(tmp_pa
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="vgg16-397923af.pth") as caught:
         make("none", None, perceptual_weight=1.0)
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value) and "perceptual_weight=0" in str(caught.value)
+    assert (
+        str(tmp_path) in str(caught.value)
+        and "\n" not in str(caught.value)
+        and "perceptual_weight=0" in str(caught.value)
+    )
 
 
 def test_kl_is_torch_distributions():
     generator = torch.Generator().manual_seed(0)
-    mean, logvar = torch.randn(3, TOKENS, CHANNELS, generator=generator), torch.randn(3, TOKENS, CHANNELS, generator=generator)
+    mean, logvar = (
+        torch.randn(3, TOKENS, CHANNELS, generator=generator),
+        torch.randn(3, TOKENS, CHANNELS, generator=generator),
+    )
     expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).mean()
     term = KLConfig().build(context(None)).term(Encoded(mean, mean, logvar), {}, StepRandom(0, 0))
     torch.testing.assert_close(term, expected)
@@ -126,14 +137,19 @@ def test_the_flow_regulariser_is_the_priors_alignment_loss_with_the_same_noise(p
     regulariser = FlowConfig(pairs=2, group_size=group).build(context(prior))
     size = max(divisor for divisor in (1, 2, 3, 6) if divisor <= group)
     random = StepRandom(0, 7)
-    noise, t = random.normal("alignment noise", 3, 2, TOKENS, CHANNELS), random.times("alignment t", 3, 2, TOKENS // size)
+    noise, t = (
+        random.normal("alignment noise", 3, 2, TOKENS, CHANNELS),
+        random.times("alignment t", 3, 2, TOKENS // size),
+    )
     term = regulariser.term(Encoded(latents, latents, None), {}, random)
     slow = torch.zeros(())
     for image in range(3):
         for pair in range(2):
             for token in range(TOKENS):
                 time, x0, y = t[image, pair, token // size], noise[image, pair, token], latents[image, token]
-                slow = slow + (prior.velocity((1 - time) * x0 + time * y, time) - (y - x0)).square().mean() / (3 * 2 * TOKENS)
+                slow = slow + (prior.velocity((1 - time) * x0 + time * y, time) - (y - x0)).square().mean() / (
+                    3 * 2 * TOKENS
+                )
     torch.testing.assert_close(term, slow)
     gradient, slow_gradient = (torch.autograd.grad(value, latents)[0] for value in (term, slow))
     torch.testing.assert_close(gradient, slow_gradient, rtol=1e-4, atol=1e-6)
@@ -141,10 +157,13 @@ def test_the_flow_regulariser_is_the_priors_alignment_loss_with_the_same_noise(p
 
 
 @pytest.mark.parametrize(
-    "name, kinds", [("none", []), ("flow", ["flow"]), ("kl", ["kl"]), ("flow+kl", ["flow", "kl"]), ("kl+flow", ["kl", "flow"])]
+    "name, kinds",
+    [("none", []), ("flow", ["flow"]), ("kl", ["kl"]), ("flow+kl", ["flow", "kl"]), ("kl+flow", ["kl", "flow"])],
 )
 def test_regularisers_are_built_by_name_in_the_order_given(prior, name, kinds):
-    assert [r.name for r in build_regularisers(build_config(RegulariserConfig, {"name": name}), context(prior))] == kinds
+    assert [
+        r.name for r in build_regularisers(build_config(RegulariserConfig, {"name": name}), context(prior))
+    ] == kinds
 
 
 @pytest.mark.parametrize("name", ["bogus", "flow+bogus", "flow+none", "", "flow+", "flow,kl", "flow+flow"])

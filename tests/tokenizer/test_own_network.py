@@ -41,7 +41,10 @@ class OnlineCritic(Regulariser):
     def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         assert not latents.requires_grad and latents.dtype == torch.float32
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
-        loss = nn.functional.softplus(-self.own.module(latents)).mean() + nn.functional.softplus(self.own.module(noise)).mean()
+        loss = (
+            nn.functional.softplus(-self.own.module(latents)).mean()
+            + nn.functional.softplus(self.own.module(noise)).mean()
+        )
         self.own.minimise(loss, step)
         self.stepped.append(step)
         return {"critic_loss": loss.detach()}
@@ -108,7 +111,9 @@ def train(folder: Path, monkeypatch, die_at: int | None = None, precision: str =
 
 @pytest.fixture
 def uninterrupted(tmp_path, monkeypatch) -> tuple[OnlineCritic, str]:
-    return train(tmp_path / "whole", monkeypatch), Autoencoder.load(tmp_path / "whole" / "ae" / "autoencoder").fingerprint
+    return train(tmp_path / "whole", monkeypatch), Autoencoder.load(
+        tmp_path / "whole" / "ae" / "autoencoder"
+    ).fingerprint
 
 
 def test_it_is_stepped_after_every_step_of_the_autoencoder_and_logged(uninterrupted, tmp_path):

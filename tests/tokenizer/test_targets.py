@@ -70,4 +70,9 @@ def test_the_fingerprint_sees_rows_and_shape(tmp_path):
     changed = table.copy()
     changed[19, 5] += 1
     assert fingerprint(table) == fingerprint(table.copy())
-    assert len({fingerprint(table), fingerprint(changed), fingerprint(table[:, :5]), fingerprint(table.astype(np.float32))}) == 4
+    assert (
+        len(
+            {fingerprint(table), fingerprint(changed), fingerprint(table[:, :5]), fingerprint(table.astype(np.float32))}
+        )
+        == 4
+    )

@@ -13,13 +13,30 @@ import pytest
 from toy_examples.distributions import DISTRIBUTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--steps", "12", "--width", "16", "--depth", "1", "--batch", "64", "--latents", "50", "--latent-steps", "8",
-        "latents.train.eval_steps=2", "map.grid=8", "map.pairs=4"]
+TINY = [
+    "--steps",
+    "12",
+    "--width",
+    "16",
+    "--depth",
+    "1",
+    "--batch",
+    "64",
+    "--latents",
+    "50",
+    "--latent-steps",
+    "8",
+    "latents.train.eval_steps=2",
+    "map.grid=8",
+    "map.pairs=4",
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "toy_examples/run.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "toy_examples/run.py", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +45,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     return out, run("--distribution", "spiral", "--out", str(out), *TINY)
 
 
-def test_a_run_leaves_the_panels_and_the_metrics_and_prints_a_table(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_run_leaves_the_panels_and_the_metrics_and_prints_a_table(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     out, result = finished
     assert result.returncode == 0, result.stderr
     assert (out / "spiral" / "panels.png").read_bytes().startswith(b"\x89PNG")
@@ -46,7 +65,9 @@ def test_a_second_run_reuses_the_flow_and_the_latents(finished: tuple[Path, subp
     assert (out / "spiral" / "flow" / "prior" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_flow_of_other_options_is_refused_in_one_line(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_flow_of_other_options_is_refused_in_one_line(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     out, _ = finished
     other = run("--distribution", "spiral", "--out", str(out), *TINY, "--width", "32")
     assert other.returncode == 2

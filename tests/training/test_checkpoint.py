@@ -26,7 +26,9 @@ class Run:
                 parameter.fill_(0.5)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
         self.ema = EMA(self.model, 0.9)
-        self.checkpoints = Checkpoints(folder, {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}, keep)
+        self.checkpoints = Checkpoints(
+            folder, {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}, keep
+        )
 
     def step(self, number):
         self.model(torch.full((1, 2), float(number))).square().sum().backward()
@@ -83,7 +85,10 @@ def test_an_unfinished_folder_does_not_count_and_does_not_hinder(saved):
     assert run.checkpoints.steps() == [3] and run.checkpoints.load_latest() == 3
     for step in (7, 9):
         run.checkpoints.save(step)
-    assert sorted(p.name for p in saved.iterdir()) == ["step_00000007", "step_00000009"] and Run(saved).checkpoints.load_latest() == 9
+    assert (
+        sorted(p.name for p in saved.iterdir()) == ["step_00000007", "step_00000009"]
+        and Run(saved).checkpoints.load_latest() == 9
+    )
 
 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.pt", "manifest.json"]
@@ -118,7 +123,9 @@ def test_a_run_that_saves_other_objects_is_refused_with_their_names(change, save
         run.checkpoints.objects["critic"] = nn.Linear(1, 1)
     with pytest.raises(UserError) as refusal:
         run.checkpoints.load_latest()
-    assert ("ema" in str(refusal.value)) == (change != "more") and ("critic" in str(refusal.value)) == (change != "less")
+    assert ("ema" in str(refusal.value)) == (change != "more") and ("critic" in str(refusal.value)) == (
+        change != "less"
+    )
 
 
 def rewrite_manifest(folder, **changes):
@@ -148,7 +155,10 @@ class Trap:
 @pytest.mark.parametrize("name", FILES)
 def test_a_pickle_in_place_of_a_file_is_not_run_even_when_the_manifest_vouches_for_it(name, saved, tmp_path):
     file, sprung = saved / "step_00000003" / name, tmp_path / "sprung"
-    for write in (lambda: torch.save({"state": Trap(sprung)}, file), lambda: file.write_bytes(pickle.dumps(Trap(sprung)))):
+    for write in (
+        lambda: torch.save({"state": Trap(sprung)}, file),
+        lambda: file.write_bytes(pickle.dumps(Trap(sprung))),
+    ):
         write()
         if name != "manifest.json":
             rewrite_manifest(saved / "step_00000003")
@@ -159,8 +169,12 @@ def test_a_pickle_in_place_of_a_file_is_not_run_even_when_the_manifest_vouches_f
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans())
-def test_any_mutation_is_read_or_refused_with_a_user_error_also_when_checksums_are_made_to_fit(name, place, byte, cut, saved):
+@given(
+    name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans()
+)
+def test_any_mutation_is_read_or_refused_with_a_user_error_also_when_checksums_are_made_to_fit(
+    name, place, byte, cut, saved
+):
     folder = saved / "step_00000003"
     shutil.copytree(folder, saved / "kept")
     file = folder / name

@@ -62,28 +62,44 @@ def test_defaults_are_overlaid_by_the_preset_and_both_by_the_command_line(preset
 def test_the_run_folder_is_named_after_the_preset_unless_it_is_given(presets):
     assert config_from_command_line(Outer, presets, "", ["--preset", "large"]).run_dir == "runs/large"
     assert config_from_command_line(Outer, presets, "", ["run_dir=elsewhere"]).run_dir == "elsewhere"
-    assert config_from_command_line(Outer, presets, "", ["--preset", str(presets / "large.yaml")]).run_dir == "runs/large"
+    assert (
+        config_from_command_line(Outer, presets, "", ["--preset", str(presets / "large.yaml")]).run_dir == "runs/large"
+    )
 
 
 def test_a_section_that_the_preset_leaves_empty_can_be_overridden(presets):
     assert config_from_command_line(Outer, presets, "", ["--preset", "large", "inner.rate=2"]).inner.rate == 2.0
 
 
-@pytest.mark.parametrize("values, nearest", [
-    ({"cout": 1}, "'count'"), ({"inner": {"rat": 1}}, "'inner.rate'"), ({"inner": {"Kinds": 1}}, "'inner.kind'"), ({7: 1}, "'"),
-])
+@pytest.mark.parametrize(
+    "values, nearest",
+    [
+        ({"cout": 1}, "'count'"),
+        ({"inner": {"rat": 1}}, "'inner.rate'"),
+        ({"inner": {"Kinds": 1}}, "'inner.kind'"),
+        ({7: 1}, "'"),
+    ],
+)
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(values, nearest):
     with pytest.raises(UserError, match="has no option") as refusal:
         build_config(Outer, values)
     assert f"nearest is {nearest}" in str(refusal.value)
 
 
-@pytest.mark.parametrize("values, expected", [
-    ({"count": 4.0}, ("count", 4)), ({"count": "12"}, ("count", 12)), ({"count": 1e3}, ("count", 1000)),
-    ({"count": 2**62 + 1}, ("count", 2**62 + 1)), ({"limit": 7}, ("limit", 7)), ({"limit": None}, ("limit", None)),
-    ({"pair": [1, "2e-1"]}, ("pair", (1.0, 0.2))), ({"run_dir": 12}, ("run_dir", "12")),
-    ({"inner": None}, ("inner", Inner())),
-])
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ({"count": 4.0}, ("count", 4)),
+        ({"count": "12"}, ("count", 12)),
+        ({"count": 1e3}, ("count", 1000)),
+        ({"count": 2**62 + 1}, ("count", 2**62 + 1)),
+        ({"limit": 7}, ("limit", 7)),
+        ({"limit": None}, ("limit", None)),
+        ({"pair": [1, "2e-1"]}, ("pair", (1.0, 0.2))),
+        ({"run_dir": 12}, ("run_dir", "12")),
+        ({"inner": None}, ("inner", Inner())),
+    ],
+)
 def test_a_value_becomes_the_annotated_type_where_nothing_is_lost(values, expected):
     value = getattr(build_config(Outer, values), expected[0])
     assert value == expected[1] and type(value) is type(expected[1])
@@ -94,16 +110,31 @@ def test_scientific_notation_that_yaml_takes_for_a_word_is_a_number():
     assert build_config(Inner, yaml.safe_load("rate: 1e-4")).rate == 1e-4
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"count": 1.5}, "'count' is a whole number"), ({"count": True}, "whole number"), ({"count": "many"}, "whole number"),
-    ({"count": float("inf")}, "whole number"), ({"count": None}, "whole number"), ({"count": [1]}, "whole number"),
-    ({"inner": {"rate": "fast"}}, "'inner.rate' is a number"), ({"inner": {"rate": True}}, "is a number"),
-    ({"inner": {"kind": "oval"}}, "'inner.kind' is one of round, square, not 'oval'"), ({"inner": {"kind": ["round"]}}, "is one of"),
-    ({"inner": {"quiet": 1}}, "true or false"), ({"inner": {"quiet": "yes"}}, "true or false"), ({"inner": {"sizes": 3}}, "is a list"),
-    ({"inner": {"sizes": [1, 2.5]}}, "whole number"), ({"pair": [1]}, "list of 2 values"), ({"pair": "12"}, "is a list"),
-    ({"run_dir": {"a": 1}}, "a word"), ({"inner": 3}, "'inner' must be a mapping"), ([1], "must be a mapping"),
-    ({"inner": {"rate": -1}}, "section 'inner': rate cannot be negative: write 0"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"count": 1.5}, "'count' is a whole number"),
+        ({"count": True}, "whole number"),
+        ({"count": "many"}, "whole number"),
+        ({"count": float("inf")}, "whole number"),
+        ({"count": None}, "whole number"),
+        ({"count": [1]}, "whole number"),
+        ({"inner": {"rate": "fast"}}, "'inner.rate' is a number"),
+        ({"inner": {"rate": True}}, "is a number"),
+        ({"inner": {"kind": "oval"}}, "'inner.kind' is one of round, square, not 'oval'"),
+        ({"inner": {"kind": ["round"]}}, "is one of"),
+        ({"inner": {"quiet": 1}}, "true or false"),
+        ({"inner": {"quiet": "yes"}}, "true or false"),
+        ({"inner": {"sizes": 3}}, "is a list"),
+        ({"inner": {"sizes": [1, 2.5]}}, "whole number"),
+        ({"pair": [1]}, "list of 2 values"),
+        ({"pair": "12"}, "is a list"),
+        ({"run_dir": {"a": 1}}, "a word"),
+        ({"inner": 3}, "'inner' must be a mapping"),
+        ([1], "must be a mapping"),
+        ({"inner": {"rate": -1}}, "section 'inner': rate cannot be negative: write 0"),
+    ],
+)
 def test_a_value_of_another_type_is_refused_in_one_line_that_names_the_option(values, words):
     with pytest.raises(UserError) as refusal:
         build_config(Outer, values)
@@ -117,9 +148,18 @@ def test_a_preset_that_is_not_there_is_answered_with_those_that_are(presets):
         config_from_command_line(Outer, presets, "", ["--preset", "own.yaml"])
 
 
-@pytest.mark.parametrize("content", [
-    b"\xff\xfe\x00", b"a: [", b"- 1\n", b"word", b"a: 2001-99-99", b"!!python/object/apply:os.getcwd []", b"[" * 1000,
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"a: [",
+        b"- 1\n",
+        b"word",
+        b"a: 2001-99-99",
+        b"!!python/object/apply:os.getcwd []",
+        b"[" * 1000,
+    ],
+)
 def test_a_file_that_is_no_config_is_named(content, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(content)
@@ -128,16 +168,45 @@ def test_a_file_that_is_no_config_is_named(content, tmp_path):
     assert str(file) in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", [
-    "count", "=3", "", "count.deep=1", "run_dir.x=1", "--count=3", "count=[", "count=2001-99-99", "inner=3", "inner.=1", ".count=1",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "count",
+        "=3",
+        "",
+        "count.deep=1",
+        "run_dir.x=1",
+        "--count=3",
+        "count=[",
+        "count=2001-99-99",
+        "inner=3",
+        "inner.=1",
+        ".count=1",
+    ],
+)
 def test_a_malformed_override_is_a_user_error(text, presets):
     with pytest.raises(UserError):
         config_from_command_line(Outer, presets, "", [text])
 
 
-names = st.sampled_from(["count", "run_dir", "limit", "pair", "inner", "inner.rate", "inner.kind", "inner.sizes", "inner.quiet", "inner.", "x"])
-values = st.text() | st.sampled_from(["1e-4", "2001-99-99", "0x_", "[1, 2]", "{a: 1}", "null", ".nan", "*a", "&a [*a]", "!!set {1}", "1:99", "0b"])
+names = st.sampled_from(
+    [
+        "count",
+        "run_dir",
+        "limit",
+        "pair",
+        "inner",
+        "inner.rate",
+        "inner.kind",
+        "inner.sizes",
+        "inner.quiet",
+        "inner.",
+        "x",
+    ]
+)
+values = st.text() | st.sampled_from(
+    ["1e-4", "2001-99-99", "0x_", "[1, 2]", "{a: 1}", "null", ".nan", "*a", "&a [*a]", "!!set {1}", "1:99", "0b"]
+)
 
 
 @settings(max_examples=200)
@@ -161,12 +230,16 @@ def test_help_lists_every_leaf_with_its_default_and_meaning(presets, capsys):
     leaves = {"run_dir", "count", "limit", "pair", "inner.rate", "inner.kind", "inner.sizes", "inner.quiet"}
     assert {name for name, _, _ in list_options(Outer)} == leaves
     for name, default, meaning in list_options(Outer):
-        assert any(line.split()[0] == name and f"{meaning} [{default}]" in line for line in text.splitlines() if line.strip())
+        assert any(
+            line.split()[0] == name and f"{meaning} [{default}]" in line for line in text.splitlines() if line.strip()
+        )
 
 
 @pytest.mark.parametrize("cls", [TrainConfig, OptimConfig])
 def test_every_option_of_the_loop_has_a_meaning(cls):
-    assert all(meaning for _, _, meaning in list_options(cls)) and len(list_options(cls)) == len(dataclasses.fields(cls))
+    assert all(meaning for _, _, meaning in list_options(cls)) and len(list_options(cls)) == len(
+        dataclasses.fields(cls)
+    )
 
 
 def test_changed_options_names_what_changes_the_result_and_nothing_else():
@@ -187,7 +260,9 @@ def test_an_option_that_an_old_run_did_not_know_counts_as_its_default():
     old = to_dict(TrainConfig())
     del old["precision"]
     assert changed_options(TrainConfig, old, to_dict(TrainConfig())) == []
-    assert changed_options(TrainConfig, old, to_dict(TrainConfig(precision="float32"))) == ["precision: auto -> float32"]
+    assert changed_options(TrainConfig, old, to_dict(TrainConfig(precision="float32"))) == [
+        "precision: auto -> float32"
+    ]
 
 
 def test_sections_of_a_registry_count_only_where_they_are_chosen():

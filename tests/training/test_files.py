@@ -8,7 +8,15 @@ import torch
 
 from flowprior.errors import UserError
 from flowprior.training import files
-from flowprior.training.files import load_weights, read_json, read_tensors, tensors_fingerprint, write_bytes, write_json, write_tensors
+from flowprior.training.files import (
+    load_weights,
+    read_json,
+    read_tensors,
+    tensors_fingerprint,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 
 WRITERS = {
     "bytes": lambda path, number: write_bytes(path, b"%d" % number * 1000),
@@ -63,7 +71,14 @@ def test_json_that_is_no_object_is_a_user_error_that_names_the_file(content, tmp
 
 def test_tensors_come_back_as_they_were_with_their_dtypes_and_shared_memory_or_not(tmp_path):
     x = torch.arange(6, dtype=torch.float64).view(2, 3)
-    tensors = {"x": x, "view": x[:, 1], "half": x.bfloat16(), "whole": x.long(), "scalar": torch.tensor(2.5), "none": torch.zeros(0, 3)}
+    tensors = {
+        "x": x,
+        "view": x[:, 1],
+        "half": x.bfloat16(),
+        "whole": x.long(),
+        "scalar": torch.tensor(2.5),
+        "none": torch.zeros(0, 3),
+    }
     write_tensors(tmp_path / "t.safetensors", tensors)
     again = read_tensors(tmp_path / "t.safetensors", "tensors")
     assert tensors_fingerprint(again) == tensors_fingerprint(tensors)
@@ -72,13 +87,29 @@ def test_tensors_come_back_as_they_were_with_their_dtypes_and_shared_memory_or_n
 
 def test_a_fingerprint_tells_names_dtypes_shapes_and_values_apart_and_not_orders():
     x = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-    variants = [{"x": x}, {"y": x}, {"x": x.double()}, {"x": x.view(4)}, {"x": x.T}, {"x": x + 1e-7}, {"x": x, "y": x}, {"x": x.view(torch.int32)}]
+    variants = [
+        {"x": x},
+        {"y": x},
+        {"x": x.double()},
+        {"x": x.view(4)},
+        {"x": x.T},
+        {"x": x + 1e-7},
+        {"x": x, "y": x},
+        {"x": x.view(torch.int32)},
+    ]
     assert len({tensors_fingerprint(tensors) for tensors in variants}) == len(variants)
     assert tensors_fingerprint({"x": x, "y": x.T}) == tensors_fingerprint({"y": x.T.contiguous(), "x": x.clone()})
 
 
-@pytest.mark.parametrize("tensors", [{}, {"weight": torch.zeros(2, 2)}, {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)},
-                                     {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "more": torch.zeros(1)}])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"weight": torch.zeros(2, 2)},
+        {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)},
+        {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "more": torch.zeros(1)},
+    ],
+)
 def test_weights_that_do_not_fit_are_a_user_error_in_one_line(tensors):
     with pytest.raises(UserError, match="^the thing does not fit") as refusal:
         load_weights(torch.nn.Linear(2, 2), tensors, "the thing")

@@ -37,7 +37,10 @@ def stop_before(step):
 
 
 def figures(folder):
-    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in read_log(folder / "log.jsonl")]
+    return [
+        {name: value for name, value in row.items() if name != "steps_per_second"}
+        for row in read_log(folder / "log.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,8 @@ def test_everything_that_a_checkpoint_holds_is_needed_to_go_on_exactly(name, uni
     fresh = make_loop(None, small_config(), Workers())
     loop = make_loop(tmp_path, small_config(), Workers())
     {"model": loop.model, "ema": loop.ema, "optimizer": loop.optimizer}[name].load_state_dict(
-        {"model": fresh.model, "ema": fresh.ema, "optimizer": fresh.optimizer}[name].state_dict())
+        {"model": fresh.model, "ema": fresh.ema, "optimizer": fresh.optimizer}[name].state_dict()
+    )
     loop.run(training_batches(Points(), loop.config, Workers(), loop.step))
     assert state_hash(loop) != state_hash(uninterrupted[1])
 
@@ -93,8 +97,13 @@ def test_the_log_holds_the_scheduled_rate_of_every_step(uninterrupted):
 
 def start(folder, *options):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, small_run.__file__, str(folder), *options], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, small_run.__file__, str(folder), *options],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def newest(folder):
@@ -166,9 +175,24 @@ def test_the_signal_handlers_of_the_caller_are_put_back(tmp_path):
 
 
 def test_a_signal_to_the_whole_process_group_with_loader_processes_still_saves(tmp_path):
-    command = [sys.executable, small_run.__file__, str(tmp_path), "--steps", "2000", "--step-seconds", "0.02", "--loaders", "2"]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        small_run.__file__,
+        str(tmp_path),
+        "--steps",
+        "2000",
+        "--step-seconds",
+        "0.02",
+        "--loaders",
+        "2",
+    ]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
     while len(figures(tmp_path)) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -181,9 +205,23 @@ def test_a_signal_to_the_whole_process_group_with_loader_processes_still_saves(t
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("two")
-    result = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", small_run.__file__, str(folder),
-                             "--several"], capture_output=True, text=True, timeout=240,
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"})
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            small_run.__file__,
+            str(folder),
+            "--several",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
@@ -198,7 +236,11 @@ def test_one_process_two_processes_and_two_micro_batches_see_the_same_samples_an
     accumulated = train(tmp_path / "accumulated", small_config(accumulation=2), dropout=0.0)
     assert ranks[0]["hash"] == ranks[1]["hash"]
     by_two = [a + b for a, b in zip(ranks[0]["seen"], ranks[1]["seen"])]
-    assert by_two == one.objective.seen == [a + b for a, b in zip(accumulated.objective.seen[::2], accumulated.objective.seen[1::2])]
+    assert (
+        by_two
+        == one.objective.seen
+        == [a + b for a, b in zip(accumulated.objective.seen[::2], accumulated.objective.seen[1::2])]
+    )
     for other in (folder / "plain", tmp_path / "accumulated"):
         torch.testing.assert_close(losses(other), losses(tmp_path / "one"), rtol=1e-5, atol=0)
 
@@ -243,24 +285,40 @@ class Constant(torch.nn.Module):
         self.calls += 1
         special = self.calls == 3
         weights = self.net.weight.sum() + self.net.bias.sum()
-        return {"loss": weights * (self.slope if special else 2.0) + (self.value if special else 0.0), "other": weights.detach()}
+        return {
+            "loss": weights * (self.slope if special else 2.0) + (self.value if special else 0.0),
+            "other": weights.detach(),
+        }
 
 
-@pytest.mark.parametrize("value, slope", [(float("nan"), 2.0), (float("inf"), 2.0), (0.0, float("nan")), (0.0, float("inf"))])
+@pytest.mark.parametrize(
+    "value, slope", [(float("nan"), 2.0), (float("inf"), 2.0), (0.0, float("nan")), (0.0, float("inf"))]
+)
 def test_a_loss_or_a_gradient_that_is_not_finite_stops_the_run_with_everything_untouched(value, slope, tmp_path):
     objective = Constant(value, slope)
-    loop = TrainingLoop(objective, objective.net, small_config(accumulation=1), OptimConfig(lr=0.1), Workers(), tmp_path, progress=False)
+    loop = TrainingLoop(
+        objective, objective.net, small_config(accumulation=1), OptimConfig(lr=0.1), Workers(), tmp_path, progress=False
+    )
     with pytest.raises(NonFiniteLoss, match="step 2, .*(loss|gradient norm)"):
         loop.run(iter([{"x": torch.zeros(1)}] * 20))
     fresh = Constant(0.0, 0.0)
-    resumed = TrainingLoop(fresh, fresh.net, small_config(accumulation=1), OptimConfig(lr=0.1), Workers(), tmp_path, progress=False)
+    resumed = TrainingLoop(
+        fresh, fresh.net, small_config(accumulation=1), OptimConfig(lr=0.1), Workers(), tmp_path, progress=False
+    )
     assert resumed.step == loop.step == 2 and state_hash(resumed) == state_hash(loop)
 
 
 @pytest.mark.parametrize("clip, moved", [(0.5, 0.5), (0.0, 8**0.5), (100.0, 8**0.5)])
 def test_gradients_are_clipped_to_the_norm_asked_for_and_0_switches_clipping_off(clip, moved):
     objective = Constant(0.0, 2.0)
-    loop = TrainingLoop(objective, objective.net, small_config(1, accumulation=1), OptimConfig(lr=1.0, clip_norm=clip), Workers(), progress=False)
+    loop = TrainingLoop(
+        objective,
+        objective.net,
+        small_config(1, accumulation=1),
+        OptimConfig(lr=1.0, clip_norm=clip),
+        Workers(),
+        progress=False,
+    )
     loop.optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)  # whose step is the gradient
     before = torch.nn.utils.parameters_to_vector(objective.parameters()).detach().clone()
     loop.run(iter([{"x": torch.zeros(1)}]))

@@ -51,9 +51,18 @@ def test_matrices_decay_and_vectors_and_frozen_weights_do_not():
         torch.testing.assert_close(value, kept[name] * (0.95 if name == "0.weight" else 1.0))
 
 
-@pytest.mark.parametrize("options", [
-    {"lr": 0.0}, {"lr": float("nan")}, {"ema_decay": 1.0}, {"betas": (0.9, 1.0)}, {"weight_decay": -1.0}, {"warmup_steps": -1}, {"clip_norm": -0.1},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"ema_decay": 1.0},
+        {"betas": (0.9, 1.0)},
+        {"weight_decay": -1.0},
+        {"warmup_steps": -1},
+        {"clip_norm": -0.1},
+    ],
+)
 def test_an_option_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError):
         OptimConfig(**options)

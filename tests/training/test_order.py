@@ -15,7 +15,10 @@ def test_an_epochs_order_is_a_permutation_that_seed_and_epoch_decide(length, see
     order = epoch_order(seed, epoch, length).tolist()
     assert sorted(order) == list(range(length)) and order == epoch_order(seed, epoch, length).tolist()
     if length >= 30:
-        assert order != epoch_order(seed, epoch + 1, length).tolist() and order != epoch_order(seed + 1, epoch, length).tolist()
+        assert (
+            order != epoch_order(seed, epoch + 1, length).tolist()
+            and order != epoch_order(seed + 1, epoch, length).tolist()
+        )
 
 
 @given(length=st.integers(1, 40), size=st.integers(1, 12), epochs=st.integers(1, 3), seed=st.integers(0, 9))

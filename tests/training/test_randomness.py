@@ -30,8 +30,13 @@ def test_a_mean_over_strata_has_less_variance_than_one_over_independent_draws(ge
 
 
 @settings(max_examples=60)
-@given(batch=st.integers(1, 9), shape=st.lists(st.integers(1, 5), max_size=3), slots=st.sampled_from([2, 3, 4]), step=st.integers(0, 10**6),
-       kind=st.sampled_from(["normal", "uniform", "times"]))
+@given(
+    batch=st.integers(1, 9),
+    shape=st.lists(st.integers(1, 5), max_size=3),
+    slots=st.sampled_from([2, 3, 4]),
+    step=st.integers(0, 10**6),
+    kind=st.sampled_from(["normal", "uniform", "times"]),
+)
 def test_the_draws_of_all_slots_laid_end_to_end_are_the_draw_of_one_slot(batch, shape, slots, step, kind):
     whole = getattr(StepRandom(5, step), kind)("noise", slots * batch, *shape)
     parts = [getattr(StepRandom(5, step, slot, slots), kind)("noise", batch, *shape) for slot in range(slots)]
@@ -41,12 +46,21 @@ def test_the_draws_of_all_slots_laid_end_to_end_are_the_draw_of_one_slot(batch, 
 
 def test_draws_differ_by_seed_step_name_and_nothing_is_drawn_from_the_global_generator():
     before = torch.get_rng_state()
-    draws = [StepRandom(seed, step).normal(name, 4) for seed, step, name in itertools.product((0, 1), (0, 1), ("a", "b"))]
+    draws = [
+        StepRandom(seed, step).normal(name, 4) for seed, step, name in itertools.product((0, 1), (0, 1), ("a", "b"))
+    ]
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@given(st.lists(st.tuples(*[st.integers(-5, 5) | st.sampled_from(["", "1", "a", "a,", "'"])] * 3), min_size=2, max_size=30, unique_by=repr))
+@given(
+    st.lists(
+        st.tuples(*[st.integers(-5, 5) | st.sampled_from(["", "1", "a", "a,", "'"])] * 3),
+        min_size=2,
+        max_size=30,
+        unique_by=repr,
+    )
+)
 def test_seeds_of_different_streams_are_distinct_and_fit_63_bits(streams):
     seeds = [stream_seed(*parts) for parts in streams]
     assert len(set(seeds)) == len(streams) and all(0 <= seed < 2**63 for seed in seeds)

@@ -44,7 +44,10 @@ def test_a_folder_goes_on_with_other_options_of_logging_and_loading(tmp_path):
     folder = RunFolder(tmp_path, "stage")
     folder.open(Config(), Workers())
     folder.complete({})
-    folder.open(Config(train=TrainConfig(workers=2, log_steps=1, checkpoint_steps=7, keep_checkpoints=5, tensorboard=False)), Workers())
+    folder.open(
+        Config(train=TrainConfig(workers=2, log_steps=1, checkpoint_steps=7, keep_checkpoints=5, tensorboard=False)),
+        Workers(),
+    )
 
 
 def test_the_resolved_config_lies_in_the_folder(tmp_path):

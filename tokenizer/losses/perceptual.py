@@ -30,8 +30,10 @@ class PerceptualLoss(nn.Module):
             self.net = lpips.LPIPS(net="vgg", pnet_rand=not require_weights, verbose=False)
         except (OSError, RuntimeError) as error:
             folder = Path(torch.hub.get_dir()) / "checkpoints"
-            raise UserError(f"LPIPS needs torchvision's VGG-16 weights: put {VGG_FILE} from download.pytorch.org/models into {folder}, "
-                            f"or write loss.perceptual_weight=0") from error
+            raise UserError(
+                f"LPIPS needs torchvision's VGG-16 weights: put {VGG_FILE} from download.pytorch.org/models into {folder}, "
+                f"or write loss.perceptual_weight=0"
+            ) from error
         self.requires_grad_(False)
         self.eval()
 

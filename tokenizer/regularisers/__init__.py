@@ -9,7 +9,9 @@ from tokenizer.regularisers.kl import KLConfig
 
 REGULARISERS = {"flow": FlowConfig, "kl": KLConfig}
 
-RegulariserConfig = registry_section("RegulariserConfig", "name", "flow", REGULARISERS, "what acts on the latents", several=True)
+RegulariserConfig = registry_section(
+    "RegulariserConfig", "name", "flow", REGULARISERS, "what acts on the latents", several=True
+)
 
 
 def chosen_configs(config: RegulariserConfig) -> list[object]:

@@ -26,7 +26,9 @@ class DigitClassifier(nn.Module):
 
     def __init__(self, width: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList([nn.Conv2d(1, width // 2, 3, 2, 1), nn.Conv2d(width // 2, width, 3, 2, 1), nn.Conv2d(width, width, 3, 2, 1)])
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(1, width // 2, 3, 2, 1), nn.Conv2d(width // 2, width, 3, 2, 1), nn.Conv2d(width, width, 3, 2, 1)]
+        )
         self.classify = nn.Linear(width, NUM_CLASSES)
         for layer in [*self.convolutions, self.classify]:
             nn.init.kaiming_normal_(layer.weight, generator=generator)
