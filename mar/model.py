@@ -32,6 +32,9 @@ class MARConfig:
     label_drop: float = option(0.1, "share of labels that are dropped, for classifier-free guidance")
     dropout: float = option(0.1, "of attention and projections")
     mask_ratio_min: float = option(0.7, "smallest share of tokens that is masked in training")
+    token_std: float = option(
+        0.02, "of tokens and positions at initialisation; a larger one helps a small model on a small budget"
+    )
     mask_ratio_std: float = option(0.25, "of the normal around 1 that the share is drawn from, truncated")
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
@@ -110,7 +113,7 @@ class MAR(Generator):
             self.decoder_positions,
             self.head_positions,
         ):
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=config.token_std)
         self.head = VelocityMLP(channels, config.head_width, config.head_depth, cond_channels=width)
 
     def _blocks(self, depth: int) -> nn.Sequential:

@@ -23,8 +23,6 @@ from flowprior.training.files import (
 )
 
 FORMAT_VERSION = 1
-# At the customary 0.02 the first blocks' outputs drown what tells tokens apart, and training sits on a plateau for hundreds of steps.
-TOKEN_STD = 0.5
 
 
 @dataclass
@@ -57,6 +55,9 @@ class AutoencoderConfig:
     gaussian: bool = option(False, "encode to a mean and a log-variance (the kl regulariser asks for it by itself)")
     encoder: ViTConfig = option(ViTConfig, "")
     decoder: ViTConfig = option(ViTConfig, "")
+    token_std: float = option(
+        0.02, "of tokens and positions at initialisation; a larger one shortens a small model's plateau at the start"
+    )
 
     def __post_init__(self) -> None:
         if min(self.image_size, self.patch_size, self.tokens, self.channels) < 1:
@@ -73,7 +74,7 @@ class Encoded(NamedTuple):
     logvar: Tensor | None  # (B, T, C), of a gaussian autoencoder
 
 
-def build_vit(config: ViTConfig, image_size: int, patch_size: int) -> VisionTransformer:
+def build_vit(config: ViTConfig, image_size: int, patch_size: int, position_std: float = 0.02) -> VisionTransformer:
     """A timm vision transformer without a head, its positions (and pretrained patches) resampled to these sizes.
 
     Raises:
@@ -90,7 +91,7 @@ def build_vit(config: ViTConfig, image_size: int, patch_size: int) -> VisionTran
             global_pool="",
             class_token=False,
         )
-        nn.init.normal_(vit.pos_embed, std=TOKEN_STD)
+        nn.init.normal_(vit.pos_embed, std=position_std)
         return vit
     try:
         vit = timm.create_model(
@@ -106,7 +107,7 @@ def build_vit(config: ViTConfig, image_size: int, patch_size: int) -> VisionTran
             f"into HF_HOME, or write pretrained=false"
         ) from error
     if isinstance(vit, VisionTransformer) and not config.pretrained and vit.pos_embed is not None:
-        nn.init.normal_(vit.pos_embed, std=TOKEN_STD)
+        nn.init.normal_(vit.pos_embed, std=position_std)
     if not isinstance(vit, VisionTransformer):
         raise UserError(
             f"'{config.name}' is not one of timm's vision transformers: choose a name that starts with vit_"
@@ -124,9 +125,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.vit = build_vit(config.encoder, config.image_size, config.patch_size)
+        self.vit = build_vit(config.encoder, config.image_size, config.patch_size, config.token_std)
         width = self.vit.embed_dim
-        self.latent_tokens = nn.Parameter(torch.randn(1, config.tokens, width) * TOKEN_STD)
+        self.latent_tokens = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_latent = nn.Linear(width, config.channels * (2 if config.gaussian else 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,12 +142,12 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.vit = build_vit(config.decoder, config.image_size, config.patch_size)
+        self.vit = build_vit(config.decoder, config.image_size, config.patch_size, config.token_std)
         self.vit.patch_embed = nn.Identity()  # there are no pixels to embed: its weights would never see a gradient
         width, self.patch, self.side = self.vit.embed_dim, config.patch_size, config.image_size // config.patch_size
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.from_latent = nn.Linear(config.channels, width)
-        self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * TOKEN_STD)
+        self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -7,13 +7,21 @@ what is not.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it instead
+    ROOT = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(ROOT))  # run as a file, Python looks beside it instead
+    if importlib.util.find_spec("torch") is None and "FLOWPRIOR_ENVIRONMENT" not in os.environ:
+        # A bare Python: make the project's environment, as every script does, and start over in it.
+        words = f'source "{ROOT}/scripts/common.sh"; ensure_environment; exec "$PYTHON" "$@"'
+        os.environ["FLOWPRIOR_ENVIRONMENT"] = "made"
+        os.execvp("bash", ["bash", "-c", words, "run.py", str(Path(__file__).resolve()), *sys.argv[1:]])
 
 import torch
 
