@@ -23,6 +23,7 @@ EPILOG = """examples:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python fid_stats/compute.py",
         description=__doc__,

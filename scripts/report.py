@@ -97,7 +97,8 @@ class Page:
         style = ' class="pixels"' if pixelated else ""
         source = base64.b64encode(png).decode()
         self.parts.append(
-            f'<figure><img{style} alt="{html.escape(caption)}" src="data:image/png;base64,{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+            f'<figure><img{style} alt="{html.escape(caption)}" src="data:image/png;base64,{source}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
 
     def table(self, rows: list[tuple[str, str]]) -> None:

@@ -152,7 +152,8 @@ def train(config: AEConfig, folder: RunFolder, workers: Workers, images: ImageSo
                 }
             )
         print(
-            f"autoencoder: {folder.path / 'autoencoder'}  (PSNR {figures['psnr']:.2f} dB, {stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
+            f"autoencoder: {folder.path / 'autoencoder'}  "
+            f"(PSNR {figures['psnr']:.2f} dB, {stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
         )
 
 

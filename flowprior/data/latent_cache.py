@@ -232,6 +232,7 @@ class LatentCache:
         return f"{stream_seed(*(entry['sha256'] for entry in self.manifest['shards'])):016x}"
 
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        """Raw ``latents`` float32 (B, T, C), of a view drawn by (seed, epoch, index), and ``label`` int64 (B,)."""
         index = torch.tensor([key.index for key in keys])
         shards = torch.searchsorted(self.starts, index, right=True) - 1
         if self.views == 1:
