@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,17 +193,10 @@ def _inception_weights(weights_path: str | Path | None) -> Path:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         recognised = tuple(weights["fc.weight"].shape) == (1008, 2048)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ):
-        recognised = False
+    except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}) or no file of Inception weights; {advice}"
+        ) from error
     if not recognised:
         raise UserError(f"{path} is damaged or no file of Inception weights; {advice}")
     return path

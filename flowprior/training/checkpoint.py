@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,15 +130,9 @@ class Checkpoints:
                 else:
                     state = torch.load(file, map_location=device, weights_only=True)
                 self.objects[file.stem].load_state_dict(state)
-            except (
-                RuntimeError,
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                EOFError,
-                pickle.UnpicklingError,
-            ) as error:
+            except UserError:
+                raise
+            except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
                 raise UserError(
                     f"{file} does not fit this run ({' '.join(str(error).split())[:200]}): {remedy}"
                 ) from error

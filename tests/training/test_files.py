@@ -43,6 +43,7 @@ def test_a_failure_before_the_rename_leaves_the_old_file_and_nothing_else(kind, 
 
 def test_a_process_killed_while_it_writes_leaves_one_of_the_whole_contents(tmp_path):
     path, lengths = tmp_path / "file", set()
+    write_bytes(path, b"0" * 1_000_000)
     for instant in range(20):
         child = os.fork()
         if child == 0:
