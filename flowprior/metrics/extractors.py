@@ -194,9 +194,7 @@ def _inception_weights(weights_path: str | Path | None) -> Path:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         recognised = tuple(weights["fc.weight"].shape) == (1008, 2048)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}) or no file of Inception weights; {advice}"
-        ) from error
+        raise UserError(f"{path} is damaged or no file of Inception weights; {advice}") from error
     if not recognised:
         raise UserError(f"{path} is damaged or no file of Inception weights; {advice}")
     return path
