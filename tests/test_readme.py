@@ -1,0 +1,57 @@
+"""What the README shows is there and runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowprior import FlowPrior, VelocityMLP
+from flowprior.flow.target_map import TargetMap
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_every_script_picture_and_registry_that_it_names_is_there():
+    named = set(re.findall(r"(?:bash|python) ((?:scripts|toy_examples)/\S+\.(?:sh|py))", README))
+    named |= set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
+    named |= set(re.findall(r"`((?:tokenizer|mar|flowprior)/[\w/]+\.py)`", README))
+    assert len(named) >= 10
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["REGULARISERS", "TARGETS", "GENERATORS", "METRICS"])
+def test_every_registry_is_in_the_file_that_it_names(name):
+    file = re.search(rf"`{name}` in `([^`]+)`", README).group(1)
+    assert re.search(rf"^{name}\b.*=", (ROOT / file).read_text(), flags=re.M)
+
+
+def test_the_presets_that_it_names_are_there():
+    for preset in set(re.findall(r"PRESET=(\w+)", README)) | {"digits"}:
+        for folder in ("tokenizer/configs/flowhead", "tokenizer/configs/ae", "mar/configs"):
+            assert (ROOT / folder / f"{preset}.yaml").is_file()
+
+
+def test_its_three_lines_with_a_prior_and_its_way_to_make_one_run_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = FlowPrior(VelocityMLP(4, 8, 1), TargetMap(torch.zeros(6), torch.ones(()), torch.randn(6, 4)))
+    small.save("runs/digits/flowhead/prior")
+    fit = FlowPrior.fit
+    monkeypatch.setattr(FlowPrior, "fit", lambda *args, **options: fit(*args, **{**options, "steps": 3, "progress": False}))
+    latents = torch.randn(2, 3, 4, requires_grad=True)
+    scope = {"FlowPrior": FlowPrior, "device": "cpu", "latents": latents, "loss": 0.0, "features": torch.randn(64, 48)}
+    shown = [block for block in blocks("python") if "FlowPrior" in block]
+    assert len(shown) == 2
+    for block in shown:
+        exec(compile(block, "README.md", "exec"), scope)
+    scope["loss"].backward()
+    assert latents.grad.abs().sum() > 0
+    assert scope["samples"].shape == (1000, 32) and scope["targets"].shape == (64, 32)
+    assert (tmp_path / "my_prior" / "model.safetensors").is_file()
