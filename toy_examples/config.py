@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flowprior.training.config import option
 from flowprior.training.loop import TrainConfig
@@ -17,6 +18,9 @@ class FlowConfig:
     depth: int = option(4, "residual blocks of the velocity network")
     pairs: int = option(1, "(t, noise) pairs per sample")
     group_size: int = option(1, "how many samples share a time; 1: none")
+    stable_target: bool = option(
+        False, "average the regression target over the batch (Xu et al. 2023); off: the paper's Eq. 3"
+    )
     train: TrainConfig = option(TrainConfig, "")
     optim: OptimConfig = option(OptimConfig, "")
 
@@ -41,22 +45,42 @@ class LatentConfig:
 
 
 @dataclass
+class DensityConfig:
+    """The target's density."""
+
+    kind: Literal["exact", "kde"] = option("exact", "exact, or the paper's kernel estimate (Eq. 26-27)")
+    kde_bandwidth: float = option(0.05, "bandwidth of the kernel estimate, in units of the data's standard deviation")
+    kde_samples: int = option(10_000, "samples of the kernel estimate")
+
+    def __post_init__(self) -> None:
+        if not self.kde_bandwidth > 0 or self.kde_samples < 1:
+            raise ValueError("kde_bandwidth is above 0 and kde_samples at least 1")
+
+
+@dataclass
 class MapConfig:
     """The maps over the plane, and what is compared on them."""
 
     grid: int = option(60, "points per side")
+    half_width: float = option(2.5, "the maps cover [-half_width, half_width]^2, in standard deviations of the data")
     pairs: int = option(64, "(t, noise) pairs of L_align at each point")
-    nll_clip: float = option(8.0, "NLL is cut at this level in maps and in the correlation over the grid")
+    nll_clip: float = option(1000.0, "NLL is cut at this level (nats) in the correlation over the grid")
+    nll_shown: float = option(8.0, "NLL is cut at this level (nats) in pictures")
+    dpi: int = option(200, "resolution of the pictures")
 
     def __post_init__(self) -> None:
-        if self.grid < 2 or self.pairs < 1:
-            raise ValueError("grid is at least 2 and pairs at least 1")
+        if self.grid < 2 or min(self.pairs, self.dpi) < 1 or not self.half_width > 0:
+            raise ValueError("grid is at least 2, pairs and dpi at least 1 and half_width above 0")
 
 
 @dataclass
 class ToyConfig:
     """A whole run of one distribution."""
 
+    velocity: Literal["trained", "exact"] = option(
+        "trained", "trained, or exact: the closed form in the network's place"
+    )
     flow: FlowConfig = field(default_factory=FlowConfig)
     latents: LatentConfig = field(default_factory=LatentConfig)
+    density: DensityConfig = field(default_factory=DensityConfig)
     map: MapConfig = field(default_factory=MapConfig)

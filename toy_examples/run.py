@@ -1,7 +1,7 @@
-"""``python toy_examples/run.py --distribution spiral``: both stages, the three panels, and a table.
+"""``python toy_examples/run.py --distribution spiral``: both stages, the figures, and a table.
 
-Writes ``runs/toy/spiral/{flow,latents,panels.png,metrics.json}``. The same command again reuses what is complete and resumes
-what is not.
+Writes ``runs/toy/spiral/{flow,latents,*.png,optimisation.gif,metrics.json}``; with ``--distribution all`` also the paper's
+Figures 5 and 6 as one sheet each. The same command again reuses what is complete and resumes what is not.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -29,11 +30,27 @@ from flowprior.errors import UserError, entry_point
 from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_yaml
 from flowprior.training.distributed import best_device
 from flowprior.training.files import write_json
+from toy_examples.animation import draw_animation
 from toy_examples.config import ToyConfig
-from toy_examples.distributions import DISTRIBUTIONS, distribution
-from toy_examples.figures import draw_panels
-from toy_examples.maps import draw_maps, figures_of_merit
-from toy_examples.stages import align_latents, forget, train_flow
+from toy_examples.density import negative_log_likelihood
+from toy_examples.distributions import DISTRIBUTIONS, GaussianMixture, distribution
+from toy_examples.figures import Drawn, draw_panels, draw_snapshots
+from toy_examples.flow_figures import draw_field, draw_flow
+from toy_examples.flow_stage import exact_flow, trained_flow
+from toy_examples.latent_stage import align_latents
+from toy_examples.maps import draw_maps
+from toy_examples.measures import (
+    correlations,
+    distances,
+    kde_error,
+    levels,
+    likelihoods,
+    mode_shares,
+    prior_samples,
+    rounded,
+    velocity_error,
+)
+from toy_examples.summary import summary
 
 PRESETS = Path(__file__).parent / "configs"
 FLAGS = {
@@ -45,21 +62,9 @@ FLAGS = {
     "latents": ("latents.train.global_batch", "number of latents"),
     "latent-steps": ("latents.train.steps", "steps of the latents"),
     "latent-lr": ("latents.optim.lr", "learning rate of the latents"),
+    "velocity": ("velocity", "trained, or exact: the closed form in the network's place"),
+    "density": ("density.kind", "exact, or kde: the paper's kernel estimate"),
 }
-COLUMNS = (
-    "distribution",
-    "r steps",
-    "r grid",
-    "rank steps",
-    "rank grid",
-    "NLL before",
-    "after",
-    "data",
-    "L before",
-    "after",
-    "data",
-    "seconds",
-)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -108,48 +113,55 @@ def config_of(arguments: argparse.Namespace) -> ToyConfig:
     )
 
 
-def run_one(name: str, config: ToyConfig, out: Path, device: torch.device, redo: str | None = None) -> dict[str, Any]:
-    """Both stages, the panels and the figures of one distribution; returns what ``metrics.json`` holds."""
-    target, run_dir = distribution(name), out / name
-    if redo:
-        forget(run_dir, redo)
-    prior, flow_seconds = train_flow(target, config.flow, run_dir, device)
-    latents = align_latents(prior, target, config.latents, run_dir, device)
+def forget(run_dir: Path, stage: str) -> None:
+    """Delete what ``stage`` left, and what stands on it."""
+    for name in ("flow", "latents") if stage == "flow" else ("latents",):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
+def run_one(name: str, config: ToyConfig, run_dir: Path, device: torch.device) -> tuple[dict[str, Any], Drawn]:
+    """Both stages, the figures and the numbers of one distribution; returns what ``metrics.json`` holds, and what was drawn."""
+    target, title = distribution(name), name.replace("_", " ")
+    flow = (
+        exact_flow(target, name) if config.velocity == "exact" else trained_flow(target, config.flow, run_dir, device)
+    )
+    latents = align_latents(flow, config.latents, run_dir, device)
     start = time.perf_counter()
-    maps = draw_maps(prior, target, config.map, device)
-    metrics = {"distribution": name, **figures_of_merit(prior, target, maps, latents, config.map, device)}
-    try:
-        draw_panels(maps, latents, config.map.nll_clip, name.replace("_", " "), run_dir / "panels.png")
-        parts = {"flow": flow_seconds, "latents": latents.seconds, "figures": round(time.perf_counter() - start, 2)}
-        metrics["seconds"] = {**parts, "total": round(sum(parts.values()), 2)}
-        write_json(run_dir / "metrics.json", metrics)
-    except OSError as error:
-        raise UserError(f"cannot write into {run_dir}: {error.strerror}") from error
-    return metrics
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """``r``: Pearson, ``rank``: Spearman correlation of L_align and NLL; NLL in nats, L = L_align per channel."""
-    lines = [COLUMNS]
-    for row in rows:
-        steps, grid, nll, alignment = row["along_optimisation"], row["over_grid"], row["nll"], row["alignment"]
-        numbers = [
-            steps["pearson"],
-            grid["pearson"],
-            steps["spearman"],
-            grid["spearman"],
-            *nll.values(),
-            *alignment.values(),
-        ]
-        lines.append(
-            (
-                row["distribution"],
-                *("-" if n is None else f"{n:.3f}" for n in numbers),
-                f"{row['seconds']['total']:.0f}",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+    nll = negative_log_likelihood(target, config.density)
+    maps = draw_maps(flow, target, nll, config.map, device)
+    samples = prior_samples(flow, len(latents.end), device)
+    clouds = {"latents": latents.end, "prior_samples": samples}
+    metrics = {
+        "distribution": name,
+        "velocity": config.velocity,
+        "density": config.density.kind,
+        **correlations(latents, maps, nll, config.map),
+        **levels(flow, latents, maps.data, nll, config.map.pairs, device),
+        **distances(target, maps.data, clouds),
+        **likelihoods(flow, target, {"data": maps.data, "latents": latents.end}, config.map.pairs, device),
+        "velocity_error": velocity_error(flow, target, device),
+        "kde": kde_error(target, config.density, maps.data),
+    }
+    if isinstance(target, GaussianMixture):
+        metrics["modes"] = {kind: mode_shares(target, points) for kind, points in {**clouds, "data": maps.data}.items()}
+    measured = time.perf_counter()
+    drawn = Drawn(
+        title, maps, latents, torch.stack([nll(points).mean() for points in latents.points]), config.map.nll_shown
+    )
+    draw_panels([drawn], run_dir / "panels.png", config.map.dpi)
+    draw_snapshots([drawn], run_dir / "snapshots.png", config.map.dpi)
+    draw_field(flow, maps.data, title, run_dir / "field.png", config.map, device)
+    draw_flow(flow, maps.data, samples, title, run_dir / "flow.png", config.map, device)
+    draw_animation(drawn, run_dir / "optimisation.gif")
+    parts = {
+        "flow": flow.seconds,
+        "latents": latents.seconds,
+        "measures": measured - start,
+        "figures": time.perf_counter() - measured,
+    }
+    metrics = rounded({**metrics, "seconds": {**parts, "total": sum(parts.values())}})
+    write_json(run_dir / "metrics.json", metrics)
+    return metrics, drawn
 
 
 @entry_point
@@ -164,11 +176,18 @@ def main() -> None:
     device = best_device() if arguments.device == "auto" else torch.device(arguments.device)
     preset = Path(arguments.preset).stem
     out = Path(arguments.out or ("runs/toy" if preset == "default" else f"runs/toy_{preset}"))
-    rows = []
+    finished = []
     for name in names:
-        print(f"{name}: {out / name}", flush=True)
-        rows.append(run_one(name, config, out, device, arguments.redo))
-    print(table(rows))
+        run_dir = out / (name if config.velocity == "trained" else f"{name}_{config.velocity}")
+        print(f"{name}: {run_dir}", flush=True)
+        if arguments.redo:
+            forget(run_dir, arguments.redo)
+        finished.append(run_one(name, config, run_dir, device))
+    rows, drawn = zip(*finished)
+    if len(names) > 1:
+        draw_panels(list(drawn), out / "figure5.png", config.map.dpi)
+        draw_snapshots(list(drawn), out / "figure6.png", config.map.dpi)
+    print(summary(rows))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,15 @@ class RunFolder:
     Args:
         run_dir: folder of the whole run, shared by its stages.
         stage: this stage's name.
+        remedy: what a person writes when the folder holds another run; ``{path}`` and ``{stage}`` are filled in.
     """
 
-    def __init__(self, run_dir: str | Path, stage: str) -> None:
+    def __init__(
+        self, run_dir: str | Path, stage: str, remedy: str = "write run_dir=<another folder>, or delete {path}"
+    ) -> None:
         self.stage = stage
         self.path = Path(run_dir) / stage
+        self.remedy = remedy.format(path=self.path, stage=stage)
         self.config_file, self.inputs_file = self.path / "config.yaml", self.path / "inputs.json"
 
     @property
@@ -51,10 +55,7 @@ class RunFolder:
         kept = read_json(self.inputs_file, "list of inputs") if self.inputs_file.is_file() else {}
         changes += [f"another {name}" for name in inputs if name in kept and kept[name] != inputs[name]]
         if changes and self.has_begun():
-            raise UserError(
-                f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): "
-                f"write run_dir=<another folder>, or delete {self.path}"
-            )
+            raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): {self.remedy}")
         return changes
 
     def read_result(self, made_by: str) -> dict[str, Any]:

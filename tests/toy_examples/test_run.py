@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from toy_examples.distributions import DISTRIBUTIONS
+from toy_examples.summary import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -29,6 +35,8 @@ TINY = [
     "latents.train.eval_steps=2",
     "map.grid=8",
     "map.pairs=4",
+    "map.dpi=40",
+    "density.kde_samples=500",
 ]
 
 
@@ -50,10 +58,13 @@ def test_a_run_leaves_the_panels_and_the_metrics_and_prints_a_table(
 ) -> None:
     out, result = finished
     assert result.returncode == 0, result.stderr
-    assert (out / "spiral" / "panels.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("panels", "snapshots", "field", "flow"):
+        assert Image.open(out / "spiral" / f"{picture}.png").convert("RGB").getextrema() != ((255, 255),) * 3
+    assert Image.open(out / "spiral" / "optimisation.gif").n_frames > 2
     metrics = json.loads((out / "spiral" / "metrics.json").read_text())
-    assert -1 <= metrics["along_optimisation"]["pearson"] <= 1 and metrics["over_grid"]["region"]
-    assert "spiral" in result.stdout.splitlines()[-1]
+    assert -1 <= metrics["along_optimisation"]["pearson"] <= 1 and metrics["over_grid"]["region"] == [-2.5, 2.5]
+    assert metrics["along_optimisation"]["records"] == 5
+    assert f"{metrics['velocity_error']:.3f}" in result.stdout and "modes" not in metrics
 
 
 def test_a_second_run_reuses_the_flow_and_the_latents(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -85,3 +96,45 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     result = run("--distribution", "spiral", "--out", str(tmp_path / "file" / "below"), *TINY)
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def test_the_exact_velocity_needs_no_training_and_keeps_a_folder_of_its_own(tmp_path: Path) -> None:
+    result = run("--distribution", "mixture", "--velocity", "exact", "--density", "kde", "--out", str(tmp_path), *TINY)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "mixture").exists() and not (tmp_path / "mixture_exact" / "flow").exists()
+    metrics = json.loads((tmp_path / "mixture_exact" / "metrics.json").read_text())
+    assert (
+        metrics["velocity_error"] < 1e-3 and metrics["density"] == "kde" and metrics["modes"]["data"]["covered"] == 1.0
+    )
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_command_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    longer = [*TINY, "latents.train.checkpoint_steps=0", "latents.train.eval_steps=500", "map.grid=4"]
+    longer[longer.index("--latent-steps") + 1] = "3000"
+    undisturbed = run("--distribution", "spiral", "--out", str(tmp_path / "whole"), *longer)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    command = [sys.executable, "toy_examples/run.py", "--distribution", "spiral", "--out", str(tmp_path / "broken")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *longer], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "broken" / "spiral" / "latents" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while (not log.is_file() or log.read_text().count("\n") < 40) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "run the same command again" in stderr
+    assert not (tmp_path / "broken" / "spiral" / "latents" / "result.json").is_file()
+    again = run("--distribution", "spiral", "--out", str(tmp_path / "broken"), *longer)
+    assert again.returncode == 0, again.stderr
+    whole, resumed = (
+        load_file(tmp_path / which / "spiral" / "latents" / "latents.safetensors") for which in ("whole", "broken")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_all_distributions_are_drawn_on_one_sheet_each(tmp_path: Path) -> None:
+    result = run("--distribution", "all", "--out", str(tmp_path), *TINY, "--steps", "2", "--latent-steps", "2")
+    assert result.returncode == 0, result.stderr
+    widths = [Image.open(tmp_path / f"figure{number}.png").size for number in (5, 6)]
+    assert all(height > width for width, height in widths)
+    assert result.stdout.splitlines()[-len(ROWS) - 1].split() == list(DISTRIBUTIONS)

@@ -1,0 +1,146 @@
+"""Stage 2 in the plane: free points move down the frozen flow's L_align, and where they were is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.flow.likelihood import alignment_per_token
+from flowprior.flow.losses import alignment_loss
+from flowprior.flow.path import group_size_for
+from flowprior.training.config import option
+from flowprior.training.distributed import Workers
+from flowprior.training.files import read_tensors, write_tensors
+from flowprior.training.loop import TrainingLoop
+from flowprior.training.randomness import StepRandom, stream_seed
+from flowprior.training.run_folder import RunFolder, Stopwatch
+from toy_examples.config import LatentConfig
+from toy_examples.flow_stage import CHANNELS, REMEDY, FrozenFlow
+
+
+@dataclass
+class LatentRun:
+    """Stage 2's resolved config: its options and the flow that it belongs to."""
+
+    prior: str = option("", "fingerprint of the flow")
+    options: LatentConfig = option(LatentConfig, "")
+
+
+@dataclass
+class AlignedLatents:
+    """The way of the latents.
+
+    Attributes:
+        steps: ``(S,)``, at which they were looked at, from 0 on.
+        points: ``(S, N, 2)``.
+        alignment: ``(S,)``, mean of L_align per channel over the points.
+        seconds: that the stage took.
+    """
+
+    steps: Tensor
+    points: Tensor
+    alignment: Tensor
+    seconds: float
+
+    @property
+    def start(self) -> Tensor:
+        return self.points[0]
+
+    @property
+    def end(self) -> Tensor:
+        return self.points[-1]
+
+
+class Latents(nn.Module):
+    """``(N, 2)`` free points, drawn from N(0, I)."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(stream_seed(seed, "latents"))
+        self.points = nn.Parameter(torch.randn(number, CHANNELS, generator=generator))
+
+
+class AlignmentObjective(nn.Module):
+    """Eq. 5 as a function of the latents alone."""
+
+    def __init__(self, latents: Latents, velocity: Callable[[Tensor, Tensor], Tensor], config: LatentConfig) -> None:
+        super().__init__()
+        self.latents, self.config = latents, config
+        self.velocity = lambda x, t: velocity(
+            x, t
+        )  # held by a function, a frozen network is no part of what is trained
+
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        config, points = self.config, self.latents.points
+        groups = points.view(-1, group_size_for(len(points), config.group_size), CHANNELS)  # (N / size, size, 2)
+        noise = random.normal("noise", len(groups), config.pairs, *groups.shape[1:])
+        t = random.times("t", len(groups), config.pairs, 1)
+        loss = alignment_loss(self.velocity, groups, pairs=config.pairs, group_size=groups.shape[1], noise=noise, t=t)
+        return {"loss": loss}
+
+
+class Snapshots:
+    """Where the latents were at the recorded steps, and their L_align there; a part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, tuple[Tensor, float]] = {}
+
+    def record(self, step: int, points: Tensor, alignment: float) -> None:
+        self.by_step[step] = (points.detach().cpu().clone(), alignment)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        steps = sorted(self.by_step)
+        points, alignment = zip(*(self.by_step[step] for step in steps))
+        return {
+            "steps": torch.tensor(steps),
+            "points": torch.stack(points),
+            "alignment": torch.tensor(alignment, dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        rows = zip(state["steps"].tolist(), state["points"], state["alignment"].tolist())
+        self.by_step = {step: (points, alignment) for step, points, alignment in rows}
+
+
+def align_latents(flow: FrozenFlow, config: LatentConfig, run_dir: Path, device: torch.device) -> AlignedLatents:
+    """Minimise Eq. 5 over the latents, resumed or reused where it can be; they are looked at every ``eval_steps``."""
+    folder, workers = RunFolder(run_dir, "latents", REMEDY), Workers(device=device)
+    folder.open(LatentRun(flow.fingerprint, config), workers)
+    file = folder.path / "latents.safetensors"
+    if not folder.is_complete():
+        stopwatch = Stopwatch(folder.path)
+        latents, snapshots = Latents(config.train.global_batch, config.train.seed).to(device), Snapshots()
+
+        def look(step: int) -> dict[str, float]:
+            points = latents.points.detach()
+            per_token = alignment_per_token(flow.velocity, points, pairs=config.record_pairs)
+            alignment = per_token.mean().item() / CHANNELS
+            snapshots.record(step, points, alignment)
+            return {"alignment": alignment}
+
+        with stopwatch.kept(workers):
+            look(0)
+            loop = TrainingLoop(
+                AlignmentObjective(latents, flow.velocity, config),
+                latents,
+                config.train,
+                config.optim,
+                workers,
+                folder.path,
+                saved={"snapshots": snapshots},
+                description="latents",
+            )
+            nothing: Iterator[dict[str, Tensor]] = ({} for _ in count())
+            loop.run(nothing, evaluate=look)
+        write_tensors(file, snapshots.state_dict())
+        folder.complete({"steps": config.train.steps, "seconds": round(stopwatch.seconds(), 2)})
+    else:
+        folder.say_complete()
+    kept = read_tensors(file, "latents")
+    seconds = folder.read_result("python toy_examples/run.py")["seconds"]
+    return AlignedLatents(kept["steps"], kept["points"], kept["alignment"], seconds)
