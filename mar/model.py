@@ -13,14 +13,24 @@ from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.config import option
 from flowprior.training.randomness import StepRandom
+from mar.attention import block_at, gather_tokens
 from mar.generator import Generator
 from mar.sampler import SamplerConfig, sample_latents
+
+# Of Li et al. 2024 (arXiv 2406.11838) but for the head, whose MLP is the flow prior's; and one for the embedded digits.
+SIZES = {
+    "mar_base": dict(width=768, encoder_depth=12, decoder_depth=12, heads=12, buffer_tokens=64, head_width=1024, head_depth=6),
+    "mar_large": dict(width=1024, encoder_depth=16, decoder_depth=16, heads=16, buffer_tokens=64, head_width=1280, head_depth=8),
+    "mar_huge": dict(width=1280, encoder_depth=20, decoder_depth=20, heads=16, buffer_tokens=64, head_width=1536, head_depth=12),
+    "mar_digits": dict(width=128, encoder_depth=3, decoder_depth=3, heads=4, buffer_tokens=4, head_width=128, head_depth=3),
+}  # fmt: skip
 
 
 @dataclass
 class MARConfig:
     """Sizes and training choices of MAR; the defaults are MAR-B's."""
 
+    size: str = option("", f"of {', '.join(SIZES)}: stands for the seven numbers below; empty: as they are written")
     width: int = option(768, "of the transformer")
     encoder_depth: int = option(12, "blocks")
     decoder_depth: int = option(12, "blocks")
@@ -36,9 +46,15 @@ class MARConfig:
         0.02, "of tokens and positions at initialisation; a larger one helps a small model on a small budget"
     )
     mask_ratio_std: float = option(0.25, "of the normal around 1 that the share is drawn from, truncated")
+    skip_unread: bool = option(
+        False,
+        "in training, leave out of the last block what no token's loss reads; changes dropout's draws and rounding only",
+    )
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
+        if self.size:
+            self._apply_size()
         sizes = (
             self.width,
             self.encoder_depth,
@@ -60,6 +76,14 @@ class MARConfig:
         ):
             raise ValueError("label_drop and dropout lie in [0, 1), mask_ratio_min in (0, 1], mask_ratio_std above 0")
 
+    def _apply_size(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size is one of {', '.join(SIZES)}, or empty, not '{self.size}'")
+        for name, value in SIZES[self.size].items():
+            if getattr(self, name) not in (SIZES["mar_base"][name], value):
+                raise ValueError(f"{self.size} has {name} {value}, not {getattr(self, name)}: leave out size or {name}")
+            setattr(self, name, value)
+
     def build(self, tokens: int, channels: int, num_classes: int) -> MAR:
         return MAR(self, tokens, channels, num_classes)
 
@@ -70,11 +94,6 @@ def mask_ratio(config: MARConfig, generator: torch.Generator) -> float:
     u = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
     z = torch.special.ndtri(low + u * (0.5 - low))
     return min(1.0, 1 + config.mask_ratio_std * z.item())
-
-
-def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
-    """``x (B, T, W)`` at ``positions (B, n)``: ``(B, n, W)``."""
-    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 class MAR(Generator):
@@ -127,10 +146,12 @@ class MAR(Generator):
 
     @property
     def compiled_parts(self) -> list[nn.Module]:
-        """What ``train.compile`` compiles."""
-        return [self.encoder, self.decoder, self.head]
+        """What ``train.compile`` compiles: block by block, since blocks are also used one at a time."""
+        return [*self.encoder, *self.decoder, self.head]
 
-    def condition(self, latents: Tensor, labels: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+    def condition(
+        self, latents: Tensor, labels: Tensor, known: Tensor, wanted: Tensor, skip_unread: bool = False
+    ) -> Tensor:
         """What the flow head is told about the tokens at ``wanted``, given those at ``known``.
 
         Args:
@@ -138,19 +159,38 @@ class MAR(Generator):
             labels: ``(B,)``.
             known: positions ``(B, k)``; k may be 0.
             wanted: positions ``(B, n)``.
+            skip_unread: see :meth:`decode`.
 
         Returns:
             ``(B, n, width)``.
         """
+        x = self.encoder_norm(self.encoder(self.encoder_input(latents, labels, known)))  # (B, buffer + k, W)
+        return self.decode(x, known, wanted, skip_unread)
+
+    def encoder_input(self, latents: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+        """The class's buffer tokens and the known latents, ``(B, buffer + k, W)``; arguments as for :meth:`condition`."""
+        tokens = self.embed(gather_tokens(latents, known))  # (B, k, W)
         buffer = self.config.buffer_tokens
         positions = self.encoder_positions.expand(len(labels), -1, -1)
         classes = self.class_embed(labels).unsqueeze(1).expand(-1, buffer, -1)  # (B, buffer, W)
-        tokens = self.embed(gather_tokens(latents, known))  # (B, k, W)
         x = torch.cat([classes + positions[:, :buffer], tokens + gather_tokens(positions[:, buffer:], known)], dim=1)
-        x = self.decoder_embed(self.encoder_norm(self.encoder(self.embed_norm(x))))  # (B, buffer + k, W)
-        full = self.mask_token.to(x.dtype).expand(len(labels), self.tokens, -1)
+        return self.embed_norm(x)
+
+    def decode(self, encoded: Tensor, known: Tensor, wanted: Tensor, skip_unread: bool = False) -> Tensor:
+        """The encoder's ``(B, buffer + k, W)`` among mask tokens, through the decoder, read at ``wanted``: ``(B, n, W)``.
+
+        With ``skip_unread`` the last block makes no outputs for the other positions; the result is the same but for rounding.
+        """
+        buffer = self.config.buffer_tokens
+        x = self.decoder_embed(encoded)  # (B, buffer + k, W)
+        full = self.mask_token.to(x.dtype).expand(len(x), self.tokens, -1)
         full = full.scatter(1, known.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x[:, buffer:])  # (B, T, W)
         x = torch.cat([x[:, :buffer], full], dim=1) + self.decoder_positions  # (B, buffer + T, W)
+        if skip_unread:
+            for block in self.decoder[:-1]:
+                x = block(x)  # (B, buffer + T, W)
+            x = self.decoder_norm(block_at(self.decoder[-1], x, wanted + buffer))  # (B, n, W)
+            return x + gather_tokens(self.head_positions.expand(len(x), -1, -1), wanted)
         x = self.decoder_norm(self.decoder(x))[:, buffer:]  # (B, T, W)
         return gather_tokens(x + self.head_positions, wanted)  # (B, n, W)
 
@@ -161,7 +201,7 @@ class MAR(Generator):
         order = random.uniform("order", images, self.tokens).argsort(dim=1)  # (B, T)
         masked, known = order[:, :masked_count], order[:, masked_count:]
         labels = torch.where(random.uniform("label drop", images) < config.label_drop, self.num_classes, labels)
-        cond = self.condition(latents, labels, known, masked)  # (B, n, W)
+        cond = self.condition(latents, labels, known, masked, config.skip_unread)  # (B, n, W)
         noise = random.normal("noise", images, config.pairs, masked_count, self.channels)
         return flow_matching_loss(
             self.head,

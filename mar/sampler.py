@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from flowprior.flow.solver import integrate
+from flowprior.flow.solver import EVALUATIONS_PER_STEP, integrate
+from flowprior.flow.velocity import time_features
 from flowprior.training.config import option
+from mar.attention import KeysValues, block_beside, gather_tokens
 
 if TYPE_CHECKING:
     from mar.model import MAR
@@ -18,19 +21,41 @@ if TYPE_CHECKING:
 
 @dataclass
 class SamplerConfig:
-    """How latents are drawn. The defaults are the paper's."""
+    """How latents are drawn. The defaults are the paper's; ``skip_unread``, ``share_first``, ``share_times`` and ``one_batch`` change
+    speed and memory, and images by rounding only; ``encoder_every`` above 1 is an approximation."""
 
     ar_steps: int = option(64, "autoregressive steps; at most the number of tokens")
     head_steps: int = option(100, "steps of the flow head's solver per token")
     solver: Literal["euler", "midpoint", "heun"] = option("euler", "of the flow head")
+    head_evaluations: int = option(
+        0,
+        "evaluations of the flow head per token, in place of head_steps; an odd one of midpoint or heun is a last Euler step",
+    )
     cfg_schedule: Literal["linear", "constant"] = option(
         "linear", "guidance grows with the share of known tokens, or is constant"
     )
+    cfg_interval: tuple[float, float] = option(
+        (0.0, 1.0),
+        "flow times (0 noise, 1 data) between which the head is guided; outside, the unguided half is spared",
+    )
     temperature: float = option(1.0, "scale of the flow head's noise")
+    skip_unread: bool = option(False, "leave out of the decoder's last block what no drawn token reads")
+    share_first: bool = option(False, "while no token is known, run the transformer once per class")
+    share_times: bool = option(True, "embed each of the solver's times once for all tokens and steps")
+    one_batch: bool = option(True, "guided and unguided half in one batch; off: in turn, with half the memory")
+    encoder_every: int = option(
+        1, "renew the known tokens' encoding every so many steps; between, new tokens see the old ones, not the reverse"
+    )
 
     def __post_init__(self) -> None:
-        if min(self.ar_steps, self.head_steps) < 1 or self.temperature <= 0:
-            raise ValueError("ar_steps and head_steps are at least 1, temperature is above 0")
+        if min(self.ar_steps, self.head_steps, self.encoder_every) < 1 or self.temperature <= 0:
+            raise ValueError("ar_steps, head_steps and encoder_every are at least 1, temperature is above 0")
+        if self.head_evaluations < 0:
+            raise ValueError(
+                f"head_evaluations is 0 (as many as head_steps takes) or more, not {self.head_evaluations}"
+            )
+        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
+            raise ValueError(f"cfg_interval is two flow times such as [0.1, 0.9], not {list(self.cfg_interval)}")
 
 
 def known_after_steps(tokens: int, steps: int) -> list[int]:
@@ -60,33 +85,125 @@ def sample_latents(model: MAR, labels: Tensor, seeds: list[int], cfg: float, con
         * config.temperature
     )
     latents = torch.zeros(batch, tokens, model.channels, device=device)
-    both = torch.cat([labels, torch.full_like(labels, model.num_classes)]) if cfg != 1 else labels
+    halves = [labels] if cfg == 1 else [labels, torch.full_like(labels, model.num_classes)]
+    groups = [torch.cat(halves)] if config.one_batch else halves
+    contexts = [Context(model, group, config) for group in groups]
+    times = TimeCodes(model, config.share_times)
     known = 0
     for known_next in known_after_steps(tokens, min(config.ar_steps, tokens)):
         wanted = order[:, known:known_next]  # (B, n)
-        repeat = len(both) // batch
-        cond = model.condition(
-            latents.repeat(repeat, 1, 1), both, order[:, :known].repeat(repeat, 1), wanted.repeat(repeat, 1)
-        )
-        start = noise.gather(1, wanted.unsqueeze(-1).expand(-1, -1, model.channels))  # (B, n, C)
+        conds = [context.step(latents, order[:, :known], wanted) for context in contexts]
+        start = gather_tokens(noise, wanted)  # (B, n, C)
         scale = guidance(cfg, known_next, tokens, config.cfg_schedule)
-        drawn = _draw_tokens(model, start, cond, scale, config)
+        drawn = solve(head_velocity(model, conds, batch, scale, config.cfg_interval, times), start, config)
         latents.scatter_(1, wanted.unsqueeze(-1).expand(-1, -1, model.channels), drawn)
         known = known_next
     return latents
 
 
-def _draw_tokens(model: MAR, noise: Tensor, cond: Tensor, scale: float, config: SamplerConfig) -> Tensor:
-    """Solve the head's ODE from ``noise (B, n, C)``; ``cond`` is ``(B, n, W)``, or ``(2 B, n, W)`` with the unguided half last."""
-    embedded = model.head.embed_condition(cond)  # does not depend on time: once for all evaluations
-    guided = len(cond) == 2 * len(noise)
+class Context:
+    """What the transformer tells the head, step by step, about one group of labels ``(G,)``; G is a multiple of the batch.
+
+    Args:
+        model: whose transformer it is.
+        labels: of the guided half, the unguided half, or both one after the other.
+        config: the sampler's.
+    """
+
+    def __init__(self, model: MAR, labels: Tensor, config: SamplerConfig) -> None:
+        self.model, self.labels, self.config = model, labels, config
+        self.past: list[KeysValues | None] = []
+        self.encoded = torch.empty(0)
+        self.steps = self.encoded_known = 0
+
+    def step(self, latents: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
+        """The head's condition ``(G, n, W)`` for ``latents (B, T, C)`` at ``known (B, k)``, wanted at ``(B, n)``."""
+        repeat = len(self.labels) // len(latents)
+        latents, known, wanted = latents.repeat(repeat, 1, 1), known.repeat(repeat, 1), wanted.repeat(repeat, 1)
+        if self.config.share_first and known.shape[1] == 0:
+            labels, place = self.labels.unique(return_inverse=True)
+            if len(labels) < len(self.labels):
+                return gather_tokens(self._of_classes(labels, latents)[place], wanted)
+        skip = self.config.skip_unread
+        if self.config.encoder_every == 1:
+            return self.model.condition(latents, self.labels, known, wanted, skip)
+        return self.model.decode(self._encode(latents, known), known, wanted, skip)
+
+    def _of_classes(self, labels: Tensor, latents: Tensor) -> Tensor:
+        """The condition at every position while none is known, once for each of ``labels (L,)``: ``(L, T, W)``."""
+        everywhere = torch.arange(self.model.tokens, device=labels.device).expand(len(labels), -1)
+        return self.model.condition(latents[: len(labels)], labels, everywhere[:, :0], everywhere)
+
+    def _encode(self, latents: Tensor, known: Tensor) -> Tensor:
+        """The encoder's output ``(G, buffer + k, W)``, of which only tokens new since the last step are computed in most steps."""
+        # An encoding of the class alone is not worth keeping, nor counted.
+        model, renew = self.model, self.encoded_known == 0 or self.steps % self.config.encoder_every == 0
+        if renew:
+            self.past, self.encoded_known = [None] * len(model.encoder), 0
+        x = model.encoder_input(latents, self.labels, known[:, self.encoded_known :])
+        x = x if renew else x[:, model.config.buffer_tokens :]  # (G, new, W)
+        for number, block in enumerate(model.encoder):
+            x, self.past[number] = block_beside(block, x, self.past[number])
+        x = model.encoder_norm(x)
+        self.encoded = x if renew else torch.cat([self.encoded, x], dim=1)  # (G, buffer + k, W)
+        self.encoded_known, self.steps = known.shape[1], self.steps + (known.shape[1] > 0)
+        return self.encoded
+
+
+class TimeCodes:
+    """The head's embeddings of the solver's times; each is made once where ``shared``."""
+
+    def __init__(self, model: MAR, shared: bool) -> None:
+        self.head, self.shared = model.head, shared
+        self.device = model.mask_token.device
+        self.kept: dict[float, Tensor] = {}
+
+    def __call__(self, t: float) -> Tensor:
+        """Of the time ``t``, ``(1, 1, W)``."""
+        if t in self.kept:
+            return self.kept[t]
+        code = self.head.time_embed(time_features(torch.full((1, 1), t, device=self.device)))
+        if self.shared:
+            self.kept[t] = code
+        return code
+
+
+def head_velocity(
+    model: MAR, conds: list[Tensor], batch: int, scale: float, interval: tuple[float, float], times: TimeCodes
+) -> Callable[[Tensor, float], Tensor]:
+    """The guided velocity ``v(x, t)`` of tokens ``x (B, n, C)``.
+
+    Args:
+        conds: ``(B, n, W)`` alone, the two halves in one tensor ``(2 B, n, W)``, or one after the other.
+        batch: B.
+        scale: of the guidance within ``interval`` of flow times.
+        times: embeds them.
+    """
+    head = model.head
+    embedded = [head.embed_condition(cond) for cond in conds]  # does not depend on time: once for all evaluations
+    guided = sum(map(len, conds)) == 2 * batch
+
+    def under(x: Tensor, t: float, cond: Tensor) -> Tensor:
+        code = times(t) + cond  # (G, n, W)
+        modulations = [block.modulation(code) for block in head.blocks] + [head.output.modulation(code)]
+        return head.velocity(x.repeat(len(cond) // len(x), 1, 1), modulations).float()
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        modulations = model.head.modulations(torch.full((1, 1), t, device=x.device), embedded)
-        v = model.head.velocity(torch.cat([x, x]) if guided else x, modulations).float()
-        if not guided:
-            return v
-        conditional, unconditional = v.chunk(2)
+        if not guided or not interval[0] <= t <= interval[1]:
+            return under(x, t, embedded[0][:batch])
+        conditional, unconditional = torch.cat([under(x, t, cond) for cond in embedded]).chunk(2)
         return unconditional + scale * (conditional - unconditional)
 
-    return integrate(velocity, noise, config.head_steps, config.solver)
+    return velocity
+
+
+def solve(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, config: SamplerConfig) -> Tensor:
+    """Carry ``noise`` to data with the steps, or exactly the evaluations of ``velocity``, that ``config`` asks for."""
+    if not config.head_evaluations:
+        return integrate(velocity, noise, config.head_steps, config.solver)
+    steps, one_left = divmod(config.head_evaluations, EVALUATIONS_PER_STEP[config.solver])
+    if not one_left:
+        return integrate(velocity, noise, steps, config.solver)
+    end = steps / (steps + 1)
+    x = integrate(velocity, noise, steps, config.solver, t_end=end) if steps else noise
+    return integrate(velocity, x, 1, "euler", t_start=end)

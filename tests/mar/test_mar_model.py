@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowprior.training.config import build_config
+from flowprior.training.config import build_config, config_from_command_line
 from flowprior.training.randomness import StepRandom
-from mar.config import GENERATORS, GeneratorConfig, build_generator
-from mar.model import MAR, MARConfig, gather_tokens, mask_ratio
+from mar.attention import block_at, block_beside, gather_tokens
+from mar.config import GENERATORS, PRESETS, GeneratorConfig, MARStageConfig, build_generator
+from mar.model import MAR, SIZES, MARConfig, mask_ratio
 
 TOKENS, CHANNELS, CLASSES = 6, 3, 5
 SMALL = dict(
@@ -44,12 +45,33 @@ def latents() -> torch.Tensor:
 LABELS = torch.tensor([0, 3, 3, 4])
 
 
-def test_the_defaults_are_the_papers_mar_b_in_size():
+@pytest.mark.parametrize(
+    "size, whole, head",
+    [
+        ("mar_base", 207_517_216, 35_766_304),
+        ("mar_large", 477_781_536, 72_250_912),
+        ("mar_huge", 941_723_680, 151_231_520),
+    ],
+)
+def test_sizes_have_their_numbers_of_parameters(size, whole, head):
     with torch.device("meta"):
-        model = MARConfig().build(tokens=64, channels=32, num_classes=1000)
-    count = sum(p.numel() for p in model.parameters())
-    assert sum(p.numel() for p in model.head.parameters()) == 35_766_304
-    assert count == pytest.approx(207.5e6, abs=0.3e6)
+        model = MARConfig(size=size).build(tokens=64, channels=32, num_classes=1000)
+    counts = [sum(p.numel() for p in part.parameters()) for part in (model, model.head)]
+    assert counts == [whole, head]
+
+
+def test_the_defaults_are_mar_b_and_the_digits_preset_is_mar_digits():
+    defaults, digits = MARConfig(), config_from_command_line(MARStageConfig, PRESETS, "", []).model.mar
+    assert {name: getattr(defaults, name) for name in SIZES["mar_base"]} == SIZES["mar_base"]
+    assert {name: getattr(digits, name) for name in SIZES["mar_digits"]} == SIZES["mar_digits"]
+
+
+def test_a_size_goes_with_its_own_numbers_only():
+    assert MARConfig(size="mar_large", head_depth=8).head_depth == 8
+    with pytest.raises(ValueError, match="mar_large has width 1024"):
+        MARConfig(size="mar_large", width=512)
+    with pytest.raises(ValueError, match="mar_base, mar_large, mar_huge, mar_digits"):
+        MARConfig(size="mar_xxl")
 
 
 @given(st.floats(0.05, 1.0), st.floats(0.05, 2.0), st.integers(0, 1000))
@@ -98,6 +120,46 @@ def test_the_order_in_which_known_positions_are_given_does_not_matter(latents):
     torch.testing.assert_close(
         cond.flip(1), model.condition(latents, LABELS, known, wanted.flip(1)), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("count", [0, 2, 5])
+def test_leaving_out_unread_positions_changes_neither_condition_nor_gradients(latents, count):
+    model = make()
+    order = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(2)).argsort(1)
+    known, wanted = order[:, :count], order[:, count:]
+    results = []
+    for skip in (False, True):
+        cond = model.condition(latents, LABELS, known, wanted, skip)
+        gradients = torch.autograd.grad(cond.square().sum(), list(model.parameters()), allow_unused=True)
+        results.append([cond, *(g for g in gradients if g is not None)])
+    assert len(results[0]) == len(results[1]) > 20
+    for plain, spared in zip(*results):
+        torch.testing.assert_close(spared, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"mask_ratio_min": 0.2}, {"mask_ratio_min": 1.0}])
+def test_a_training_step_that_leaves_out_unread_positions_has_the_plain_loss(latents, options):
+    losses = [
+        make(skip_unread=skip, **options).loss(latents, LABELS, StepRandom(0, 1)).item() for skip in (False, True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_block_at_some_positions_is_the_block_there():
+    block, x = make().decoder[0], torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[3, 0], [6, 5]])
+    torch.testing.assert_close(block_at(block, x, positions), gather_tokens(block(x), positions))
+
+
+def test_tokens_beside_kept_keys_see_what_they_see_in_one_sequence_and_the_kept_ones_do_not_see_them():
+    block, x = make().encoder[0], torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+    first, past = block_beside(block, x[:, :4], None)
+    second, past = block_beside(block, x[:, 4:6], past)
+    third, past = block_beside(block, x[:, 6:], past)
+    torch.testing.assert_close(first, block(x[:, :4]))
+    torch.testing.assert_close(second, block(x[:, :6])[:, 4:])
+    torch.testing.assert_close(third, block(x)[:, 6:])
+    assert past.keys.shape == past.values.shape == (2, 2, 7, 8)
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -149,7 +211,7 @@ def test_dropped_labels_become_the_null_class_and_no_others(latents):
 def test_labels_are_dropped_at_the_rate_that_is_asked_for():
     model = make(label_drop=0.3)
     seen = []
-    model.condition = lambda latents, labels, known, wanted: seen.append(labels) or torch.zeros(*wanted.shape, 16)
+    model.condition = lambda latents, labels, known, wanted, _: seen.append(labels) or torch.zeros(*wanted.shape, 16)
     for step in range(40):
         model.loss(torch.zeros(100, TOKENS, CHANNELS), torch.full((100,), 2), StepRandom(0, step))
     dropped = torch.cat(seen) == CLASSES
@@ -160,7 +222,7 @@ def test_labels_are_dropped_at_the_rate_that_is_asked_for():
 def test_every_position_is_masked_equally_often():
     model = make(mask_ratio_min=0.3, mask_ratio_std=0.5)
     seen = []
-    model.condition = lambda latents, labels, known, wanted: seen.append(wanted) or torch.zeros(*wanted.shape, 16)
+    model.condition = lambda latents, labels, known, wanted, _: seen.append(wanted) or torch.zeros(*wanted.shape, 16)
     for step in range(60):
         model.loss(torch.zeros(50, TOKENS, CHANNELS), torch.zeros(50, dtype=torch.long), StepRandom(1, step))
     counts = np.bincount(torch.cat([wanted.flatten() for wanted in seen]).numpy(), minlength=TOKENS)

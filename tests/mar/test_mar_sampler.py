@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from mar.model import MAR, MARConfig
 from mar.sampler import SamplerConfig, guidance, known_after_steps, sample_latents
@@ -76,7 +77,7 @@ def slowly(model: MAR, label: int, seed: int, cfg: float | None, config: Sampler
             for step in range(config.head_steps):
                 t = step / config.head_steps
                 v = velocity(x, t, label)
-                if cfg is not None:
+                if cfg is not None and config.cfg_interval[0] <= t <= config.cfg_interval[1]:
                     unguided = velocity(x, t, CLASSES)
                     v = unguided + scale * (v - unguided)
                 x = x + v / config.head_steps
@@ -94,6 +95,88 @@ def test_guided_samples_are_those_of_the_slow_sampler(model, cfg, schedule, step
     config = settings(cfg_schedule=schedule, ar_steps=steps, temperature=0.8)
     expected = torch.stack([slowly(model, label, seed, cfg, config) for label, seed in zip(LABELS.tolist(), SEEDS)])
     torch.testing.assert_close(sample_latents(model, LABELS, SEEDS, cfg, config), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.3), (0.25, 0.5), (0.6, 0.7)])
+def test_outside_its_interval_of_flow_times_guidance_does_nothing(model, interval):
+    config = settings(cfg_interval=interval)
+    expected = torch.stack([slowly(model, label, seed, 3.0, config) for label, seed in zip(LABELS.tolist(), SEEDS)])
+    torch.testing.assert_close(sample_latents(model, LABELS, SEEDS, 3.0, config), expected, rtol=1e-4, atol=1e-5)
+
+
+SAVINGS = {
+    "skip_unread": (True, False),
+    "share_first": (True, False),
+    "share_times": (True, False),
+    "one_batch": (True, False),
+}
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("name", [*SAVINGS, "all"])
+def test_every_exact_saving_draws_the_samples_of_the_plain_path(model, name, cfg):
+    plain = {saving: values[1] for saving, values in SAVINGS.items()}
+    spared = {saving: values[0] if name in (saving, "all") else values[1] for saving, values in SAVINGS.items()}
+    labels = torch.tensor([3, 1, 3, 3, 0, 1])
+    expected = sample_latents(model, labels, SEEDS, cfg, settings(ar_steps=5, **plain))
+    found = sample_latents(model, labels, SEEDS, cfg, settings(ar_steps=5, **spared))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def flops(model: MAR, cfg: float = 3.0, **options) -> int:
+    with FlopCounterMode(display=False) as counter:
+        sample_latents(model, LABELS, SEEDS, cfg, settings(ar_steps=5, **options))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["skip_unread", "share_first", "share_times"])
+def test_every_exact_saving_saves_arithmetic(model, name):
+    assert flops(model, **{name: True}) < flops(model, **{name: False})
+
+
+def test_approximate_reuse_and_limited_guidance_save_arithmetic(model):
+    assert flops(model, encoder_every=2) < flops(model)
+    assert flops(model, cfg_interval=(0.0, 0.3)) < flops(model)
+
+
+@pytest.mark.parametrize("one_batch", [True, False])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+@given(evaluations=st.integers(1, 9), cfg=st.sampled_from([1.0, 2.0]))
+def test_the_head_is_evaluated_as_often_as_is_asked_for(model, solver, one_batch, evaluations, cfg):
+    calls = []
+    hook = model.head.input.register_forward_hook(lambda *_: calls.append(1))
+    config = settings(solver=solver, head_evaluations=evaluations, one_batch=one_batch)
+    sample_latents(model, LABELS[:2], SEEDS[:2], cfg, config)
+    hook.remove()
+    halves = 2 if cfg != 1 and not one_batch else 1
+    assert len(calls) == 3 * evaluations * halves
+
+
+@pytest.mark.parametrize("solver, steps, evaluations", [("euler", 7, 7), ("heun", 4, 8), ("midpoint", 4, 8)])
+def test_evaluations_that_divide_into_steps_are_those_steps(model, solver, steps, evaluations):
+    found = sample_latents(model, LABELS, SEEDS, 2.0, settings(solver=solver, head_evaluations=evaluations))
+    assert torch.equal(found, sample_latents(model, LABELS, SEEDS, 2.0, settings(solver=solver, head_steps=steps)))
+
+
+def test_with_more_evaluations_an_odd_number_of_them_comes_to_the_same_sample(model):
+    exact = sample_latents(model, LABELS, SEEDS, 1.5, settings(head_steps=400, solver="midpoint"))
+    errors = [
+        (sample_latents(model, LABELS, SEEDS, 1.5, settings(head_evaluations=n, solver="heun")) - exact).abs().mean()
+        for n in (9, 81)
+    ]
+    assert errors[1] < errors[0] / 3
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_an_encoding_renewed_in_every_step_is_the_plain_path_and_a_rarer_one_is_near_it(model, cfg):
+    plain = settings(ar_steps=5)
+    exact = sample_latents(model, LABELS, SEEDS, cfg, plain)
+    shared = sample_latents(model, LABELS, SEEDS, cfg, settings(ar_steps=5, encoder_every=5))
+    error = (shared - exact).abs()
+    order = torch.stack([torch.randperm(TOKENS, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS])
+    by_step = error.mean(2).gather(1, order).mean(0)  # (T,), one token a step
+    assert by_step[:2].max() < 1e-5, "nothing is reused before the third step"
+    assert 1e-4 < by_step[2:].mean() < 0.5 * exact.std()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
@@ -135,7 +218,18 @@ def test_all_solvers_approach_the_same_sample(model, solver):
     assert errors[1] < errors[0] / 2
 
 
-@pytest.mark.parametrize("values", [{"ar_steps": 0}, {"head_steps": 0}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ar_steps": 0},
+        {"head_steps": 0},
+        {"temperature": 0.0},
+        {"encoder_every": 0},
+        {"head_evaluations": -1},
+        {"cfg_interval": (0.5, 0.1)},
+        {"cfg_interval": (0.0, 1.1)},
+    ],
+)
 def test_impossible_sampler_settings_are_refused(values):
     with pytest.raises(ValueError):
         SamplerConfig(**values)
