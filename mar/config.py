@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flowprior.data.images import ImageConfig
 from flowprior.data.latent_cache import CacheConfig
@@ -35,6 +36,11 @@ class SampleConfig:
     cfg: tuple[float, ...] = option((1.0,), "guidance scales, one set of images each")
     batch: int = option(256, "images at once in every process; changes speed, not images")
     seed: int = option(0, "image i is drawn from (seed, i)")
+    exact: bool = option(
+        False,
+        "draw in groups of 16 of fixed shape, so that no bit of an image depends on batch; without it rounding does",
+    )
+    precision: Literal["float32", "bfloat16"] = option("float32", "of generator and decoder; bfloat16 is autocast")
     preview_images: int = option(64, "in the picture drawn while training")
     preview_cfg: float = option(2.0, "its guidance scale")
 
@@ -98,6 +104,9 @@ class MARStageConfig:
         return Path(self.run_dir) / "latents"
 
 
-def read_config(description: str) -> MARStageConfig:
-    """The config that the command line asks for."""
-    return config_from_command_line(MARStageConfig, PRESETS, description)
+def read_config(description: str, words: list[str] | None = None) -> MARStageConfig:
+    """The config that the command line, or ``words`` in its place, asks for.
+
+    The stage is the same for every autoencoder of a family: ``imagenet_qwen``, say, reads the preset ``imagenet``.
+    """
+    return config_from_command_line(MARStageConfig, PRESETS, description, words, families=True)

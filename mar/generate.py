@@ -1,45 +1,80 @@
-"""Sample images from the trained generator, one set per guidance scale.
+"""Sample images from the trained generator: the sets that are evaluated, or a picture of classes of one's choice.
 
     python -m mar.generate [--preset digits] [sample.cfg=[1,2]] [option=value ...]
+    python -m mar.generate [--preset digits] --classes 207 360 --cfg 3 --n 16 --out grid.png [option=value ...]
 
-Writes ``<run_dir>/mar/samples/cfg_<scale>.npz`` (``arr_0`` uint8 (N, H, W, 3) as ADM's evaluator reads it, and ``labels``) with a
-``.json`` beside it that says how they were made. Image i depends on the seed and on i, not on batch or number of processes.
+The first form writes <run_dir>/mar/samples/cfg_<scale>.npz (arr_0 uint8 (N, H, W, 3) as ADM's evaluator reads it, and labels) with a
+.json beside it that says how they were made; interrupted, it goes on where it was. The second writes one .png with a class in
+every row, or one .npz. Image i depends on the seed and on i, not on batch or number of processes.
+
+options of the second form:
+  --classes C [C ...]  numbers or names of classes, in equal shares [all classes]
+  --n N                how many images [16]
+  --cfg SCALE          guidance scale [sample.preview_cfg]
+  --out FILE           .png or .npz [<run_dir>/mar/grid.png]
 """
 
 from __future__ import annotations
 
-import io
+import argparse
+import contextlib
 import math
+import shutil
+import sys
 import time
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from flowprior.errors import entry_point
+from flowprior.data.image_archive import ImageArchive, draw_parts, write_image_archive
+from flowprior.errors import UserError, entry_point
+from flowprior.training.config import to_dict
 from flowprior.training.distributed import Workers, distributed_workers
-from flowprior.training.files import read_json, write_bytes, write_json
+from flowprior.training.files import read_json, write_json
 from flowprior.training.pictures import save_sheet
 from flowprior.training.randomness import stream_seed
-from mar.config import MARStageConfig, read_config
+from mar.config import MARStageConfig, SampleConfig, read_config
 from mar.generator import GeneratorObjective
 from mar.saved import load_generator
 from mar.tokenizer import decode_to_uint8, load_autoencoder
 from tokenizer.autoencoder import Autoencoder
 
+EXACT_GROUP = 16
+
 
 @entry_point
 def main() -> None:
-    config = read_config(__doc__)
+    arguments, rest = parse(sys.argv[1:])
+    config = read_config(__doc__, rest)
     with distributed_workers() as workers:
         autoencoder = load_autoencoder(config, workers.device)
         bundle, saved = load_generator(config, autoencoder, workers.device)
+        painter = Painter(bundle, autoencoder, config.sample, workers)
+        if arguments:
+            draw_chosen(config, painter, saved, arguments)
+            return
         for cfg in config.sample.cfg:
-            generate_set(config, workers, bundle, autoencoder, cfg, protocol(config, saved, cfg))
+            generate_set(config, painter, cfg, protocol(config, saved, cfg))
+
+
+def parse(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The second form's options that are there, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--classes", nargs="+")
+    parser.add_argument("--cfg", type=float)
+    parser.add_argument("--n", type=int)
+    parser.add_argument("--out", type=Path)
+    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help shows how)"))  # type: ignore
+    arguments, rest = parser.parse_known_args(words)
+    chosen = vars(arguments)
+    overrides = [word for word in chosen.get("classes", []) if "=" in word]  # they may follow the list of classes
+    if overrides:
+        chosen["classes"] = [word for word in chosen["classes"] if word not in overrides]
+    return chosen, overrides + rest
 
 
 def samples_file(config: MARStageConfig, cfg: float) -> Path:
@@ -48,7 +83,6 @@ def samples_file(config: MARStageConfig, cfg: float) -> Path:
 
 def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float) -> dict[str, Any]:
     """How a set of images is made: equal protocols mean equal images."""
-    sampler = asdict(getattr(config.model, saved["generator"]["name"]).sampler)
     return {
         "generator": saved["fingerprint"],
         "autoencoder": saved["about"]["autoencoder"],
@@ -56,72 +90,140 @@ def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float) -> dict[
         "seed": config.sample.seed,
         "labels": "i mod number of classes",
         "cfg": cfg,
-        "sampler": sampler,
+        "sampler": to_dict(getattr(config.model, saved["generator"]["name"]).sampler),
+        "precision": config.sample.precision,
+        "exact": config.sample.exact,
     }
 
 
-def generate_set(
-    config: MARStageConfig,
-    workers: Workers,
-    bundle: GeneratorObjective,
-    autoencoder: Autoencoder,
-    cfg: float,
-    made_by: dict[str, Any],
-) -> None:
+def same_protocol(kept: Any, wanted: dict[str, Any], config: MARStageConfig) -> bool:
+    """Whether two protocols say the same; one written before an option existed was made with the option's default."""
+    if not isinstance(kept, dict) or not isinstance(kept.get("sampler"), dict):
+        return False
+    defaults = to_dict(type(getattr(config.model, config.model.name).sampler)())
+    kept = {"precision": SampleConfig.precision, "exact": SampleConfig.exact} | kept
+    return kept | {"sampler": defaults | kept["sampler"]} == wanted
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Draws images by their index."""
+
+    bundle: GeneratorObjective
+    autoencoder: Autoencoder
+    config: SampleConfig
+    workers: Workers
+
+    def draw(self, indices: range, labels: Tensor, cfg: float) -> Tensor:
+        """uint8 images ``(n, 3, H, W)`` of ``indices``, on the CPU.
+
+        Args:
+            indices: of the images; image i is drawn from (seed, i).
+            labels: of images 0, 1, ...; image i has ``labels[i % len(labels)]``.
+            cfg: guidance scale.
+        """
+        if not self.config.exact:
+            return self._paint(indices, labels, cfg)
+        # An image always has the same place in a group of the same shape, which is drawn whole for it.
+        first = indices.start // EXACT_GROUP * EXACT_GROUP
+        groups = [range(i, i + EXACT_GROUP) for i in range(first, indices.stop, EXACT_GROUP)]
+        images = torch.cat([self._paint(group, labels, cfg) for group in groups])
+        return images[indices.start - first : indices.stop - first]
+
+    @torch.no_grad()
+    def _paint(self, indices: range, labels: Tensor, cfg: float) -> Tensor:
+        device, half = self.workers.device, self.config.precision == "bfloat16"
+        wanted = labels[torch.tensor(indices) % len(labels)].to(device)
+        seeds = [stream_seed(self.config.seed, "sample", i) for i in indices]
+        with torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext():
+            latents = self.bundle.model.sample(wanted, seeds, cfg)
+            return decode_to_uint8(self.autoencoder, self.bundle.normaliser.undo(latents))
+
+
+def generate_set(config: MARStageConfig, painter: Painter, cfg: float, made_by: dict[str, Any]) -> None:
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
-    file = samples_file(config, cfg)
+    file, workers, classes = samples_file(config, cfg), painter.workers, painter.bundle.model.num_classes
     note = file.with_suffix(".json")
-    if file.is_file() and note.is_file() and read_json(note, "sampling protocol").get("protocol") == made_by:
+    kept = read_json(note, "sampling protocol").get("protocol") if file.is_file() and note.is_file() else None
+    workers.barrier()  # nobody writes before everybody has looked
+    if same_protocol(kept, made_by, config):
         if workers.is_main:
             print(f"samples, cfg {cfg:g}: complete ({file})")
         return
     start = time.perf_counter()
-    batches = math.ceil(config.sample.count / config.sample.batch)
-    mine: list[Tensor] = []
-    bar = tqdm(
-        range(workers.rank, batches, workers.count),
-        desc=f"sample, cfg {cfg:g}",
-        unit="batch",
-        disable=not workers.is_main,
-        dynamic_ncols=True,
+    folder, labels = file.with_name(f".{file.stem}.parts"), torch.arange(classes)
+    parts = draw_parts(
+        folder,
+        made_by,
+        config.sample.count,
+        config.sample.batch,
+        lambda indices: painter.draw(indices, labels, cfg),
+        workers,
+        f"sample, cfg {cfg:g}",
     )
-    for number in bar:
-        indices = range(number * config.sample.batch, min((number + 1) * config.sample.batch, config.sample.count))
-        labels = torch.tensor(indices, device=workers.device) % bundle.model.num_classes
-        latents = bundle.model.sample(labels, [stream_seed(config.sample.seed, "sample", i) for i in indices], cfg)
-        mine.append(decode_to_uint8(autoencoder, bundle.normaliser.undo(latents)))
-    size = autoencoder.config.image_size
-    images = collect(
-        torch.cat(mine) if mine else torch.empty(0, 3, size, size, dtype=torch.uint8), config, workers, file
-    )
-    if images is None:
-        return
-    buffer = io.BytesIO()
-    np.savez(buffer, arr_0=images.permute(0, 2, 3, 1).numpy(), labels=np.arange(len(images)) % bundle.model.num_classes)
-    write_bytes(file, buffer.getvalue())
-    write_json(note, {"protocol": made_by, "seconds": time.perf_counter() - start, "device": str(workers.device)})
-    columns = min(10, bundle.model.num_classes)
-    save_sheet(file.with_suffix(".png"), images[: 10 * columns], columns, enlarge=2 if size <= 64 else 1)
-    print(f"samples, cfg {cfg:g}: {len(images)} images in {file} ({time.perf_counter() - start:.0f} s)")
-
-
-def collect(mine: Tensor, config: MARStageConfig, workers: Workers, file: Path) -> Tensor | None:
-    """All images in their order, in the first process; processes pass theirs on as files."""
-    if workers.count == 1:
-        return mine
-    part = file.with_name(f".{file.stem}.part{workers.rank}.npy")
-    buffer = io.BytesIO()
-    np.save(buffer, mine.numpy())
-    write_bytes(part, buffer.getvalue())
+    if workers.is_main:
+        note.unlink(missing_ok=True)  # from here on until the end, the file is nobody's
+        write_image_archive(file, parts, np.arange(config.sample.count) % classes)
+        columns = min(10, classes)
+        write_sheet(file.with_suffix(".png"), first_images(file, 10 * columns), columns)
+        write_json(note, {"protocol": made_by, "seconds": time.perf_counter() - start, "device": str(workers.device)})
+        shutil.rmtree(folder)
+        print(f"samples, cfg {cfg:g}: {config.sample.count} images in {file} ({time.perf_counter() - start:.0f} s)")
     workers.barrier()
-    if not workers.is_main:
-        return None
-    files = [part.with_name(f".{file.stem}.part{rank}.npy") for rank in range(workers.count)]
-    parts = [torch.from_numpy(np.load(f, allow_pickle=False)).split(config.sample.batch) for f in files]
-    for f in files:
-        f.unlink()
-    batches = math.ceil(config.sample.count / config.sample.batch)
-    return torch.cat([parts[number % workers.count][number // workers.count] for number in range(batches)])
+
+
+def first_images(file: Path, count: int) -> Tensor:
+    """The first ``count`` images of an ``.npz``, uint8 ``(n, 3, H, W)``."""
+    return next(ImageArchive(file).batches(count))
+
+
+def write_sheet(path: Path, images: Tensor, columns: int) -> None:
+    save_sheet(path, images, columns, enlarge=2 if images.shape[-1] <= 64 else 1)
+
+
+def draw_chosen(config: MARStageConfig, painter: Painter, saved: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """The command's second form: ``--n`` images of ``--classes`` in one file, a class after the other."""
+    classes = chosen_classes(arguments.get("classes"), painter.bundle.model.num_classes, saved)
+    out = arguments.get("out", Path(config.run_dir) / "mar" / "grid.png")
+    count, cfg = arguments.get("n", 16), arguments.get("cfg", config.sample.preview_cfg)
+    if out.suffix not in (".png", ".npz") or count < 1 or not (cfg >= 0 and math.isfinite(cfg)):
+        raise UserError("--out is a .png or .npz, --n is at least 1, --cfg is 0 or more")
+    labels = torch.tensor(classes)[torch.arange(count) * len(classes) // count]
+    made_by = protocol(config, saved, cfg) | {"count": count, "labels": labels.tolist()}
+    folder = out.with_name(f".{out.name}.parts")
+    parts = draw_parts(
+        folder,
+        made_by,
+        count,
+        config.sample.batch,
+        lambda indices: painter.draw(indices, labels, cfg),
+        painter.workers,
+        f"sample, cfg {cfg:g}",
+    )
+    if painter.workers.is_main:
+        if out.suffix == ".npz":
+            write_image_archive(out, parts, labels.numpy())
+        else:
+            images = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
+            columns = -(-count // len(classes)) if 1 < len(classes) <= count else 10  # a class in every row
+            write_sheet(out, torch.from_numpy(images).permute(0, 3, 1, 2), min(columns, count))
+        shutil.rmtree(folder)
+        print(f"{count} images, cfg {cfg:g}: {out}")
+    painter.workers.barrier()
+
+
+def chosen_classes(words: list[str] | None, count: int, saved: dict[str, Any]) -> list[int]:
+    """Numbers of the classes that ``--classes`` names by number or name; all where it names none."""
+    if not words:
+        return list(range(count))
+    names = {str(name): number for number, name in enumerate(saved["about"].get("class_names") or [])}
+    chosen = [int(word) if word.isdigit() and int(word) < count else names.get(word, -1) for word in words]
+    if -1 in chosen:
+        word = words[chosen.index(-1)]
+        raise UserError(
+            f"there is no class '{word}': write numbers from 0 to {count - 1}, or the names of the classes' folders"
+        )
+    return chosen
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def test_its_three_lines_with_a_prior_and_its_way_to_make_one_run_as_they_stand(
     small = FlowPrior(VelocityMLP(4, 8, 1), TargetMap(torch.zeros(6), torch.ones(()), torch.randn(6, 4)))
     small.save("runs/digits/flowhead/prior")
     fit = FlowPrior.fit
-    monkeypatch.setattr(FlowPrior, "fit", lambda *args, **options: fit(*args, **{**options, "steps": 3, "progress": False}))
+    monkeypatch.setattr(
+        FlowPrior, "fit", lambda *args, **options: fit(*args, **{**options, "steps": 3, "progress": False})
+    )
     latents = torch.randn(2, 3, 4, requires_grad=True)
     scope = {"FlowPrior": FlowPrior, "device": "cpu", "latents": latents, "loss": 0.0, "features": torch.randn(64, 48)}
     shown = [block for block in blocks("python") if "FlowPrior" in block]

@@ -144,14 +144,19 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     return values
 
 
-def find_preset(name: str, folder: Path) -> Path:
-    """The YAML file of a preset: a name in ``folder`` or the path of a file of one's own."""
+def find_preset(name: str, folder: Path, families: bool = False) -> Path:
+    """The YAML file of a preset: a name in ``folder`` or the path of a file of one's own.
+
+    With ``families``, where there is no ``a_b.yaml`` the family's ``a.yaml`` serves.
+    """
     own = Path(name)
     if own.suffix in (".yaml", ".yml"):
         if not own.is_file():
             raise UserError(f"there is no preset file {own}")
         return own
     path = folder / f"{name}.yaml"
+    if families and not path.is_file() and "_" in name:
+        path = folder / f"{name.rsplit('_', 1)[0]}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise UserError(
@@ -239,7 +244,9 @@ def registry_section(
     )
 
 
-def config_from_command_line(cls: type[C], presets: Path, description: str, argv: list[str] | None = None) -> C:
+def config_from_command_line(
+    cls: type[C], presets: Path, description: str, argv: list[str] | None = None, families: bool = False
+) -> C:
     """The config that a command line asks for: ``[--preset NAME] [option=value ...]``; ``--help`` prints every field.
 
     ``run_dir``, which every stage's config has, is ``runs/<preset>`` unless it is given.
@@ -259,7 +266,7 @@ def config_from_command_line(cls: type[C], presets: Path, description: str, argv
     )
     parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
     arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
-    preset = find_preset(arguments.preset, presets)
+    preset = find_preset(arguments.preset, presets, families)
     values = apply_overrides(read_yaml(preset), arguments.overrides)
-    values.setdefault("run_dir", f"runs/{preset.stem}")
+    values.setdefault("run_dir", f"runs/{Path(arguments.preset).stem}")
     return build_config(cls, values)
