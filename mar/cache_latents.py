@@ -2,19 +2,28 @@
 
     python -m mar.cache_latents [--preset digits] [option=value ...]
 
-Writes ``<run_dir>/latents``.
+Writes ``<run_dir>/latents``. The options are those of ``cache``: both flips or ten crops, moments of a gaussian autoencoder or draws
+from it, bfloat16 or float16, processes that read images. Interrupted, it goes on with the shards that are missing.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
 from flowprior.data.images import open_images
-from flowprior.data.latent_cache import write_latent_cache
+from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.errors import UserError, entry_point
 from flowprior.training.distributed import distributed_workers
 from flowprior.training.files import read_json
 from flowprior.training.run_folder import Stopwatch
 from mar.config import read_config
 from mar.tokenizer import load_autoencoder
+from tokenizer.autoencoder import Autoencoder
 
 
 @entry_point
@@ -22,19 +31,18 @@ def main() -> None:
     config = read_config(__doc__)
     with distributed_workers() as workers:
         autoencoder = load_autoencoder(config, workers.device)
-        images = open_images(config.data)
+        images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
         origin = {
             "autoencoder": autoencoder.fingerprint,
             "images": images.fingerprint(),
             "size": config.data.size,
-            "flips": config.cache.flips,
-            "dtype": config.cache.dtype,
+            **config.cache.describe(),
         }
         manifest = config.cache_folder / "manifest.json"
         if manifest.is_file():
             kept = read_json(manifest, "latent cache").get("origin") or {}
             if kept != origin:
-                differing = ", ".join(sorted(name for name in origin if kept.get(name) != origin[name]))
+                differing = ", ".join(sorted(n for n in kept | origin if kept.get(n) != origin.get(n)))
                 raise UserError(
                     f"the latent cache {config.cache_folder} was made from another {differing}: delete the folder, or write run_dir=<another>"
                 )
@@ -42,10 +50,29 @@ def main() -> None:
                 print(f"latents: complete ({config.cache_folder})")
             return
         stopwatch = Stopwatch(config.cache_folder)
-        write_latent_cache(config.cache_folder, images, autoencoder.encode, config.cache, origin, workers)
+        encode = make_encode(autoencoder, config.cache, workers.device)
+        write_latent_cache(config.cache_folder, images, encode, config.cache, origin, workers, config.data.size)
         if workers.is_main:
             stopwatch.save()
             print(f"latents: {len(images)} images in {config.cache_folder} ({stopwatch.seconds():.0f} s)")
+
+
+def make_encode(autoencoder: Autoencoder, config: CacheConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Model images to what is cached of them; a :class:`UserError` for moments of an autoencoder that has none."""
+    if config.posterior != "mean" and not autoencoder.config.gaussian:
+        raise UserError(
+            f"cache.posterior={config.posterior} needs an autoencoder with a posterior (regulariser kl): write cache.posterior=mean"
+        )
+    half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext():
+            if config.posterior == "mean":
+                return autoencoder.encode(images)
+            encoded = autoencoder.posterior(images)
+            return torch.cat([encoded.mean, encoded.logvar], dim=-1)  # (B, T, 2 C)
+
+    return encode
 
 
 if __name__ == "__main__":

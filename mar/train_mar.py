@@ -34,7 +34,13 @@ def main() -> None:
     with distributed_workers() as workers:
         autoencoder = load_autoencoder(config, workers.device)
         cache = open_cache(config, autoencoder, workers)
-        folder.open(config, workers, {"autoencoder": autoencoder.fingerprint, "latent cache": cache.fingerprint})
+        normaliser = LatentNormaliser.from_statistics(cache.manifest["statistics"], config.cache.scale_per)
+        made_from = {
+            "autoencoder": autoencoder.fingerprint,
+            "latent cache": cache.fingerprint,
+            "scale of the latents": tensors_fingerprint(normaliser.state_dict()),
+        }
+        folder.open(config, workers, made_from)
         if folder.is_complete():
             folder.say_complete()
         else:

@@ -2,12 +2,14 @@
 
 ``latents-00000.safetensors`` holds ``latents`` (n, views, T, C) and ``labels`` (n,) of a fixed range of samples, so that no sample
 is missing or comes twice whatever the number of processes; ``manifest.json`` is written last, and with it the cache is whole.
+Of a gaussian autoencoder it may hold the moments, (n, views, T, 2 C): training then draws its latents anew in every epoch.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from flowprior.data.images import ImageSource, to_model
-from flowprior.data.loader import ordered_batches
+from flowprior.data.loader import indexed_batches
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.training.config import option
@@ -35,6 +37,22 @@ class CacheConfig:
     """How latents are cached."""
 
     flips: bool = option(False, "cache the mirrored image as well; training draws one of the two")
+    ten_crop: bool = option(
+        False, "cache corners and centre of the enlarged image, each mirrored as well, in place of the centre crop"
+    )
+    enlarge: float = option(1.1, "of ten_crop: the image's shorter side, as a multiple of a crop's")
+    posterior: Literal["mean", "sample", "moments"] = option(
+        "mean", "of a gaussian autoencoder: its mean, one draw per view, or both moments, drawn from in training"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "of the encoder; auto: bfloat16 autocast on a GPU, float32 on a CPU"
+    )
+    workers: int = option(0, "processes that read images, per encoding process", changes_result=False)
+    hold: Literal["auto", "no"] = option(
+        "auto",
+        "in training, keep all latents on the GPU where they take at most half of its free memory",
+        changes_result=False,
+    )
     dtype: Literal["float16", "bfloat16", "float32"] = option("float16", "of the stored latents")
     shard_images: int = option(4096, "images per shard")
     batch: int = option(128, "images encoded at once", changes_result=False)
@@ -46,6 +64,33 @@ class CacheConfig:
     def __post_init__(self) -> None:
         if min(self.shard_images, self.batch, self.scale_samples) < 1:
             raise ValueError("shard_images, batch and scale_samples are at least 1")
+        if self.workers < 0 or not 1 < self.enlarge <= 2:
+            raise ValueError("workers is 0 or more, enlarge lies in (1, 2]")
+        if self.flips and self.ten_crop:
+            raise ValueError("ten_crop mirrors every crop already: leave out flips")
+
+    def image_size(self, size: int) -> int:
+        """The side of the images that crops of ``size`` pixels are cut from."""
+        return round(size * self.enlarge) if self.ten_crop else size
+
+    def views(self, images: Tensor, size: int) -> list[Tensor]:
+        """The views ``(B, 3, size, size)`` of ``images (B, 3, S, S)`` that are cached, the evaluation's first."""
+        if not self.ten_crop:
+            return [images, images.flip(-1)] if self.flips else [images]
+        far, middle = images.shape[-1] - size, (images.shape[-1] - size) // 2
+        corners = [(middle, middle), (0, 0), (0, far), (far, 0), (far, far)]
+        crops = [images[..., top : top + size, left : left + size] for top, left in corners]
+        return crops + [crop.flip(-1) for crop in crops]
+
+    def describe(self) -> dict[str, Any]:
+        """What belongs to a cache's origin, of these options; those that were added later only where they are in use."""
+        later = {
+            "ten_crop": self.enlarge if self.ten_crop else None,
+            "posterior": self.posterior,
+            "precision": self.precision,
+        }
+        unused = {"ten_crop": None, "posterior": "mean", "precision": "auto"}
+        return {"flips": self.flips, "dtype": self.dtype} | {n: v for n, v in later.items() if v != unused[n]}
 
 
 def write_latent_cache(
@@ -55,39 +100,42 @@ def write_latent_cache(
     config: CacheConfig,
     origin: dict[str, Any],
     workers: Workers,
+    size: int | None = None,
 ) -> None:
     """Encode every image and write the cache; shards that an interrupted run left are kept.
 
     Args:
         folder: of the cache.
         images: read in their own order, without augmentation.
-        encode: model images ``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``.
+        encode: model images ``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``; to mean and log-variance ``(B, T, 2 C)`` where
+            ``config.posterior`` is not ``mean``.
         config: see the class.
         origin: fingerprints of encoder and images: what a reader must agree with.
         workers: shards are dealt out to all processes.
+        size: H; the images' own if not given.
     """
     shards = math.ceil(len(images) / config.shard_images)
     mark = {"origin": str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))}
     files = [folder / f"latents-{shard:05d}.safetensors" for shard in range(shards)]
-    mine = list(range(workers.rank, shards, workers.count))
+    missing = [s for s in range(workers.rank, shards, workers.count) if not _is_shard(files[s], mark)]
+    ranges = {shard: _shard_batches(shard, config, images) for shard in missing}
+    batches = indexed_batches(images, [batch for shard in missing for batch in ranges[shard]], config.workers)
     bar = tqdm(
-        total=sum(_rows(shard, config, images) for shard in mine),
+        total=sum(len(batch) for shard in missing for batch in ranges[shard]),
         desc="cache latents",
         unit="img",
         disable=not workers.is_main,
         dynamic_ncols=True,
     )
     with bar, torch.no_grad():
-        for shard in mine:
-            rows = _rows(shard, config, images)
-            if _is_shard(files[shard], mark):
-                bar.update(rows)
-                continue
+        for shard in missing:
             latents, labels = [], []
-            start = shard * config.shard_images
-            for batch in ordered_batches(images, config.batch, start, start + rows):
+            for batch in itertools.islice(batches, len(ranges[shard])):
                 pictures = to_model(batch["image"].to(workers.device))
-                views = [encode(pictures)] + ([encode(pictures.flip(-1))] if config.flips else [])
+                views = [encode(view) for view in config.views(pictures, size or pictures.shape[-1])]
+                if config.posterior == "sample":
+                    indices = batch["index"].tolist()
+                    views = [draw_latents(v, [("cache", i, n) for i in indices]) for n, v in enumerate(views)]
                 latents.append(torch.stack(views, dim=1).to(DTYPES[config.dtype]).cpu())  # (B, views, T, C)
                 labels.append(batch["label"])
                 bar.update(len(pictures))
@@ -96,6 +144,7 @@ def write_latent_cache(
     if workers.is_main:
         with safe_open(files[0], "pt") as first:
             _, views, tokens, channels = first.get_slice("latents").get_shape()
+        moments = config.posterior == "moments"
         write_json(
             folder / "manifest.json",
             {
@@ -103,7 +152,8 @@ def write_latent_cache(
                 "count": len(images),
                 "views": views,
                 "tokens": tokens,
-                "channels": channels,
+                "channels": channels // 2 if moments else channels,
+                **({"moments": True} if moments else {}),
                 "dtype": config.dtype,
                 "num_classes": images.num_classes,
                 "class_names": images.class_names,
@@ -115,6 +165,24 @@ def write_latent_cache(
             },
         )
     workers.barrier()
+
+
+def draw_latents(moments: Tensor, places: Sequence[tuple[int | str, ...]]) -> Tensor:
+    """Latents ``(B, T, C)`` from mean and log-variance ``(B, T, 2 C)``; the noise of each depends on its place only."""
+    mean, logvar = moments.float().chunk(2, dim=-1)
+    noise = torch.stack(
+        [
+            torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(stream_seed("posterior", *place)))
+            for place in places
+        ]
+    )
+    return mean + (0.5 * logvar).exp() * noise.to(mean.device)
+
+
+def _shard_batches(shard: int, config: CacheConfig, images: ImageSource) -> list[range]:
+    start = shard * config.shard_images
+    end = start + _rows(shard, config, images)
+    return [range(first, min(first + config.batch, end)) for first in range(start, end, config.batch)]
 
 
 def _rows(shard: int, config: CacheConfig, images: ImageSource) -> int:
@@ -165,7 +233,7 @@ class LatentCache:
 
     Args:
         folder: of the cache.
-        seed: chooses between an image's views by (seed, epoch, index).
+        seed: chooses between an image's views, and draws from its moments, by (seed, epoch, index).
         verify: read every shard once and compare its checksum.
 
     Raises:
@@ -182,7 +250,7 @@ class LatentCache:
         try:
             self.count, self.num_classes = int(self.manifest["count"]), int(self.manifest["num_classes"])
             self.shape = (int(self.manifest["tokens"]), int(self.manifest["channels"]))
-            self.views = int(self.manifest["views"])
+            self.views, self.moments = int(self.manifest["views"]), bool(self.manifest.get("moments", False))
             shards = [
                 (folder / Path(entry["file"]).name, int(entry["rows"]), entry["sha256"])
                 for entry in self.manifest["shards"]
@@ -208,7 +276,7 @@ class LatentCache:
                 raise UserError(
                     f"the latent cache's file {file} is damaged ({error}): delete the cache {folder}"
                 ) from error
-            if self.latents[-1].shape != (rows, self.views, *self.shape):
+            if self.latents[-1].shape != (rows, self.views, self.shape[0], self.shape[1] * (2 if self.moments else 1)):
                 raise UserError(
                     f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {folder}"
                 )
@@ -231,30 +299,53 @@ class LatentCache:
         """16 hex digits of every shard's checksum."""
         return f"{stream_seed(*(entry['sha256'] for entry in self.manifest['shards'])):016x}"
 
+    @property
+    def device(self) -> torch.device:
+        """Where the latents lie."""
+        return self.latents[0].device
+
+    @property
+    def bytes(self) -> int:
+        """Of all latents."""
+        return sum(part.numel() * part.element_size() for part in self.latents)
+
+    def hold_on(self, device: torch.device, share: float = 0.5) -> bool:
+        """Move the latents to ``device`` where that is a GPU and they take at most ``share`` of its free memory; whether they did."""
+        if device.type != "cuda" or self.bytes > share * torch.cuda.mem_get_info(device)[0]:
+            return False
+        self.latents = [part.to(device) for part in self.latents]
+        self.labels = self.labels.to(device)
+        return True
+
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         """Raw ``latents`` float32 (B, T, C), of a view drawn by (seed, epoch, index), and ``label`` int64 (B,)."""
         index = torch.tensor([key.index for key in keys])
         shards = torch.searchsorted(self.starts, index, right=True) - 1
-        if self.views == 1:
-            views = [0] * len(keys)
-        else:
-            views = [
-                stream_seed(self.seed, "view", key.epoch, key.index) % self.views if key.epoch >= 0 else 0
-                for key in keys
-            ]
-        rows = [
-            self.latents[shard][i - self.starts[shard], view]
-            for shard, i, view in zip(shards.tolist(), index.tolist(), views)
-        ]
-        return {"latents": torch.stack(rows).float(), "label": self.labels[index]}
+        views = torch.zeros_like(index)
+        if self.views > 1:
+            views = torch.tensor([self._view(key) if key.epoch >= 0 else 0 for key in keys])
+        width = self.latents[0].shape[-1]
+        latents = torch.empty(len(keys), self.shape[0], width, dtype=self.latents[0].dtype, device=self.device)
+        for shard in shards.unique().tolist():
+            places = (shards == shard).nonzero()[:, 0]
+            rows = (index[places] - self.starts[shard]).to(self.device)
+            latents[places.to(self.device)] = self.latents[shard][rows, views[places].to(self.device)]
+        latents = latents.float()
+        if self.moments:
+            latents = draw_latents(latents, [(self.seed, key.epoch, key.index) for key in keys])
+        return {"latents": latents, "label": self.labels[index.to(self.labels.device)]}
+
+    def _view(self, key: SampleKey) -> int:
+        return stream_seed(self.seed, "view", key.epoch, key.index) % self.views
 
 
 def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[str, Any]:
     """Minimum, maximum, mean, standard deviation (also per channel) and ``scale = 1 / std`` of a random subset of images."""
     chosen = torch.randperm(len(cache), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    epoch = 0 if cache.moments else -1  # the scale is that of what training sees, draws and not means
     latents = torch.cat(
         [
-            cache.batch([SampleKey(i, -1) for i in chosen[first : first + 1024]])["latents"]
+            cache.batch([SampleKey(i, epoch) for i in chosen[first : first + 1024]])["latents"]
             for first in range(0, len(chosen), 1024)
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -51,7 +51,12 @@ def _quiet_worker(worker: int) -> None:
 def training_batches(
     source: KeyedDataset, config: TrainConfig, workers: Workers, start_step: int = 0
 ) -> Iterable[dict[str, Tensor]]:
-    """Endless micro-batches of ``source`` for this process, from step ``start_step`` on."""
+    """Endless micro-batches of ``source`` for this process, from step ``start_step`` on.
+
+    A source with a ``device`` other than the CPU, where its data lies already, is read without loader processes.
+    """
+    on_device = getattr(source, "device", torch.device("cpu")).type != "cpu"
+    processes = 0 if on_device else config.workers
     keys = MicroBatches(
         len(source),
         config.seed,
@@ -63,11 +68,11 @@ def training_batches(
     return DataLoader(
         _ByKeys(source),
         batch_sampler=keys,
-        num_workers=config.workers,
+        num_workers=processes,
         collate_fn=_as_it_is,
         worker_init_fn=_quiet_worker,
-        pin_memory=workers.device.type == "cuda",
-        persistent_workers=config.workers > 0,
+        pin_memory=workers.device.type == "cuda" and not on_device,
+        persistent_workers=processes > 0,
     )
 
 
@@ -76,5 +81,21 @@ def ordered_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """The samples ``start`` to ``end`` in their own order and without augmentation (epoch -1), each once."""
     end = len(source) if end is None else min(end, len(source))
-    for first in range(start, end, size):
-        yield source.batch([SampleKey(index, -1) for index in range(first, min(first + size, end))])
+    return indexed_batches(source, [range(i, min(i + size, end)) for i in range(start, end, size)])
+
+
+def indexed_batches(
+    source: KeyedDataset, batches: Sequence[Sequence[int]], processes: int = 0
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of samples with these indices, without augmentation (epoch -1), read ahead by loader ``processes`` if there are any."""
+    keys = ([SampleKey(index, -1) for index in batch] for batch in batches)
+    if not processes:
+        yield from map(source.batch, keys)
+        return
+    yield from DataLoader(
+        _ByKeys(source),
+        batch_sampler=list(keys),
+        num_workers=processes,
+        collate_fn=_as_it_is,
+        worker_init_fn=_quiet_worker,
+    )
