@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flowprior.data.image_archive import archive_has_images
 from flowprior.data.images import ImageConfig
 from flowprior.data.latent_cache import CacheConfig
 from flowprior.metrics.registry import EXTRACTORS, METRICS, choose_metrics
@@ -53,30 +54,65 @@ class SampleConfig:
 class EvaluateConfig:
     """How generated images are measured."""
 
+    samples: str = option(
+        "",
+        "what is measured: empty, the run's sets; generate, the same and drawn first if need be; or an .npz or a folder of images",
+    )
     extractor: str = option("inception", f"of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
-    reference: str = option("data", "data: all images of the training data; or a .npz with mu and sigma")
+    reference: str = option(
+        "data",
+        "data: all images of the training data; an .npz with mu and sigma, or arr_0, or both; or a folder of images",
+    )
     metrics: tuple[str, ...] = option(
-        (), f"of {', '.join(METRICS)}; empty: all that apply. The time of precision_recall is quadratic"
+        (),
+        f"of {', '.join(METRICS)}; empty: all that apply but the last two. The time of precision_recall is quadratic",
     )
     half_half_splits: int = option(
         0, "random halves of the real images whose FID is measured as a yardstick; needs reference=data"
     )
+    online_count: int = option(0, "images whose FID is measured in training, at the preview's guidance; 0: none")
+    online_epochs: float = option(
+        0.0, "measure and draw the preview every so many epochs, in place of every train.eval_steps steps"
+    )
 
     def __post_init__(self) -> None:
-        if not self.uses_data and not self.reference.endswith(".npz"):
-            raise ValueError(f"reference is data or the path of an .npz, not '{self.reference}'")
-        if self.half_half_splits < 0:
-            raise ValueError(f"half_half_splits is 0 or more, not {self.half_half_splits}")
+        if not (self.uses_data or self.reference.endswith(".npz") or Path(self.reference).is_dir()):
+            raise ValueError(
+                f"reference is data or the path of an .npz or of a folder of images, not '{self.reference}'"
+            )
+        if min(self.half_half_splits, self.online_count, self.online_epochs) < 0:
+            raise ValueError("half_half_splits, online_count and online_epochs are 0 or more")
+        if (
+            self.samples not in ("", "generate")
+            and not self.samples.endswith(".npz")
+            and not Path(self.samples).is_dir()
+        ):
+            raise ValueError(f"samples is empty, generate, or the path of an .npz or of a folder, not '{self.samples}'")
         self.chosen_metrics()
 
     @property
     def uses_data(self) -> bool:
         return self.reference == "data"
 
+    @property
+    def reference_has_images(self) -> bool:
+        """Whether the reference is more than moments."""
+        return not self.reference.endswith(".npz") or archive_has_images(self.reference)
+
+    @property
+    def samples_have_labels(self) -> bool:
+        """Whether the images' classes are those that were asked for."""
+        return self.samples in ("", "generate")
+
     def chosen_metrics(self) -> tuple[str, ...]:
         """The metrics that are computed; a ``ValueError`` for one that is unknown or does not apply."""
-        return choose_metrics(self.metrics, self.extractor, reference_images=self.uses_data, labels=True)
+        return choose_metrics(
+            self.metrics,
+            self.extractor,
+            reference_images=self.reference_has_images,
+            labels=self.samples_have_labels,
+        )
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Measure the cached latents and store their scale, 1 / std, in the cache's manifest: training and decoding read it there.
 
-    python -m mar.estimate_scale runs/digits/latents [--num_samples 10000]
-    python -m mar.estimate_scale [--preset digits] [option=value ...]
+python -m mar.estimate_scale runs/digits/latents [--num_samples 10000]
+python -m mar.estimate_scale [--preset digits] [option=value ...]
 """
 
 from __future__ import annotations

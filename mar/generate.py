@@ -17,12 +17,10 @@ options of the second form:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +34,10 @@ from flowprior.training.config import to_dict
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import read_json, write_json
 from flowprior.training.pictures import save_sheet
-from flowprior.training.randomness import stream_seed
 from mar.config import MARStageConfig, SampleConfig, read_config
-from mar.generator import GeneratorObjective
+from mar.painter import Painter
 from mar.saved import load_generator
-from mar.tokenizer import decode_to_uint8, load_autoencoder
-from tokenizer.autoencoder import Autoencoder
-
-EXACT_GROUP = 16
+from mar.tokenizer import load_autoencoder
 
 
 @entry_point
@@ -51,14 +45,24 @@ def main() -> None:
     arguments, rest = parse(sys.argv[1:])
     config = read_config(__doc__, rest)
     with distributed_workers() as workers:
-        autoencoder = load_autoencoder(config, workers.device)
-        bundle, saved = load_generator(config, autoencoder, workers.device)
-        painter = Painter(bundle, autoencoder, config.sample, workers)
         if arguments:
-            draw_chosen(config, painter, saved, arguments)
-            return
-        for cfg in config.sample.cfg:
-            generate_set(config, painter, cfg, protocol(config, saved, cfg))
+            draw_chosen(config, *load_painter(config, workers), arguments)
+        else:
+            draw_sets(config, workers)
+
+
+def load_painter(config: MARStageConfig, workers: Workers) -> tuple[Painter, dict[str, Any]]:
+    """The run's generator and autoencoder, and what the generator's ``config.json`` says."""
+    autoencoder = load_autoencoder(config, workers.device)
+    bundle, saved = load_generator(config, autoencoder, workers.device)
+    return Painter(bundle, autoencoder, config.sample, workers), saved
+
+
+def draw_sets(config: MARStageConfig, workers: Workers) -> None:
+    """One set of images for every guidance scale; what is there already stays."""
+    painter, saved = load_painter(config, workers)
+    for cfg in config.sample.cfg:
+        generate_set(config, painter, cfg, protocol(config, saved, cfg))
 
 
 def parse(words: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -96,6 +100,17 @@ def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float) -> dict[
     }
 
 
+def protocol_of_set(config: MARStageConfig, cfg: float) -> dict[str, Any] | None:
+    """What :func:`protocol` says of the run's generator, without loading it; None where there is none."""
+    file = Path(config.run_dir) / "mar" / "generator" / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        return protocol(config, read_json(file, "generator"), cfg)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error})") from error
+
+
 def same_protocol(kept: Any, wanted: dict[str, Any], config: MARStageConfig) -> bool:
     """Whether two protocols say the same; one written before an option existed was made with the option's default."""
     if not isinstance(kept, dict) or not isinstance(kept.get("sampler"), dict):
@@ -103,41 +118,6 @@ def same_protocol(kept: Any, wanted: dict[str, Any], config: MARStageConfig) -> 
     defaults = to_dict(type(getattr(config.model, config.model.name).sampler)())
     kept = {"precision": SampleConfig.precision, "exact": SampleConfig.exact} | kept
     return kept | {"sampler": defaults | kept["sampler"]} == wanted
-
-
-@dataclass(frozen=True)
-class Painter:
-    """Draws images by their index."""
-
-    bundle: GeneratorObjective
-    autoencoder: Autoencoder
-    config: SampleConfig
-    workers: Workers
-
-    def draw(self, indices: range, labels: Tensor, cfg: float) -> Tensor:
-        """uint8 images ``(n, 3, H, W)`` of ``indices``, on the CPU.
-
-        Args:
-            indices: of the images; image i is drawn from (seed, i).
-            labels: of images 0, 1, ...; image i has ``labels[i % len(labels)]``.
-            cfg: guidance scale.
-        """
-        if not self.config.exact:
-            return self._paint(indices, labels, cfg)
-        # An image always has the same place in a group of the same shape, which is drawn whole for it.
-        first = indices.start // EXACT_GROUP * EXACT_GROUP
-        groups = [range(i, i + EXACT_GROUP) for i in range(first, indices.stop, EXACT_GROUP)]
-        images = torch.cat([self._paint(group, labels, cfg) for group in groups])
-        return images[indices.start - first : indices.stop - first]
-
-    @torch.no_grad()
-    def _paint(self, indices: range, labels: Tensor, cfg: float) -> Tensor:
-        device, half = self.workers.device, self.config.precision == "bfloat16"
-        wanted = labels[torch.tensor(indices) % len(labels)].to(device)
-        seeds = [stream_seed(self.config.seed, "sample", i) for i in indices]
-        with torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext():
-            latents = self.bundle.model.sample(wanted, seeds, cfg)
-            return decode_to_uint8(self.autoencoder, self.bundle.normaliser.undo(latents))
 
 
 def generate_set(config: MARStageConfig, painter: Painter, cfg: float, made_by: dict[str, Any]) -> None:

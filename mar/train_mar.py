@@ -7,7 +7,7 @@ Writes ``<run_dir>/mar``: ``generator/`` (the averaged weights), pictures of sam
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,14 +16,16 @@ from flowprior.data.latent_cache import LatentCache, LatentNormaliser
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.training.distributed import Workers, distributed_workers
+from flowprior.training.files import tensors_fingerprint
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.pictures import save_sheet
-from flowprior.training.randomness import seed_global_generators, stream_seed
+from flowprior.training.randomness import seed_global_generators
 from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from mar.config import MARStageConfig, build_generator, read_config
 from mar.generator import GeneratorObjective
+from mar.painter import Painter
 from mar.saved import save_generator
-from mar.tokenizer import decode_to_uint8, load_autoencoder
+from mar.tokenizer import load_autoencoder
 from tokenizer.autoencoder import Autoencoder
 
 
@@ -68,12 +70,16 @@ def train(
     stopwatch = Stopwatch(folder.path)
     normaliser = LatentNormaliser.from_statistics(cache.manifest["statistics"], config.cache.scale_per)
     shape = {"tokens": cache.shape[0], "channels": cache.shape[1], "num_classes": cache.num_classes}
+    train_config = config.train
+    if config.evaluate.online_epochs:
+        steps = round(config.evaluate.online_epochs * len(cache) / config.train.global_batch)
+        train_config = replace(config.train, eval_steps=max(1, steps))
     seed_global_generators(config.train.seed, "generator")
     objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(workers.device)
     loop = TrainingLoop(
         objective,
         objective.model,
-        config.train,
+        train_config,
         config.optim,
         workers,
         folder.path,
@@ -81,13 +87,24 @@ def train(
         "generator",
     )
 
-    def evaluate(step: int) -> dict[str, float]:
-        if workers.is_main:
-            preview(config, objective, autoencoder, folder.path / "pictures" / f"samples_{step:08d}.png", workers)
-        return {}
+    painter = Painter(objective, autoencoder, config.sample, workers)
+    online = None
 
+    def evaluate(step: int) -> dict[str, float]:
+        nonlocal online
+        if workers.is_main:
+            preview(config, painter, folder.path / "pictures" / f"samples_{step:08d}.png")
+        if not config.evaluate.online_count:
+            return {}
+        from mar.online import OnlineEvaluation  # brings torch-fidelity, which training needs for this alone
+
+        online = online or OnlineEvaluation(config, painter)
+        return online.measure()
+
+    if config.cache.hold == "auto":
+        cache.hold_on(workers.device)
     with stopwatch.kept(workers):
-        loop.run(training_batches(cache, config.train, workers, loop.step), evaluate)
+        loop.run(training_batches(cache, train_config, workers, loop.step), evaluate)
     if workers.is_main:
         with loop.averaged_weights():
             about = {
@@ -102,15 +119,11 @@ def train(
         print(f"generator: {folder.path / 'generator'}  ({stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)")
 
 
-def preview(
-    config: MARStageConfig, objective: GeneratorObjective, autoencoder: Autoencoder, path: Path, workers: Workers
-) -> None:
+def preview(config: MARStageConfig, painter: Painter, path: Path) -> None:
     """A picture of samples at fixed seeds, in columns of classes."""
-    count, columns = config.sample.preview_images, min(10, objective.model.num_classes)
-    labels = torch.arange(count, device=workers.device) % columns
-    seeds = [stream_seed(config.sample.seed, "sample", i) for i in range(count)]
-    latents = objective.normaliser.undo(objective.model.sample(labels, seeds, config.sample.preview_cfg))
-    save_sheet(path, decode_to_uint8(autoencoder, latents), columns, enlarge=2 if config.data.size <= 64 else 1)
+    columns = min(10, painter.bundle.model.num_classes)
+    images = painter.draw(range(config.sample.preview_images), torch.arange(columns), config.sample.preview_cfg)
+    save_sheet(path, images, columns, enlarge=2 if config.data.size <= 64 else 1)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,15 @@ def _load_part(part: Path, mmap_mode: str | None = None) -> np.ndarray:
         raise UserError(f"the part {part} is damaged ({error}): delete it and run the same command again") from error
 
 
+def archive_has_images(path: str | Path) -> bool:
+    """Whether ``path`` is an ``.npz`` with an array ``arr_0``."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{IMAGES}.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 class ImageArchive:
     """The images in an ``.npz``, read a batch at a time, compressed or not.
 

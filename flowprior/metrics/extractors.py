@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
@@ -111,7 +111,8 @@ class Extractor:
     def module(self) -> FeatureExtractorBase:
         """torch-fidelity's module."""
         spec = EXTRACTORS[self.name]
-        path = _inception_weights(self.weights_path) if self.name == "inception" else self.weights_path
+        inception = self.name in ("inception", "inception_spatial")
+        path = _inception_weights(self.weights_path) if inception else self.weights_path
         layers = list(dict.fromkeys([spec.fid_layer, spec.isc_layer, spec.prc_layer]))
         module = create_feature_extractor(
             spec.registered_name,
@@ -169,8 +170,84 @@ class DigitsFeatureExtractor(FeatureExtractorBase):
         return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
 
 
-if EXTRACTORS["digits"].registered_name not in FEATURE_EXTRACTORS_REGISTRY:
-    register_feature_extractor(EXTRACTORS["digits"].registered_name, DigitsFeatureExtractor)
+class SpatialInception(FeatureExtractorInceptionV3):
+    """torch-fidelity's Inception, read where sFID looks: 7 channels of the 17 x 17 maps of the seventh mixed block's 1 x 1 branch."""
+
+    CHANNELS = 7
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 ``(B, 3, H, W)`` to float32 ``(B, 2023)``, in ADM's order: rows, columns, channels."""
+        seen: list[Tensor] = []
+        hook = self.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        self.features_list = ["768"]  # the nearest of the usual layers behind it: nothing more is computed
+        try:
+            super().forward(images)
+        finally:
+            hook.remove()
+            self.features_list = ["2023"]
+        return (seen[0][:, : self.CHANNELS].permute(0, 2, 3, 1).flatten(1).float(),)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("2023",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "2023"
+
+
+class DINOv2FeatureExtractor(FeatureExtractorBase):
+    """timm's DINOv2 ViT-L/14 at 224 pixels: the class token's features, layer ``1024``."""
+
+    MODEL, SIDE = "vit_large_patch14_dinov2.lvd142m", 224
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: object
+    ) -> None:
+        super().__init__(name, features_list)
+        import timm  # only this extractor needs it
+
+        own = feature_extractor_weights_path
+        sizes = {"img_size": self.SIDE, "num_classes": 0}
+        try:
+            network = timm.create_model(self.MODEL, pretrained=not own, checkpoint_path=own or "", **sizes)
+        except Exception as error:  # of the hub's client or of a file: they share no base
+            raise UserError(
+                f"the weights of {self.MODEL} cannot be had ({' '.join(str(error).split())[:160]}): put the hub's timm/{self.MODEL} "
+                "into HF_HOME, or name a .safetensors file with weights_path"
+            ) from None
+        self.network = network.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 ``(B, 3, H, W)`` to float32 ``(B, 1024)``."""
+        x = torch.nn.functional.interpolate(
+            images.float() / 255, (self.SIDE, self.SIDE), mode="bicubic", align_corners=False, antialias=True
+        ).clamp(0, 1)
+        mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (self.MEAN, self.STD))
+        return (self.network((x - mean) / std).float(),)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("1024",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "1024"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
+
+
+OWN = {"digits": DigitsFeatureExtractor, "inception_spatial": SpatialInception, "dinov2": DINOv2FeatureExtractor}
+for _name, _extractor in OWN.items():
+    if EXTRACTORS[_name].registered_name not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(EXTRACTORS[_name].registered_name, _extractor)
 
 
 def _inception_weights(weights_path: str | Path | None) -> Path:

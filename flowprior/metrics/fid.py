@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from flowprior.errors import UserError
+from flowprior.metrics.extractors import Extractor
 from flowprior.metrics.image_set import ImageSet
 from flowprior.metrics.statistics import Statistics
 
@@ -14,6 +17,30 @@ def fid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, floa
     """Distance of the generated images from the reference; key ``fid``."""
     real = reference if isinstance(reference, Statistics) else reference.statistics()
     return {"fid": frechet_distance(generated.features().statistics(), real)}
+
+
+def sfid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, float]:
+    """Fréchet distance of spatial Inception features (Nash et al. 2021, arXiv 2103.03841, as ADM computes it); key ``sfid``.
+
+    The reference's images, or spatial moments of its own (``mu_s`` and ``sigma_s`` in ADM's files), must be at hand.
+    """
+    return {"sfid": _distance_by("inception_spatial", generated, reference, generated.extractor.weights_path)}
+
+
+def fd_dinov2(generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+    """Fréchet distance of DINOv2 ViT-L/14 features (Stein et al. 2023, arXiv 2306.04675); key ``fd_dinov2``."""
+    return {"fd_dinov2": _distance_by("dinov2", generated, reference, None)}
+
+
+def _distance_by(
+    name: str, generated: ImageSet, reference: ImageSet | Statistics, weights_path: str | Path | None
+) -> float:
+    extractor = Extractor(name, device=generated.extractor.device, weights_path=weights_path)
+    if isinstance(reference, ImageSet):
+        return frechet_distance(generated.statistics(extractor), reference.statistics(extractor))
+    if reference.spatial is None or name != "inception_spatial":
+        raise UserError(f"the reference holds no moments of {name} features: give its images")
+    return frechet_distance(generated.statistics(extractor), reference.spatial)
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:

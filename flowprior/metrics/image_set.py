@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowprior.data.image_archive import ImageArchive
 from flowprior.data.images import ImageSource
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.metrics.extractors import Extractor, Features
 from flowprior.metrics.statistics import Statistics, StreamingMoments
+from flowprior.training.distributed import Workers
 
 BATCH = 128
+ONE_PROCESS = Workers()
 
 
 class ImageSet:
     """Images, generated or real.
 
     Args:
-        images: uint8 ``(N, 3, H, W)``, or a function that starts a new pass over batches ``(B, 3, H, W)``, where they are too many to hold.
+        images: uint8 ``(N, 3, H, W)``; or a function that starts a new pass over batches ``(B, 3, H, W)``, of :data:`BATCH` images
+            but for the last, where they are too many to hold.
         extractor: what :meth:`features` and :meth:`statistics` use unless they are given another.
         labels: the class of every image, int64 ``(N,)``.
         progress: show a bar while extracting.
+        workers: batches are dealt out to all processes, each of which makes the same calls and gets the same answers.
+        known: moments that are known without looking, by extractor.
     """
 
     def __init__(
@@ -35,18 +43,31 @@ class ImageSet:
         labels: Tensor | None = None,
         *,
         progress: bool = False,
+        workers: Workers = ONE_PROCESS,
+        known: dict[str, Statistics] | None = None,
     ) -> None:
         if torch.is_tensor(images) and labels is not None and len(labels) != len(images):
             raise ValueError(f"expected one label per image, got {len(images)} images and {len(labels)} labels")
-        self._images, self.extractor, self.labels, self.progress = images, extractor, labels, progress
+        self._images, self.extractor, self.labels = images, extractor, labels
+        self.progress, self.workers, self.known = progress and workers.is_main, workers, known or {}
         self._features: dict[str, Features] = {}
+        self._moments: dict[str, Statistics] = {}
+        self._part: Callable[[int, int], Iterable[Tensor]] | None = None
 
     @classmethod
-    def of_source(
-        cls, source: ImageSource, extractor: Extractor, *, threads: int = 4, progress: bool = False
-    ) -> ImageSet:
-        """All images of a source, without augmentation, read by ``threads`` and not kept."""
-        return cls(lambda: _read(source, threads), extractor, progress=progress)
+    def of_source(cls, source: ImageSource, extractor: Extractor, *, threads: int = 4, **options: object) -> ImageSet:
+        """All images of a source, without augmentation, read by ``threads`` and not kept; options as for the class."""
+        made = cls(lambda: _read(source, threads, 0, 1), extractor, **options)  # type: ignore[arg-type]
+        made._part = lambda part, parts: _read(source, threads, part, parts)
+        return made
+
+    @classmethod
+    def of_archive(cls, path: str | Path, extractor: Extractor, **options: object) -> ImageSet:
+        """The images in an ``.npz`` with ``arr_0`` (see :class:`~flowprior.data.image_archive.ImageArchive`), with its labels."""
+        archive = ImageArchive(path)
+        made = cls(lambda: archive.batches(BATCH), extractor, archive.labels, **options)  # type: ignore[arg-type]
+        made._part = lambda part, parts: archive.batches(BATCH, part, parts)
+        return made
 
     @classmethod
     def of_features(cls, features: Features, labels: Tensor | None = None) -> ImageSet:
@@ -73,40 +94,63 @@ class ImageSet:
         """
         extractor = extractor or self.extractor
         if extractor.name not in self._features:
-            parts = [extractor(batch).cpu() for batch in self._bar(extractor)]
-            if not parts:
+            parts = [extractor(batch).cpu() for batch in self._mine(extractor)]
+            if self.workers.count == 1 and not parts:
                 raise ValueError("there are no images to extract features from")
-            self._features[extractor.name] = Features.concatenate(parts)
+            self._features[extractor.name] = join_features(parts, extractor, self.workers)
         return self._features[extractor.name]
 
     def statistics(self, extractor: Extractor | None = None) -> Statistics:
         """Moments of the FID layer; no features are kept for it."""
         extractor = extractor or self.extractor
+        if extractor.name in self.known:
+            return self.known[extractor.name]
         if extractor.name in self._features:
             return self._features[extractor.name].statistics()
-        moments = StreamingMoments()
-        for batch in self._bar(extractor):
-            moments.update(extractor(batch).fid)
-        if moments.count < 2:
-            raise UserError(f"FID needs at least 2 images, got {moments.count}")
-        return moments.statistics(extractor.name)
+        if extractor.name not in self._moments:
+            moments = StreamingMoments()
+            for batch in self._mine(extractor):
+                moments.update(extractor(batch).fid)
+            moments.sum_over(self.workers)
+            if moments.count < 2:
+                raise UserError(f"FID needs at least 2 images, got {moments.count}")
+            self._moments[extractor.name] = moments.statistics(extractor.name)
+        return self._moments[extractor.name]
 
-    def _bar(self, extractor: Extractor) -> Iterable[Tensor]:
+    def _mine(self, extractor: Extractor) -> Iterable[Tensor]:
+        rank, count = self.workers.rank, self.workers.count
+        if self._part is not None:
+            batches = self._part(rank, count)
+        else:
+            batches = itertools.islice(self.batches(), rank, None, count)
         return tqdm(
-            self.batches(),
-            desc=f"{extractor.name} features",
-            unit="batch",
-            disable=not self.progress,
-            dynamic_ncols=True,
+            batches, desc=f"{extractor.name} features", unit="batch", disable=not self.progress, dynamic_ncols=True
         )
 
 
-def _read(source: ImageSource, threads: int) -> Iterator[Tensor]:
+def join_features(parts: list[Features], extractor: Extractor, workers: Workers) -> Features:
+    """All processes' features, each of every ``count``-th batch of :data:`BATCH` images, in the images' order."""
+    if workers.count == 1:
+        return Features.concatenate(parts)
+    places = [torch.arange(p.count) + (workers.rank + n * workers.count) * BATCH for n, p in enumerate(parts)]
+    mine = Features.concatenate(parts) if parts else None
+    empty, [two_layers] = torch.empty(0, 0), workers.any(mine is not None and mine.prc is not mine.fid)
+
+    def join(layer: Tensor | None) -> Tensor:
+        if layer is None:
+            return workers.join_rows(empty, empty)
+        return workers.join_rows(layer, torch.cat(places))
+
+    fid, logits = join(mine and mine.fid), join(mine and mine.logits)
+    return Features(fid, logits, join(mine and mine.prc) if two_layers else fid, extractor.name)
+
+
+def _read(source: ImageSource, threads: int, part: int, parts: int) -> Iterator[Tensor]:
     # One key a call, so that threads decode one batch together and a bad file's error arrives here as it was raised.
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(source), BATCH):
+        for start in range(part * BATCH, len(source), parts * BATCH):
             keys = [[SampleKey(index, -1)] for index in range(start, min(start + BATCH, len(source)))]
-            yield torch.cat([part["image"] for part in pool.map(source.batch, keys)])  # (B, 3, H, W)
+            yield torch.cat([one["image"] for one in pool.map(source.batch, keys)])  # (B, 3, H, W)
 
 
 def _no_images() -> Iterable[Tensor]:

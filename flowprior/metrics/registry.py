@@ -16,9 +16,12 @@ class ExtractorSpec(NamedTuple):
     prc_layer: str
 
 
+# Each runs inside torch-fidelity's classes; inception_spatial and dinov2 serve metrics of their own and have no logits worth a score.
 EXTRACTORS = {
     "digits": ExtractorSpec("digits-cnn", "64", "logits", "64"),
     "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048"),
+    "dinov2": ExtractorSpec("timm-dinov2-vit-l-14", "1024", "1024", "1024"),
+    "inception_spatial": ExtractorSpec("inception-v3-spatial", "2023", "2023", "2023"),
 }
 
 
@@ -31,6 +34,7 @@ class MetricSpec(NamedTuple):
         labels: it looks at the labels that the generated images were asked for.
         extractors: those it makes sense with; empty: any.
         weights: file in this package's folder with weights of its own, whose hash belongs to a result's protocol.
+        on_request: it is computed only where it is named, since it makes a pass of its own over the images.
     """
 
     home: str
@@ -38,11 +42,14 @@ class MetricSpec(NamedTuple):
     labels: bool = False
     extractors: tuple[str, ...] = ()
     weights: str = ""
+    on_request: bool = False
 
 
 METRICS = {
     "fid": MetricSpec("flowprior.metrics.fid:fid"),
-    "inception_score": MetricSpec("flowprior.metrics.inception_score:inception_score"),
+    "inception_score": MetricSpec(
+        "flowprior.metrics.inception_score:inception_score", extractors=("digits", "inception")
+    ),
     "precision_recall": MetricSpec("flowprior.metrics.precision_recall:precision_recall", reference_images=True),
     "recognised": MetricSpec(
         "flowprior.metrics.recognised:recognised",
@@ -50,6 +57,8 @@ METRICS = {
         extractors=("digits",),
         weights="weights/digits_judge.safetensors",
     ),
+    "sfid": MetricSpec("flowprior.metrics.fid:sfid", extractors=("inception",), on_request=True),
+    "fd_dinov2": MetricSpec("flowprior.metrics.fid:fd_dinov2", reference_images=True, on_request=True),
 }
 
 
@@ -83,7 +92,12 @@ def choose_metrics(
         if obstacle := _obstacle(METRICS[name], extractor, reference_images, labels):
             raise ValueError(f"the metric {name!r} {obstacle}")
     return tuple(
-        names or (name for name, spec in METRICS.items() if not _obstacle(spec, extractor, reference_images, labels))
+        names
+        or (
+            name
+            for name, spec in METRICS.items()
+            if not spec.on_request and not _obstacle(spec, extractor, reference_images, labels)
+        )
     )
 
 

@@ -12,17 +12,22 @@ import torch
 from torch import Tensor
 
 from flowprior.errors import UserError
+from flowprior.training.distributed import Workers
 from flowprior.training.files import write_bytes
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean ``mu (d,)`` and covariance ``sigma (d, d)`` of features, float64; how many, and whose, where that is known."""
+    """Mean ``mu (d,)`` and covariance ``sigma (d, d)`` of features, float64; how many, and whose, where that is known.
+
+    ``spatial`` are the moments of spatial Inception features, for sFID, where the file has them as ADM's have.
+    """
 
     mu: np.ndarray
     sigma: np.ndarray
     count: int | None = None
     extractor: str | None = None
+    spatial: Statistics | None = None
 
     def save(self, path: str | Path) -> None:
         """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count`` and ``extractor`` beside them when known."""
@@ -41,34 +46,44 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
-        """Read an ``.npz`` with ``mu (d,)`` and ``sigma (d, d)`` of any float dtype; other arrays are tolerated.
+        """Read an ``.npz`` with ``mu (d,)`` and ``sigma (d, d)`` of any float dtype, and ``mu_s`` and ``sigma_s`` where both are there.
+
+        Other arrays are tolerated.
 
         Raises:
             UserError: naming the file and what is wrong with it.
         """
         arrays = _read_arrays(Path(path))
-        for name in ("mu", "sigma"):
-            if name not in arrays:
-                raise UserError(f"{path} has no array {name!r} (it has: {', '.join(sorted(arrays)) or 'none'})")
-            if arrays[name].dtype.kind != "f":
-                raise UserError(f"array {name!r} of {path} is {arrays[name].dtype}, not floating point")
-        mu, sigma = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
-        if mu.ndim != 1 or mu.size == 0:
-            raise UserError(f"mu of {path} has shape {mu.shape}; expected one dimension, (d,)")
-        if sigma.ndim != 2 or sigma.shape[0] != sigma.shape[1]:
-            raise UserError(f"sigma of {path} has shape {sigma.shape}; expected a square matrix, (d, d)")
-        if len(mu) != len(sigma):
-            raise UserError(f"mu and sigma of {path} disagree: {len(mu)} dimensions against {len(sigma)}")
-        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-            raise UserError(f"{path} holds values that are not finite")
-        if (
-            not np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-5 * max(np.abs(sigma).max(), 1e-30))
-            or np.trace(sigma) < 0
-        ):
-            raise UserError(
-                f"sigma of {path} is not a covariance: it must be symmetric with a trace that is not negative"
-            )
-        return cls(mu, sigma, _optional_count(arrays), _optional_name(arrays))
+        spatial = None
+        if {"mu_s", "sigma_s"} <= set(arrays):
+            spatial = cls(*_moments(arrays, "mu_s", "sigma_s", path), extractor="inception_spatial")
+        return cls(*_moments(arrays, "mu", "sigma", path), _optional_count(arrays), _optional_name(arrays), spatial)
+
+
+def _moments(
+    arrays: dict[str, np.ndarray], mu_name: str, sigma_name: str, path: str | Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance as float64; a :class:`UserError` for what is neither."""
+    for name in (mu_name, sigma_name):
+        if name not in arrays:
+            raise UserError(f"{path} has no array {name!r} (it has: {', '.join(sorted(arrays)) or 'none'})")
+        if arrays[name].dtype.kind != "f":
+            raise UserError(f"array {name!r} of {path} is {arrays[name].dtype}, not floating point")
+    mu, sigma = (arrays[name].astype(np.float64) for name in (mu_name, sigma_name))
+    if mu.ndim != 1 or mu.size == 0:
+        raise UserError(f"{mu_name} of {path} has shape {mu.shape}; expected one dimension, (d,)")
+    if sigma.ndim != 2 or sigma.shape[0] != sigma.shape[1]:
+        raise UserError(f"{sigma_name} of {path} has shape {sigma.shape}; expected a square matrix, (d, d)")
+    if len(mu) != len(sigma):
+        raise UserError(f"{mu_name} and {sigma_name} of {path} disagree: {len(mu)} dimensions against {len(sigma)}")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise UserError(f"{path} holds values that are not finite")
+    tolerance = 1e-5 * max(np.abs(sigma).max(), 1e-30)
+    if not np.allclose(sigma, sigma.T, rtol=1e-3, atol=tolerance) or np.trace(sigma) < 0:
+        raise UserError(
+            f"{sigma_name} of {path} is not a covariance: it must be symmetric with a trace that is not negative"
+        )
+    return mu, sigma
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -79,7 +94,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             # Only what is used: a foreign file may carry pickled or very large arrays of its own.
-            wanted = [name for name in ("mu", "sigma", "count", "extractor") if name in archive.files]
+            read = {"mu", "sigma", "count", "extractor"}
+            read |= {"mu_s", "sigma_s"} if "sigma_s" in archive.files else set()
+            wanted = [name for name in archive.files if name in read]
             others = {name: np.empty(0) for name in archive.files if name not in wanted}
             arrays = others | {name: archive[name] for name in wanted}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -132,6 +149,22 @@ class StreamingMoments:
         self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(x) / total)
         self.mean += shift * (len(x) / total)
         self.count = total
+
+    def sum_over(self, workers: Workers) -> None:
+        """Join the moments of all processes; afterwards every process has those of all features."""
+        if workers.count == 1:
+            return
+        dims = torch.zeros(workers.count, dtype=torch.long, device=workers.device)
+        dims[workers.rank] = len(self.mean)
+        dim = int(workers.sum(dims).max())
+        if not self.count:  # fewer batches than processes
+            self.mean, self.scatter = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
+        mean, scatter = self.mean.to(workers.device), self.scatter.to(workers.device)
+        total = int(workers.sum(torch.tensor([self.count], device=workers.device)))
+        common = workers.sum(mean * (self.count / max(1, total)))
+        shift = mean - common  # (d,)
+        self.scatter = workers.sum(scatter + torch.outer(shift, shift) * self.count)
+        self.mean, self.count = common, total
 
     def statistics(self, extractor: str | None = None) -> Statistics:
         """The moments so far, with the unbiased covariance (divided by count - 1) that FID uses."""

@@ -37,6 +37,19 @@ class Workers:
             torch_distributed.all_reduce(tensor)
         return tensor
 
+    def join_rows(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """All processes' ``rows (n, d)`` at their ``places (n,)`` in one tensor ``(N, d)`` on the CPU, in every process.
+
+        The places of all processes together are 0 to N - 1, each once; a process without rows passes ``(0, 0)``.
+        """
+        sizes = torch.zeros(self.count, 2, dtype=torch.long, device=self.device)
+        sizes[self.rank] = torch.tensor(rows.shape)
+        counts, widths = self.sum(sizes).unbind(1)
+        whole = torch.zeros(int(counts.sum()), int(widths.max()), dtype=rows.dtype, device=self.device)
+        if len(rows):
+            whole[places.to(self.device)] = rows.to(self.device)
+        return self.sum(whole).cpu()
+
     def mean(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
         """Scalars averaged over all processes; every process passes the same names."""
         if not values:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from flowprior.data.latent_cache import LatentNormaliser
-from mar import generate
+from mar import generate, painter
 from mar.config import build_generator, read_config
 from mar.generator import GeneratorObjective
 from mar.saved import save_generator
@@ -98,7 +98,7 @@ class Killed(BaseException):
 
 
 def draws_noted(monkeypatch, dies_after: int = 99) -> list[range]:
-    drawn, draw = [], generate.Painter.draw
+    drawn, draw = [], painter.Painter.draw
 
     def noted(self, indices, labels, cfg):
         if len(drawn) == dies_after:
@@ -106,7 +106,7 @@ def draws_noted(monkeypatch, dies_after: int = 99) -> list[range]:
         drawn.append(indices)
         return draw(self, indices, labels, cfg)
 
-    monkeypatch.setattr(generate.Painter, "draw", noted)
+    monkeypatch.setattr(painter.Painter, "draw", noted)
     return drawn
 
 

@@ -1,0 +1,43 @@
+"""FID of a few images in the course of training: for a curve, not for a table."""
+
+from __future__ import annotations
+
+import torch
+
+from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance
+from flowprior.metrics.image_set import BATCH
+from mar.config import MARStageConfig
+from mar.evaluate import open_reference
+from mar.painter import Painter
+
+
+class OnlineEvaluation:
+    """``evaluate.online_count`` images at the preview's guidance against the evaluation's reference, by all processes together.
+
+    So few images read too high; ``python -m mar.evaluate`` measures the trained generator.
+    """
+
+    def __init__(self, config: MARStageConfig, painter: Painter) -> None:
+        self.config, self.painter = config, painter
+        evaluate, workers = config.evaluate, painter.workers
+        self.extractor = Extractor(evaluate.extractor, device=workers.device, weights_path=evaluate.weights or None)
+        with self._float32():
+            reference, _ = open_reference(config, self.extractor, workers)
+            self.reference = reference if isinstance(reference, Statistics) else reference.statistics()
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """One figure, named after the number of images."""
+        workers, count = self.painter.workers, self.config.evaluate.online_count
+        labels, moments = torch.arange(self.painter.bundle.model.num_classes), StreamingMoments()
+        for first in range(workers.rank * BATCH, count, workers.count * BATCH):
+            indices = range(first, min(first + BATCH, count))
+            images = self.painter.draw(indices, labels, self.config.sample.preview_cfg)
+            with self._float32():
+                moments.update(self.extractor(images).fid)
+        moments.sum_over(workers)
+        return {f"fid_of_{count}": frechet_distance(moments.statistics(self.extractor.name), self.reference)}
+
+    def _float32(self) -> torch.autocast:
+        """Training's autocast does not reach the extractor."""
+        return torch.autocast(self.painter.workers.device.type, enabled=False)
