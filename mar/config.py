@@ -54,10 +54,6 @@ class SampleConfig:
 class EvaluateConfig:
     """How generated images are measured."""
 
-    samples: str = option(
-        "",
-        "what is measured: empty, the run's sets; generate, the same and drawn first if need be; or an .npz or a folder of images",
-    )
     extractor: str = option("inception", f"of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
     reference: str = option(
@@ -74,6 +70,10 @@ class EvaluateConfig:
     online_count: int = option(0, "images whose FID is measured in training, at the preview's guidance; 0: none")
     online_epochs: float = option(
         0.0, "measure and draw the preview every so many epochs, in place of every train.eval_steps steps"
+    )
+    samples: str = option(
+        "",
+        "what is measured: empty, the run's sets; generate, the same and drawn first if need be; or an .npz or a folder of images",
     )
 
     def __post_init__(self) -> None:
@@ -97,8 +97,9 @@ class EvaluateConfig:
 
     @property
     def reference_has_images(self) -> bool:
-        """Whether the reference is more than moments."""
-        return not self.reference.endswith(".npz") or archive_has_images(self.reference)
+        """Whether the reference is more than moments; of a file that is not there yet, it may be."""
+        file = Path(self.reference)
+        return file.suffix != ".npz" or not file.is_file() or archive_has_images(file)
 
     @property
     def samples_have_labels(self) -> bool:

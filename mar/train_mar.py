@@ -89,17 +89,17 @@ def train(
 
     painter = Painter(objective, autoencoder, config.sample, workers)
     online = None
-
-    def evaluate(step: int) -> dict[str, float]:
-        nonlocal online
-        if workers.is_main:
-            preview(config, painter, folder.path / "pictures" / f"samples_{step:08d}.png")
-        if not config.evaluate.online_count:
-            return {}
+    if config.evaluate.online_count:
         from mar.online import OnlineEvaluation  # brings torch-fidelity, which training needs for this alone
 
-        online = online or OnlineEvaluation(config, painter)
-        return online.measure()
+        online = OnlineEvaluation(
+            config, painter
+        )  # now, since a missing reference is better missed before the first step
+
+    def evaluate(step: int) -> dict[str, float]:
+        if workers.is_main:
+            preview(config, painter, folder.path / "pictures" / f"samples_{step:08d}.png")
+        return online.measure() if online else {}
 
     if config.cache.hold == "auto":
         cache.hold_on(workers.device)

@@ -304,3 +304,84 @@ def test_undoing_the_normaliser_gives_the_latents_back(seed, channels, log_scale
     latents = torch.randn(2, 3, channels, generator=generator)
     torch.testing.assert_close(normaliser.undo(normaliser(latents)), latents, rtol=1e-4, atol=1e-5)
     assert not list(normaliser.parameters()) and set(normaliser.state_dict()) == {"mean", "scale"}
+
+
+def test_ten_crops_are_the_corners_and_the_centre_each_mirrored_as_well(tmp_path):
+    config = CacheConfig(ten_crop=True, enlarge=1.5, dtype="float32")
+    assert config.image_size(8) == 12
+    images = torch.arange(2 * 3 * 12 * 12).view(2, 3, 12, 12).float()
+    views = config.views(images, 8)
+    expected = [images[..., top : top + 8, left : left + 8] for top, left in [(2, 2), (0, 0), (0, 4), (4, 0), (4, 4)]]
+    assert len(views) == 10
+    for view, crop, mirrored in zip(views, expected, views[5:]):
+        assert torch.equal(view, crop) and torch.equal(mirrored, crop.flip(-1))
+
+
+def test_every_crop_is_cached_and_training_draws_one_of_the_ten(tmp_path):
+    config = CacheConfig(ten_crop=True, enlarge=1.5, dtype="float32")
+    mean_of_crop = lambda images: images.mean((1, 2, 3)).view(-1, 1, 1)  # noqa: E731
+    write_latent_cache(tmp_path, Pictures(30), mean_of_crop, config, {}, Workers(), size=6)
+    cache = LatentCache(tmp_path)
+    crops = torch.stack([mean_of_crop(v) for v in config.views(to_model(Pictures(30).images), 6)], 1)
+    torch.testing.assert_close(everything(cache)["latents"], crops[:, 0])
+    drawn = torch.stack([everything(cache, epoch)["latents"] for epoch in range(5)])
+    found = torch.isclose(drawn.unsqueeze(2), crops, rtol=1e-5, atol=1e-6).flatten(3).all(3)  # (5, N, 10)
+    assert found.any(2).all() and len(found.nonzero()[:, 2].unique()) == 10
+
+
+def moments(images: Tensor) -> Tensor:
+    """Mean as :func:`encode`'s, and a standard deviation of 1/2 everywhere."""
+    mean = encode(images)
+    return torch.cat([mean, torch.full_like(mean, 2 * np.log(0.5))], dim=-1)
+
+
+def test_from_cached_moments_training_draws_anew_in_every_epoch(tmp_path):
+    cache = write(tmp_path, 40, encoder=moments, posterior="moments", flips=True)
+    assert cache.shape == (TOKENS, CHANNELS) and cache.moments
+    first, again, next_epoch = (everything(cache, epoch)["latents"] for epoch in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.isclose(first, next_epoch).any()
+    draws = torch.stack([everything(cache, epoch)["latents"] for epoch in range(200)])
+    images = to_model(Pictures(40).images)
+    means = (encode(images) + encode(images.flip(-1))) / 2
+    torch.testing.assert_close(draws.mean(0), means, rtol=0, atol=0.35)
+    shuffled = cache.batch([SampleKey(i, 0) for i in (7, 3)])["latents"]
+    assert torch.equal(shuffled, first[[7, 3]])
+    spread = measure_statistics(cache, 40)["std"] ** 2
+    assert spread == pytest.approx(first.var().item(), rel=0.1)
+
+
+def test_cached_draws_are_the_same_however_the_images_are_batched(tmp_path):
+    one = write(tmp_path / "one", 25, encoder=moments, posterior="sample", batch=4)
+    other = write(tmp_path / "other", 25, world=2, encoder=moments, posterior="sample", batch=7)
+    torch.testing.assert_close(everything(one)["latents"], everything(other)["latents"], rtol=1e-5, atol=1e-6)
+    noise = (everything(one)["latents"] - encode(to_model(Pictures(25).images))) * 2
+    assert noise.mean().abs() < 0.2 and noise.std().item() == pytest.approx(1, abs=0.15)
+
+
+def test_images_read_by_other_processes_make_the_same_cache(tmp_path):
+    write(tmp_path / "own", 25)
+    write(tmp_path / "others", 25, workers=2)
+    one, other = ({f.name: file_sha256(f) for f in (tmp_path / name).iterdir()} for name in ("own", "others"))
+    assert one == other
+
+
+def test_latents_that_do_not_lie_on_a_gpu_stay_where_they_are(tmp_path):
+    cache = write(tmp_path, 12)
+    assert not cache.hold_on(torch.device("cpu")) and cache.device.type == "cpu"
+    assert cache.bytes == 12 * TOKENS * CHANNELS * 4
+
+
+def test_what_a_cache_is_made_of_names_later_options_only_where_they_are_used():
+    assert CacheConfig().describe() == {"flips": False, "dtype": "float16"}
+    assert CacheConfig(ten_crop=True, posterior="moments").describe() == {
+        "flips": False,
+        "dtype": "float16",
+        "ten_crop": 1.1,
+        "posterior": "moments",
+    }
+
+
+@pytest.mark.parametrize("values", [{"enlarge": 1.0}, {"workers": -1}, {"flips": True, "ten_crop": True}])
+def test_impossible_caches_are_refused(values):
+    with pytest.raises(ValueError):
+        CacheConfig(**values)

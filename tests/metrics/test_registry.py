@@ -5,8 +5,8 @@ import pytest
 
 from flowprior.errors import UserError
 from flowprior.metrics.registry import choose_metrics
-from flowprior.training.config import build_config
-from mar.config import MARStageConfig
+from flowprior.training.config import build_config, config_from_command_line
+from mar.config import PRESETS, MARStageConfig
 from tokenizer.train_ae import AEConfig
 
 SIZES = {"data": {"size": 32}, "model": {"image_size": 32}}
@@ -32,12 +32,18 @@ def test_without_names_all_metrics_that_apply_are_chosen(extractor, reference_im
         ({"extractor": "vgg"}, "'vgg'.*digits, inception"),
         ({"metrics": ["fidd"]}, "'fidd'.*did you mean 'fid'"),
         ({"metrics": ["recognised"], "extractor": "inception"}, "'recognised' goes with the extractor digits"),
-        ({"metrics": ["precision_recall"], "reference": "x.npz"}, "'precision_recall' compares single images"),
+        (
+            {"metrics": ["precision_recall"], "reference": "fid_stats/digits.npz", "extractor": "digits"},
+            "'precision_recall' compares single images",
+        ),
+        ({"samples": "pictures"}, "samples is empty, generate, or the path"),
+        ({"online_count": -1}, "0 or more"),
         ({"reference": "val"}, "reference is data or the path of an .npz"),
         ({"half_half_splits": -1}, "0 or more"),
     ],
 )
-def test_the_generators_config_refuses_what_cannot_be_measured(values, words):
+def test_the_generators_config_refuses_what_cannot_be_measured(values, words, repository, monkeypatch):
+    monkeypatch.chdir(repository)
     with pytest.raises(UserError, match=f"'evaluate'.*{words}"):
         build_config(MARStageConfig, {"evaluate": values})
 
@@ -54,3 +60,23 @@ def test_the_configs_are_checked_without_torch_fidelity():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+@pytest.mark.parametrize("name", ["digits", "folder", "imagenet", "imagenet_qwen", "imagenet_kl"])
+def test_every_preset_and_every_member_of_a_family_is_read(name):
+    config = config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", name], families=True)
+    assert config.run_dir == f"runs/{name}"
+
+
+def test_the_imagenet_preset_trains_the_papers_generator_for_400_epochs():
+    config = config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", "imagenet"])
+    steps_an_epoch = 1_281_167 // config.train.global_batch
+    assert config.train.steps == 400 * steps_an_epoch and config.optim.warmup_steps == 100 * steps_an_epoch
+    assert config.optim.lr == pytest.approx(1e-4 * config.train.global_batch / 256)
+    assert (config.model.mar.width, config.model.mar.head_width, config.model.mar.pairs) == (768, 1024, 4)
+    assert config.optim.betas == (0.9, 0.999) and config.optim.ema_decay == 0.9999
+
+
+def test_a_name_outside_the_families_is_no_preset():
+    with pytest.raises(UserError, match="no preset 'bogus_qwen'"):
+        config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", "bogus_qwen"], families=True)
