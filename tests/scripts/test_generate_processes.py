@@ -1,5 +1,6 @@
-"""Sampling by two real processes under torchrun against one."""
+"""Sampling and measuring by two real processes under torchrun against one."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,21 +10,39 @@ import pytest
 
 
 @pytest.fixture
-def images(pipeline, scripts, tmp_path):
+def run_module(scripts):
+    """Run a module with words in some processes."""
+
+    def run(module: str, processes: int, *words: str) -> None:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+        subprocess.run(
+            [scripts.python, "-m", *(launcher if processes > 1 else []), module, *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": scripts.python},
+            check=True,
+            capture_output=True,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture
+def images(pipeline, run_module, tmp_path):
     """Sample 40 images of the pipeline's generator with some words in some processes."""
 
     def sample(name: str, processes: int, *words: str) -> np.ndarray:
         for needed in ("ae", "mar/generator"):
             shutil.copytree(pipeline.run_dir / needed, tmp_path / name / needed)
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-        words = ["model.mar.sampler={ar_steps: 2, head_steps: 3}", "sample.count=40", "sample.cfg=[2]", *words]
-        subprocess.run(
-            [scripts.python, "-m", *(launcher if processes > 1 else []), "mar.generate", f"run_dir={tmp_path / name}", *words],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": scripts.python},
-            check=True,
-            capture_output=True,
-            timeout=240,
-        )  # fmt: skip
+        sampler = "model.mar.sampler={ar_steps: 2, head_steps: 3}"
+        run_module(
+            "mar.generate",
+            processes,
+            f"run_dir={tmp_path / name}",
+            sampler,
+            "sample.count=40",
+            "sample.cfg=[2]",
+            *words,
+        )
         samples = tmp_path / name / "mar" / "samples"
         assert {f.name for f in samples.iterdir()} == {"cfg_2.npz", "cfg_2.json", "cfg_2.png"}
         return np.load(samples / "cfg_2.npz")["arr_0"]
@@ -38,3 +57,17 @@ def test_two_processes_draw_the_very_images_that_one_draws(images):
     plain = images("plain", 1, "sample.batch=8")
     assert np.array_equal(images("plain_two", 2, "sample.batch=8"), plain)
     assert np.abs(plain.astype(int) - one).max() <= 1
+
+
+def test_two_processes_measure_what_one_measures(pipeline, run_module, tmp_path):
+    figures = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        shutil.copytree(pipeline.run_dir / "mar" / "samples", folder / "mar" / "samples")
+        words = ["sample.count=40", "sample.cfg=[1,2]", "evaluate.half_half_splits=1"]
+        run_module("mar.evaluate", processes, f"run_dir={folder}", *words)
+        figures.append(json.loads((folder / "mar" / "evaluation.json").read_text()))
+    assert figures[0]["protocol"] == figures[1]["protocol"]
+    for cfg in ("1", "2"):
+        assert figures[1]["metrics"][cfg] == pytest.approx(figures[0]["metrics"][cfg], rel=1e-6)
+    assert figures[1]["half_half_fid"]["mean"] == pytest.approx(figures[0]["half_half_fid"]["mean"], rel=1e-6)
