@@ -71,3 +71,24 @@ def test_two_processes_measure_what_one_measures(pipeline, run_module, tmp_path)
     for cfg in ("1", "2"):
         assert figures[1]["metrics"][cfg] == pytest.approx(figures[0]["metrics"][cfg], rel=1e-6)
     assert figures[1]["half_half_fid"]["mean"] == pytest.approx(figures[0]["half_half_fid"]["mean"], rel=1e-6)
+
+
+def test_two_processes_measure_a_few_images_in_the_course_of_training(pipeline, scripts, tmp_path):
+    for needed in ("ae", "latents"):
+        shutil.copytree(pipeline.run_dir / needed, tmp_path / needed)
+    words = ["evaluate.online_count=200", "evaluate.online_epochs=0.05", "sample.cfg=[1]"]  # 6 of 112 steps
+    assert scripts.run("train_mar", *words, run_dir=tmp_path, NPROC="2").returncode == 0
+    rows = map(json.loads, (tmp_path / "mar" / "log.jsonl").read_text().splitlines())
+    figures = {row["step"]: row["fid_of_200"] for row in rows if "fid_of_200" in row}
+    assert list(figures) == [6, 12] and all(value > 0 for value in figures.values())
+
+
+def test_a_run_does_not_go_on_with_another_scale(pipeline, scripts, tmp_path):
+    for needed in ("ae", "latents", "mar"):
+        shutil.copytree(pipeline.run_dir / needed, tmp_path / needed)
+    file = tmp_path / "latents" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["statistics"]["scale"] *= 2
+    file.write_text(json.dumps(manifest))
+    refused = scripts.run("train_mar", run_dir=tmp_path)
+    assert refused.returncode == 2 and "another scale of the latents" in refused.stderr
