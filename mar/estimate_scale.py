@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flowprior.data.latent_cache import LatentCache, measure_statistics, store_statistics
+from flowprior.data.latent_cache import LatentCache
+from flowprior.data.latent_scale import measure_statistics, store_statistics
 from flowprior.errors import UserError, entry_point
 from mar.config import read_config
 

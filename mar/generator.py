@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from flowprior.data.latent_cache import LatentNormaliser
+from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.training.randomness import StepRandom
 
 

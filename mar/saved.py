@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowprior.data.latent_cache import LatentNormaliser
+from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
 from flowprior.training.config import build_config
 from flowprior.training.files import (

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from flowprior.data.latent_cache import LatentCache, LatentNormaliser
+from flowprior.data.latent_cache import LatentCache
+from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.training.distributed import Workers, distributed_workers

@@ -10,14 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowprior.data.images import to_model
-from flowprior.data.latent_cache import (
-    CacheConfig,
-    LatentCache,
-    LatentNormaliser,
-    measure_statistics,
-    store_statistics,
-    write_latent_cache,
-)
+from flowprior.data.latent_cache import CacheConfig, LatentCache, write_latent_cache
+from flowprior.data.latent_scale import LatentNormaliser, measure_statistics, store_statistics
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.training.distributed import Workers

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowprior.data.latent_cache import LatentNormaliser
+from flowprior.data.latent_scale import LatentNormaliser
 from mar import generate, painter
 from mar.config import build_generator, read_config
 from mar.generator import GeneratorObjective

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from flowprior.data.latent_cache import LatentNormaliser
+from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
 from flowprior.training.config import build_config
 from mar.config import MARStageConfig, build_generator
