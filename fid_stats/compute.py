@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,6 +75,7 @@ def main() -> None:
     statistics = ImageSet.of_source(
         images, extractor, threads=options.workers, progress=sys.stderr.isatty()
     ).statistics()
+    statistics = replace(statistics, crop=f"centre {options.size}")
     statistics.save(options.out)
     print(f"{options.out}: {statistics.count} images, {len(statistics.mu)} dimensions, extractor {options.extractor}")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flowprior.errors import UserError
 from flowprior.training.config import build_config, option
@@ -21,27 +23,11 @@ from flowprior.training.files import (
     write_json,
     write_tensors,
 )
+from tokenizer.latent_maps import LatentMapConfig, build_latent_maps, chosen_maps
+from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
 FORMAT_VERSION = 1
-
-
-@dataclass
-class ViTConfig:
-    """A transformer: any timm ViT by name, or a plain one by its sizes."""
-
-    name: str = option("", "a timm ViT, e.g. vit_large_patch14_dinov2.lvd142m; empty: a plain one of the sizes below")
-    pretrained: bool = option(False, "start from the weights that timm knows for this name")
-    width: int = option(96, "of a plain ViT")
-    depth: int = option(3, "of a plain ViT")
-    heads: int = option(3, "of a plain ViT")
-
-    def __post_init__(self) -> None:
-        if self.pretrained and not self.name:
-            raise ValueError("pretrained weights need the name of a timm model")
-        if min(self.width, self.depth, self.heads) < 1:
-            raise ValueError("width, depth and heads are at least 1")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+SAVED_FILES = ["model.safetensors", "config.json"]
 
 
 @dataclass
@@ -58,66 +44,55 @@ class AutoencoderConfig:
     token_std: float = option(
         0.02, "of tokens and positions at initialisation; a larger one shortens a small model's plateau at the start"
     )
+    input_mean: tuple[float, ...] = option(
+        (),
+        "per colour, of images in [0, 1], that the encoder's input is normalised with; empty: as pretrained weights want it, or 0.5",
+    )
+    input_std: tuple[float, ...] = option((), "likewise")
+    latent_map: LatentMapConfig = option(LatentMapConfig, "")
+    checkpoint_blocks: bool = option(
+        False,
+        "compute the transformers' blocks again in the backward pass instead of keeping their activations",
+        changes_result=False,
+    )
 
     def __post_init__(self) -> None:
         if min(self.image_size, self.patch_size, self.tokens, self.channels) < 1:
             raise ValueError("image_size, patch_size, tokens and channels are at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} does not divide into patches of {self.patch_size} pixels")
+        if not {len(self.input_mean), len(self.input_std)} <= {0, 3} or len(self.input_mean) != len(self.input_std):
+            raise ValueError("input_mean and input_std are three numbers each, or both empty")
+        if self.input_std and not min(self.input_std) > 0:
+            raise ValueError("input_std is above 0")
+        for section in chosen_maps(self.latent_map):
+            section.check(self.channels)
+
+    def input_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation, per colour of images in [0, 1], that the encoder's input is normalised with."""
+        if self.input_mean:
+            return self.input_mean, self.input_std
+        return pixel_statistics(self.encoder.name) if self.encoder.pretrained else ((0.5,) * 3, (0.5,) * 3)
 
 
 class Encoded(NamedTuple):
     """What the encoder makes of images."""
 
-    latents: Tensor  # (B, T, C): what the decoder sees; drawn from the posterior in training when there is one
-    mean: Tensor  # (B, T, C): what is cached
+    latents: (
+        Tensor  # (B, T, C): what the decoder sees; drawn from the posterior in training when there is one, and mapped
+    )
+    mean: Tensor  # (B, T, C): before the latent maps
     logvar: Tensor | None  # (B, T, C), of a gaussian autoencoder
+    code: Tensor | None = None  # (B, T, C or 2 C): the encoder's own output
+    figures: dict[str, Tensor] = {}  # what the latent maps tell
 
 
-def build_vit(config: ViTConfig, image_size: int, patch_size: int, position_std: float = 0.02) -> VisionTransformer:
-    """A timm vision transformer without a head, its positions (and pretrained patches) resampled to these sizes.
-
-    Raises:
-        UserError: timm knows no such model, it is not a ViT, or its weights cannot be had.
-    """
-    if not config.name:
-        vit = VisionTransformer(
-            img_size=image_size,
-            patch_size=patch_size,
-            embed_dim=config.width,
-            depth=config.depth,
-            num_heads=config.heads,
-            num_classes=0,
-            global_pool="",
-            class_token=False,
-        )
-        nn.init.normal_(vit.pos_embed, std=position_std)
-        return vit
-    try:
-        vit = timm.create_model(
-            config.name, pretrained=config.pretrained, img_size=image_size, patch_size=patch_size, num_classes=0
-        )
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise UserError(
-            f"timm cannot build the ViT '{config.name}' at {image_size} px ({' '.join(str(error).split())[:160]})"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the weights of '{config.name}' are not on this machine and cannot be fetched: put the hub's timm/{config.name} "
-            f"into HF_HOME, or write pretrained=false"
-        ) from error
-    if isinstance(vit, VisionTransformer) and not config.pretrained and vit.pos_embed is not None:
-        nn.init.normal_(vit.pos_embed, std=position_std)
-    if not isinstance(vit, VisionTransformer):
-        raise UserError(
-            f"'{config.name}' is not one of timm's vision transformers: choose a name that starts with vit_"
-        )
-    return vit
-
-
-def through_blocks(vit: VisionTransformer, x: Tensor) -> Tensor:
-    """Blocks and norms of a timm ViT over any sequence, ``(B, n, W) -> (B, n, W)``."""
-    return vit.norm(vit.blocks(vit.norm_pre(x)))
+def through_blocks(vit: VisionTransformer, x: Tensor, again: bool = False) -> Tensor:
+    """Blocks and norms of a timm ViT over any sequence, ``(B, n, W) -> (B, n, W)``; ``again``: computed twice rather than kept."""
+    x = vit.norm_pre(x)
+    for block in vit.blocks:
+        x = checkpoint(block, x, use_reentrant=False) if again and torch.is_grad_enabled() else block(x)
+    return vit.norm(x)
 
 
 class Encoder(nn.Module):
@@ -129,11 +104,21 @@ class Encoder(nn.Module):
         width = self.vit.embed_dim
         self.latent_tokens = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_latent = nn.Linear(width, config.channels * (2 if config.gaussian else 1))
+        self.again = config.checkpoint_blocks
+        mean, std = config.input_statistics()
+        # Images come in [-1, 1]: x * scale + shift is (x / 2 + 1 / 2 - mean) / std.
+        self.input_scale = None if set(mean + std) == {0.5} else [0.5 / s for s in std]
+        self.input_shift = [(0.5 - m) / s for m, s in zip(mean, std)]
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.input_scale is not None:
+            scale, shift = (
+                images.new_tensor(v).view(-1, 1, 1) for v in (self.input_scale, self.input_shift)
+            )  # (3, 1, 1)
+            images = images * scale + shift  # (B, 3, H, H)
         patches = self.vit._pos_embed(self.vit.patch_embed(images))  # (B, prefix + patches, W)
         tokens = self.latent_tokens.expand(len(images), -1, -1)  # (B, T, W)
-        x = through_blocks(self.vit, torch.cat([patches, tokens], dim=1))  # (B, prefix + patches + T, W)
+        x = through_blocks(self.vit, torch.cat([patches, tokens], dim=1), self.again)  # (B, prefix + patches + T, W)
         return self.to_latent(x[:, -tokens.shape[1] :])  # (B, T, C or 2 C)
 
 
@@ -149,13 +134,16 @@ class Decoder(nn.Module):
         self.from_latent = nn.Linear(config.channels, width)
         self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
+        self.again = config.checkpoint_blocks
 
     def forward(self, latents: Tensor) -> Tensor:
         patches = self.vit._pos_embed(
             self.mask_token.expand(len(latents), self.side**2, -1)
         )  # (B, prefix + patches, W)
         x = torch.cat([patches, self.from_latent(latents) + self.latent_positions], dim=1)
-        x = through_blocks(self.vit, x)[:, self.vit.num_prefix_tokens :][:, : self.side**2]  # (B, patches, W)
+        x = through_blocks(self.vit, x, self.again)[:, self.vit.num_prefix_tokens :][
+            :, : self.side**2
+        ]  # (B, patches, W)
         pixels = self.to_pixels(x).view(-1, self.side, self.side, self.patch, self.patch, 3)
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
             -1, 3, self.side * self.patch, self.side * self.patch
@@ -174,6 +162,12 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config, self.about = config, dict(about or {})
         self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.latent_maps = build_latent_maps(config.latent_map, config.channels)
+
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """What ``torch.compile`` is asked for, so that encoding and decoding alone are compiled as well."""
+        return [self.encoder, self.decoder]
 
     @property
     def fingerprint(self) -> str:
@@ -182,17 +176,21 @@ class Autoencoder(nn.Module):
 
     def posterior(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
         """Encode; with ``noise (B, T, C)`` a gaussian autoencoder draws its latents, without it they are the mean."""
-        code = self.encoder(images)
-        if not self.config.gaussian:
-            return Encoded(code, code, None)
-        mean, logvar = code.chunk(2, dim=-1)
-        logvar = logvar.clamp(-30, 20)
-        latents = mean if noise is None else mean + (0.5 * logvar).exp() * noise
-        return Encoded(latents, mean, logvar)
+        code = self.encoder(images)  # (B, T, C or 2 C)
+        latents, mean, logvar = code, code, None
+        if self.config.gaussian:
+            mean, logvar = code.chunk(2, dim=-1)
+            logvar = logvar.clamp(-30, 20)
+            latents = mean if noise is None else mean + (0.5 * logvar).exp() * noise
+        figures: dict[str, Tensor] = {}
+        for latent_map in self.latent_maps:
+            latents, told = latent_map(latents)
+            figures |= told
+        return Encoded(latents, mean, logvar, code, figures)
 
     def encode(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``."""
-        return self.posterior(images).mean
+        """``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``: of a gaussian autoencoder the mean."""
+        return self.posterior(images).latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``(B, T, C)`` to images ``(B, 3, H, H)``, in [-1, 1] but for overshoot."""
@@ -206,9 +204,14 @@ class Autoencoder(nn.Module):
         """Write ``model.safetensors`` and ``config.json``."""
         folder = Path(folder)
         write_tensors(folder / "model.safetensors", self.state_dict())
-        sizes = asdict(self.config)
+        sizes = asdict(self.config) | {"checkpoint_blocks": False}
+        if self.config.encoder.pretrained:
+            sizes["input_mean"], sizes["input_std"] = self.config.input_statistics()
         for part in ("encoder", "decoder"):
-            sizes[part]["pretrained"] = False  # the weights lie here: nothing is to be fetched to load them
+            sizes[part] |= {
+                "pretrained": False,
+                "weights": "",
+            }  # the weights lie here: nothing is to be fetched to load them
         write_json(
             folder / "config.json",
             {"format": FORMAT_VERSION, "sizes": sizes, "about": self.about, "fingerprint": self.fingerprint},
@@ -230,3 +233,42 @@ class Autoencoder(nn.Module):
             model, read_tensors(folder / "model.safetensors", "autoencoder's weights"), f"the autoencoder in {folder}"
         )
         return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, **download_options: Any) -> Autoencoder:
+        """Read an autoencoder from a folder, or from the Hugging Face hub by ``user/name``.
+
+        ``download_options`` go to ``huggingface_hub.snapshot_download`` (``revision``, ``cache_dir``, ``token``, ...).
+        """
+        if Path(name_or_folder).is_dir():
+            return cls.load(name_or_folder)
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(str(name_or_folder), allow_patterns=SAVED_FILES, **download_options)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"no autoencoder at {name_or_folder}: it is neither a folder here nor to be had from the hub "
+                f"(HF_HOME={os.environ.get('HF_HOME', '~/.cache/huggingface')})"
+            ) from error
+        return cls.load(folder)
+
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the two files that :meth:`save` writes to the Hugging Face hub as ``user/name``; returns where they are.
+
+        Raises:
+            UserError: the hub cannot be reached, or refuses.
+        """
+        from huggingface_hub import HfApi
+
+        hub = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            try:
+                hub.create_repo(name, private=private, exist_ok=True)
+                hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload autoencoder")
+            except (
+                Exception
+            ) as error:  # of the hub's library or of the HTTP client below it, which differ between its versions
+                raise UserError(f"cannot upload to {name}: {' '.join(str(error).split())[:200]}") from error
+        return f"{hub.endpoint}/{name}"

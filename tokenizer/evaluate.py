@@ -1,7 +1,8 @@
-"""Measure a trained autoencoder: PSNR, SSIM and rFID over all images of the data.
+"""Measure a trained autoencoder on held-out images: PSNR, SSIM, rFID and LPIPS.
 
     python -m tokenizer.evaluate [--preset digits] [option=value ...]
 
+The images are ``held_out=<folder>``, ImageNet's 50,000 for validation say, or else the data, cropped centrally at the size of training.
 Writes ``<run_dir>/ae/evaluation.json`` with the figures and their protocol.
 """
 
@@ -15,61 +16,77 @@ from tqdm.auto import tqdm
 from flowprior.data.images import ImageSource, open_images, to_model, to_uint8
 from flowprior.data.loader import ordered_batches
 from flowprior.errors import UserError, entry_point
-from flowprior.metrics import Extractor, ReconstructionMeter, StreamingMoments, frechet_distance
 from flowprior.training.config import config_from_command_line
 from flowprior.training.distributed import best_device
 from flowprior.training.files import read_json, write_json
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.metrics import Meter, build_meters
 from tokenizer.train_ae import PRESETS, AEConfig
 
 
 @entry_point
 def main() -> None:
     config = config_from_command_line(AEConfig, PRESETS, __doc__)
+    if config.dry_run:
+        return
     folder = Path(config.run_dir) / "ae"
     if not (folder / "autoencoder" / "config.json").is_file():
         raise UserError(f"there is no autoencoder at {folder / 'autoencoder'}: run `bash scripts/train_ae.sh` first")
     autoencoder = Autoencoder.load(folder / "autoencoder")
-    images = open_images(config.data)
-    name, weights = config.evaluate.extractor, config.evaluate.weights or None
-    extractor = Extractor(name, device=best_device(), weights_path=weights) if name else None
+    check_crop(config, autoencoder)
+    images = open_images(config.held_out_data())
+    meters = build_meters(chosen_metrics(config), config.meter_context(len(images), best_device()))
     protocol = {
         "autoencoder": autoencoder.fingerprint,
         "images": images.fingerprint(),
+        "held_out": config.held_out_data() != config.data,
         "count": len(images),
         "size": config.data.size,
         "crop": "centre",
-        "extractor": {"name": extractor.name, "weights": extractor.fingerprint} if extractor else None,
         "weights": "averaged",
         "dtype": "float32, float64 moments",
+        "extractor": None,
     }
+    for meter in meters:
+        protocol |= meter.protocol()
     file = folder / "evaluation.json"
     if file.is_file() and read_json(file, "evaluation").get("protocol") == protocol:
         print(f"evaluation of the autoencoder: complete ({file})")
     else:
-        write_json(file, {"metrics": measure(autoencoder, images, extractor), "protocol": protocol})
+        write_json(file, {"metrics": measure(autoencoder, images, meters), "protocol": protocol})
     metrics = read_json(file, "evaluation")["metrics"]
     print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
 
+def chosen_metrics(config: AEConfig) -> list[str]:
+    """Those that the config names, or every one that can be expected to have its weights."""
+    if config.evaluate.metrics:
+        return list(config.evaluate.metrics)
+    return ["fidelity", *["rfid"] * bool(config.evaluate.extractor), *["lpips"] * bool(config.loss.perceptual_weight)]
+
+
+def check_crop(config: AEConfig, autoencoder: Autoencoder) -> None:
+    """A :class:`UserError` when the images would be shown at another size or crop than in training."""
+    kept = autoencoder.about.get("data", {})
+    for name, asked in (("size", config.data.size), ("crop", config.data.crop)):
+        if name in kept and kept[name] != asked:
+            raise UserError(
+                f"the autoencoder was trained at data.{name}={kept[name]}, not {asked}: measure it with the options that it was trained with"
+            )
+
+
 @torch.no_grad()
-def measure(autoencoder: Autoencoder, images: ImageSource, extractor: Extractor | None) -> dict[str, float]:
-    """PSNR in dB and SSIM over all images, and rFID where there is an extractor; images and features are not kept."""
+def measure(autoencoder: Autoencoder, images: ImageSource, meters: list[Meter]) -> dict[str, float]:
+    """The meters' figures over all images, which are not kept."""
     device = best_device()
     autoencoder = autoencoder.to(device)
-    meter, real, decoded = ReconstructionMeter(), StreamingMoments(), StreamingMoments()
     for batch in tqdm(
         ordered_batches(images, 128), total=-(-len(images) // 128), desc="reconstruct", unit="batch", dynamic_ncols=True
     ):
         reconstruction = to_uint8(autoencoder.decode(autoencoder.encode(to_model(batch["image"].to(device))))).cpu()
-        meter.update(batch["image"], reconstruction)
-        if extractor:
-            real.update(extractor(batch["image"]).fid)
-            decoded.update(extractor(reconstruction).fid)
-    figures = {name: float(value) for name, value in meter.compute().items() if name != "count"}
-    if extractor:
-        figures["rfid"] = frechet_distance(decoded.statistics(extractor.name), real.statistics(extractor.name))
-    return figures
+        for meter in meters:
+            meter.update(batch["image"], reconstruction)
+    return {name: value for meter in meters for name, value in meter.compute().items()}
 
 
 if __name__ == "__main__":

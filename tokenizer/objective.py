@@ -1,18 +1,24 @@
-"""Stage 2's objective: reconstruction, perceptual distance, and regularisers of the latents."""
+"""Stage 2's objective: reconstruction, perceptual distance, a discriminator's judgement, and regularisers of the latents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from flowprior.data.images import to_model
 from flowprior.training.config import option
+from flowprior.training.distributed import Workers
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.features import FeatureModel
+from tokenizer.losses.adversarial import AdversarialConfig, Adversary
+from tokenizer.losses.gradients import adaptive_weight, sample_gradient_norm
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.losses.pixel import PIXEL_LOSSES
+from tokenizer.losses.schedule import ramp
 from tokenizer.regularisers.base import Regulariser
 
 
@@ -23,42 +29,108 @@ class LossConfig:
     pixel: Literal["l2", "l1"] = option("l2", "difference of pixels in [-1, 1]")
     pixel_weight: float = option(1.0, "of the pixel loss")
     perceptual_weight: float = option(0.0, "of LPIPS; above 0 torchvision's VGG-16 weights are needed")
-    perceptual_ramp_steps: int = option(0, "LPIPS reaches its weight linearly over so many steps")
+    perceptual_start_step: int = option(0, "step from which LPIPS counts")
+    perceptual_ramp_steps: int = option(0, "from then on LPIPS reaches its weight linearly over so many steps")
+    perceptual_weights: str = option(
+        "", "file of VGG-16's weights, where it is not in torch's hub folder", changes_result=False
+    )
+    adversarial: AdversarialConfig = option(AdversarialConfig, "")
 
     def __post_init__(self) -> None:
-        if min(self.pixel_weight, self.perceptual_weight, self.perceptual_ramp_steps) < 0:
-            raise ValueError("weights and ramps cannot be negative")
+        numbers = (self.pixel_weight, self.perceptual_weight, self.perceptual_start_step, self.perceptual_ramp_steps)
+        if min(numbers) < 0:
+            raise ValueError("weights, starts and ramps cannot be negative")
 
 
 class AutoencoderObjective(nn.Module):
-    """``pixel + perceptual + sum of weighted regularisers``; every term is returned raw, ``loss`` is their weighted sum.
+    """``pixel + perceptual + adversarial + sum of regularisers``, each with its weight.
 
     Args:
         autoencoder: the model that is trained.
         regularisers: see :mod:`tokenizer.regularisers`.
         config: of the image terms.
+        adversary: the discriminator, where there is one; it is trained by its own :meth:`~Adversary.update`.
+        features: the frozen model that some regularisers align with.
+        workers: this process among those of the run.
+        log_steps: every so many steps the gradient that each term sends to the latents is measured; 0: never.
+        require_weights: False leaves LPIPS's network random, for counting.
     """
 
-    def __init__(self, autoencoder: Autoencoder, regularisers: list[Regulariser], config: LossConfig) -> None:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        regularisers: list[Regulariser],
+        config: LossConfig,
+        adversary: Adversary | None = None,
+        features: FeatureModel | None = None,
+        workers: Workers | None = None,
+        log_steps: int = 0,
+        require_weights: bool = True,
+    ) -> None:
         super().__init__()
-        self.autoencoder, self.config = autoencoder, config
+        self.autoencoder, self.config, self.adversary, self.features = autoencoder, config, adversary, features
+        self.workers, self.log_steps = workers or Workers(), log_steps
         self.regularisers = nn.ModuleList(regularisers)
-        self.perceptual = PerceptualLoss() if config.perceptual_weight else None
+        self.perceptual = None
+        if config.perceptual_weight:
+            self.perceptual = PerceptualLoss(config.perceptual_weights, require_weights=require_weights)
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+        """``loss``; every term raw under its name and weighted under ``weighted/``; at the logging interval the norm of the gradient that
+        the weighted term sends to the encoder's output under ``latent_gradient/``; and detached tensors for those who train beside it."""
         images = to_model(batch["image"])  # (B, 3, H, H)
         model = self.autoencoder.config
         noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.gaussian else None
         reconstruction, encoded = self.autoencoder(images, noise)
         reconstruction = reconstruction.float()
 
-        terms = {self.config.pixel: PIXEL_LOSSES[self.config.pixel](reconstruction, images)}
-        loss = self.config.pixel_weight * terms[self.config.pixel]
-        if self.perceptual is not None:
-            terms["lpips"] = self.perceptual(reconstruction, images)
-            ramp = min(1.0, (random.step + 1) / max(1, self.config.perceptual_ramp_steps))
-            loss = loss + ramp * self.config.perceptual_weight * terms["lpips"]
+        terms, weighted = self._image_terms(reconstruction, images, random.step)
+        rebuilt = sum(weighted.values())
+        extra = {"latents": encoded.latents.detach().float()}
+        if self.adversary is not None and random.step >= self.adversary.config.start_step:
+            self._weigh_adversary(terms, weighted, reconstruction, rebuilt, random)
+            extra |= {"images": images, "reconstruction": reconstruction.detach()}
+        if self.features is not None:
+            patches, whole = self.features(images)
+            batch = batch | {"feature_patches": patches, "feature_global": whole}
         for regulariser in self.regularisers:
-            terms[regulariser.name] = regulariser.term(encoded, batch, random)
-            loss = loss + regulariser.weight_at(random.step) * terms[regulariser.name]
-        return {"loss": loss, **terms, "latents": encoded.latents.detach().float()}
+            term = terms[regulariser.name] = regulariser.term(encoded, batch, random)
+            weight: float | Tensor = regulariser.weight_at(random.step)
+            if regulariser.adaptive:
+                weight = weight * adaptive_weight(
+                    rebuilt, term, self.autoencoder.encoder.to_latent.weight, self.workers
+                )
+            weighted[regulariser.name] = weight * term
+        figures = {f"weighted/{name}": value.detach() for name, value in weighted.items()}
+        if self.log_steps and (random.step + 1) % self.log_steps == 0 and torch.is_grad_enabled():
+            for name, value in weighted.items():
+                figures[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.workers)
+        return {"loss": sum(weighted.values()), **terms, **figures, **extra}
+
+    def _image_terms(
+        self, reconstruction: Tensor, images: Tensor, step: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Raw and weighted terms between images."""
+        config = self.config
+        terms = {config.pixel: PIXEL_LOSSES[config.pixel](reconstruction, images)}
+        weighted = {config.pixel: config.pixel_weight * terms[config.pixel]}
+        share = ramp(step, config.perceptual_start_step, config.perceptual_ramp_steps)
+        if self.perceptual is not None and share:
+            terms["lpips"] = self.perceptual(reconstruction, images)
+            weighted["lpips"] = share * config.perceptual_weight * terms["lpips"]
+        return terms, weighted
+
+    def _weigh_adversary(
+        self,
+        terms: dict[str, Tensor],
+        weighted: dict[str, Tensor],
+        reconstruction: Tensor,
+        rebuilt: Tensor,
+        random: StepRandom,
+    ) -> None:
+        """Add the adversarial term to ``terms`` and ``weighted``."""
+        term = terms["adversarial"] = self.adversary.term(reconstruction, random)
+        weight: float | Tensor = self.adversary.weight_at(random.step)
+        if self.adversary.config.adaptive:
+            weight = weight * adaptive_weight(rebuilt, term, self.autoencoder.decoder.to_pixels.weight, self.workers)
+        weighted["adversarial"] = weight * term

@@ -1,6 +1,6 @@
 """Stage 2: train an autoencoder whose latents the frozen flow prior shapes.
 
-    python -m tokenizer.train_ae [--preset digits] [option=value ...]
+    python -m tokenizer.train_ae [--preset digits] [--dry-run] [option=value ...]
 
 Writes ``<run_dir>/ae``: ``autoencoder/`` (the averaged weights), pictures of reconstructions, and the log.
 """
@@ -11,42 +11,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from flowprior.data.images import ImageConfig, ImageSource, open_images, to_model, to_uint8
+from flowprior.data.images import ImageConfig, ImageSource, open_images
 from flowprior.data.loader import training_batches
-from flowprior.data.order import SampleKey
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
-from flowprior.metrics import KNNDensity, ReconstructionMeter
+from flowprior.flow.target_map import TargetMap
+from flowprior.flow.velocity import VelocityMLP
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
-from flowprior.training.pictures import save_pairs
 from flowprior.training.randomness import seed_global_generators
 from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
+from tokenizer.dry_run import describe_step
+from tokenizer.features import FeatureConfig, FeatureContext, load_features, untrained_features
+from tokenizer.losses.adversarial import Adversary
+from tokenizer.metrics import METERS, MeterContext, check_meters
+from tokenizer.monitor import Monitor, MonitorConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
 from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers, chosen_configs
 
 MAKE_PRIOR = "bash scripts/train_flowhead.sh"
-
-
-@dataclass
-class MonitorConfig:
-    """What is measured while training."""
-
-    images: int = option(1024, "how many images, spread over the data")
-    latents: int = option(10_000, "most latent tokens for the kNN distance (Fig. 4 of the paper)")
-    neighbour: int = option(5, "k of the kNN distance")
-    picture_images: int = option(16, "in the picture of reconstructions")
-
-    def __post_init__(self) -> None:
-        if min(self.images, self.latents, self.neighbour, self.picture_images) < 1:
-            raise ValueError("images, latents, neighbour and picture_images are at least 1")
 
 
 @dataclass
@@ -55,10 +44,18 @@ class EvaluateConfig:
 
     extractor: str = option("", f"of features, for rFID: {' or '.join(EXTRACTORS)}; empty: no rFID")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
+    metrics: tuple[str, ...] = option(
+        (),
+        f"of {', '.join(METERS)}; empty: fidelity, rfid where an extractor is named, lpips where it is part of the loss",
+    )
+    reference: str = option(
+        "", "for rFID a .npz of as many real images, cropped alike; empty: the originals themselves"
+    )
 
     def __post_init__(self) -> None:
         if self.extractor:
             check_extractor(self.extractor)
+        check_meters(self.metrics)
 
 
 @dataclass
@@ -66,10 +63,19 @@ class AEConfig:
     """Stage 2."""
 
     run_dir: str = option("runs/digits", "folder of the run; the stage writes into its ae/", changes_result=False)
+    dry_run: bool = option(
+        False, "print parameters, FLOP and memory of a step, and train nothing", changes_result=False
+    )
     prior: str = option("", "folder of the flow prior; empty: <run_dir>/flowhead/prior", changes_result=False)
     data: ImageConfig = option(ImageConfig, "")
+    held_out: str = option(
+        "",
+        "folder of images that are measured, not trained on; empty: the digits' other part, or data",
+        changes_result=False,
+    )
     model: AutoencoderConfig = option(AutoencoderConfig, "")
     loss: LossConfig = option(LossConfig, "")
+    features: FeatureConfig = option(FeatureConfig, "")
     regulariser: RegulariserConfig = option(RegulariserConfig, "")
     monitor: MonitorConfig = option(MonitorConfig, "")
     evaluate: EvaluateConfig = option(EvaluateConfig, "", changes_result=False)
@@ -86,6 +92,26 @@ class AEConfig:
     def prior_folder(self) -> Path:
         return Path(self.prior) if self.prior else Path(self.run_dir) / "flowhead" / "prior"
 
+    def held_out_data(self) -> ImageConfig:
+        """The images that are measured, cropped as they are for evaluation."""
+        if self.held_out:
+            return replace(self.data, source="folder", path=self.held_out)
+        if self.data.source == "digits" and self.data.subset == "train":
+            return replace(self.data, subset="val")
+        return self.data
+
+    def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
+        """What measures of ``image_count`` reconstructions are built from."""
+        return MeterContext(
+            device,
+            image_count,
+            self.data.size,
+            self.evaluate.extractor,
+            self.evaluate.weights,
+            self.evaluate.reference,
+            self.loss.perceptual_weights,
+        )
+
 
 PRESETS = Path(__file__).parent / "configs" / "ae"
 
@@ -93,32 +119,107 @@ PRESETS = Path(__file__).parent / "configs" / "ae"
 @entry_point
 def main() -> None:
     config = config_from_command_line(AEConfig, PRESETS, __doc__)
+    if config.dry_run:
+        print(dry_run(config))
+        return
     folder = RunFolder(config.run_dir, "ae")
     with distributed_workers() as workers:
         prior = find_prior(config)
         images = open_images(config.data, config.train.seed)
+        held_out = open_images(config.held_out_data())
         folder.open(config, workers, {"data": images.fingerprint()} | ({"prior": prior.fingerprint} if prior else {}))
         if folder.is_complete():
             folder.say_complete()
         else:
-            train(config, folder, workers, images, prior)
+            train(config, folder, workers, images, held_out, prior)
 
 
-def train(config: AEConfig, folder: RunFolder, workers: Workers, images: ImageSource, prior: FlowPrior | None) -> None:
+def build_objective(
+    config: AEConfig, folder: Path | None, workers: Workers, num_classes: int, prior: FlowPrior | None
+) -> AutoencoderObjective:
+    """Autoencoder, losses and regularisers as the config asks for them, with weights that depend on the seed alone.
+
+    Without a folder no weights are read or fetched: everything is there to be counted.
+    """
+    features = None
+    if any(getattr(section, "needs_features", False) for section in chosen_configs(config.regulariser)):
+        context = FeatureContext(config.data.size, config.train.seed, folder, workers)
+        features = (
+            load_features(config.features, context) if folder else untrained_features(config.features, config.data.size)
+        )
+    seed_global_generators(config.train.seed, "regularisers and discriminator")
+    context = RegulariserContext(prior, config.model, num_classes, config.train.seed, workers, features)
+    regularisers = build_regularisers(config.regulariser, context)
+    adversarial = config.loss.adversarial
+    adversary = Adversary(adversarial, config.data.size, config.train, workers) if adversarial.weight else None
+    model = config.model
+    for regulariser in regularisers:
+        model = regulariser.adapt(model)
+    seed_global_generators(config.train.seed, "autoencoder")
+    return AutoencoderObjective(
+        Autoencoder(model),
+        regularisers,
+        config.loss,
+        adversary,
+        features,
+        workers,
+        config.train.log_steps,
+        require_weights=folder is not None,
+    ).to(workers.device)
+
+
+def dry_run(config: AEConfig) -> str:
+    """What a step would cost, counted on the meta device: nothing is fetched, computed or written. A prior that is not there yet is
+    taken to have the paper's size."""
+    dino = replace(config.loss.adversarial.discriminator.dino, pretrained=False, weights="")
+    discriminator = replace(config.loss.adversarial.discriminator, dino=dino)
+    config = replace(
+        config,
+        model=replace(config.model, encoder=replace(config.model.encoder, pretrained=False, weights="")),
+        loss=replace(config.loss, adversarial=replace(config.loss.adversarial, discriminator=discriminator)),
+    )
+    workers, prior = Workers(device=torch.device("meta")), None
+    with torch.device("meta"):
+        if any(section.needs_prior for section in chosen_configs(config.regulariser)):
+            there = (config.prior_folder / "config.json").is_file()
+            sizes = FlowPrior.load(config.prior_folder).velocity.sizes if there else {"channels": config.model.channels}
+            prior = FlowPrior(
+                VelocityMLP(**sizes), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, sizes["channels"]))
+            )
+        objective = build_objective(config, None, workers, 1, prior)
+        return describe_step(objective, config.train, config.optim)
+
+
+def train(
+    config: AEConfig,
+    folder: RunFolder,
+    workers: Workers,
+    images: ImageSource,
+    held_out: ImageSource,
+    prior: FlowPrior | None,
+) -> None:
     """Train, save the averaged weights, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
-    context = RegulariserContext(prior, config.model, images.num_classes, config.train.seed, workers)
-    regularisers = build_regularisers(config.regulariser, context)
-    gaussian = config.model.gaussian or any(r.needs_gaussian for r in regularisers)
-    seed_global_generators(config.train.seed, "autoencoder")
-    autoencoder = Autoencoder(replace(config.model, gaussian=gaussian))
-    objective = AutoencoderObjective(autoencoder, regularisers, config.loss).to(workers.device)
-    saved = {name: item for regulariser in regularisers for name, item in regulariser.saved().items()}
+    objective = build_objective(config, folder.path, workers, images.num_classes, prior)
+    autoencoder, regularisers, adversary = objective.autoencoder, list(objective.regularisers), objective.adversary
+    saved = {
+        name: item
+        for part in [*regularisers, *([adversary] if adversary else [])]
+        for name, item in part.saved().items()
+    }
+    if config.train.compile:  # gradients are asked for more than once: what the backward pass reads must stay
+        torch._functorch.config.donated_buffer = False
     loop = TrainingLoop(objective, autoencoder, config.train, config.optim, workers, folder.path, saved, "autoencoder")
-    monitor = Monitor(config, folder, images, prior, workers)
+    target_samples = config.prior_folder.parent / "target_samples.safetensors"
+    meters = config.meter_context(len(held_out), workers.device)
+    monitor = Monitor(config.monitor, folder, held_out, prior, target_samples, meters, workers)
 
     def after_step(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         latents, figures = terms.pop("latents"), {}
+        if "reconstruction" in terms:
+            with loop.autocast:
+                told = adversary.update(terms.pop("images"), terms.pop("reconstruction"), step)
+            figures |= {f"discriminator/{name}": value for name, value in told.items()}
         for regulariser in regularisers:
             figures |= regulariser.after_step(latents, step)
         return figures
@@ -140,6 +241,7 @@ def train(config: AEConfig, folder: RunFolder, workers: Workers, images: ImageSo
                 },
                 "regularisers": [r.describe() for r in regularisers],
                 "prior": prior.fingerprint if prior else None,
+                "latents": {name: value for name, value in figures.items() if name.startswith("latent_")},
                 "latent_std": figures["latent_std"],
             }
             autoencoder.save(folder.path / "autoencoder")
@@ -179,56 +281,6 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
             f"train a prior with channels={config.model.channels}"
         )
     return prior
-
-
-class Monitor:
-    """Figures and pictures of a fixed set of images: PSNR, SSIM, latent statistics, and alignment loss against kNN distance (Fig. 4)."""
-
-    def __init__(
-        self, config: AEConfig, folder: RunFolder, images: ImageSource, prior: FlowPrior | None, workers: Workers
-    ) -> None:
-        self.config, self.folder, self.images, self.device = config.monitor, folder, images, workers.device
-        spread = (
-            torch.linspace(0, len(images) - 1, min(config.monitor.images, len(images))).long().tolist()
-        )  # folders are sorted by class
-        keys = [SampleKey(index, -1) for index in spread]
-        self.keys = [keys[first : first + 128] for first in range(0, len(keys), 128)]
-        self.prior = prior.to(workers.device) if prior else None
-        target = config.prior_folder.parent / "target_samples.safetensors"
-        self.density = (
-            KNNDensity(load_file(target)["samples"], k=config.monitor.neighbour) if prior and target.is_file() else None
-        )
-
-    @torch.no_grad()
-    def __call__(self, autoencoder: Autoencoder, step: int) -> dict[str, float]:
-        meter, codes, first = ReconstructionMeter(), [], None
-        for keys in self.keys:
-            batch = self.images.batch(keys)
-            latents = autoencoder.encode(to_model(batch["image"].to(self.device)))
-            reconstruction = to_uint8(autoencoder.decode(latents)).cpu()
-            meter.update(batch["image"], reconstruction)
-            codes.append(latents.float())
-            if first is None:
-                first = (batch["image"][: self.config.picture_images], reconstruction[: self.config.picture_images])
-        save_pairs(self.folder.path / "pictures" / f"reconstructions_{step:08d}.png", *first)
-        latents = torch.cat(codes)  # (N, T, C)
-        spectrum = torch.linalg.eigvalsh(latents.flatten(0, 1).double().T.cov()).clamp(min=1e-12)
-        shares = spectrum / spectrum.sum()
-        figures = {name: float(value) for name, value in meter.compute().items() if name != "count"}
-        figures |= {
-            "latent_mean": latents.mean().item(),
-            "latent_std": latents.std().item(),
-            "latent_norm": latents.norm(dim=-1).mean().item(),
-            "latent_effective_rank": torch.exp(-(shares * shares.log()).sum()).item(),
-        }
-        if self.prior is not None:
-            generator = torch.Generator(self.device).manual_seed(0)
-            figures["alignment"] = self.prior.alignment_loss(latents, group_size=8, generator=generator).item()
-        if self.density is not None:
-            tokens = latents.flatten(0, 1)
-            rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[: self.config.latents]
-            figures["knn_log_distance"] = self.density.log_distance(tokens.cpu()[rows])
-        return figures
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from flowprior.training.files import write_bytes
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean ``mu (d,)`` and covariance ``sigma (d, d)`` of features, float64; how many, and whose, where that is known.
+    """Mean ``mu (d,)`` and covariance ``sigma (d, d)`` of features, float64; how many, whose, and of which crop, where that is known.
 
     ``spatial`` are the moments of spatial Inception features, for sFID, where the file has them as ADM's have.
     """
@@ -28,15 +28,18 @@ class Statistics:
     count: int | None = None
     extractor: str | None = None
     spatial: Statistics | None = None
+    crop: str | None = None  # "centre 256", say
 
     def save(self, path: str | Path) -> None:
-        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count`` and ``extractor`` beside them when known."""
+        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count``, ``extractor`` and ``crop`` beside them when known."""
         path = Path(path)
         arrays = {"mu": self.mu, "sigma": self.sigma}
         if self.count is not None:
             arrays["count"] = np.int64(self.count)
         if self.extractor is not None:
             arrays["extractor"] = np.str_(self.extractor)
+        if self.crop is not None:
+            arrays["crop"] = np.str_(self.crop)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         try:
@@ -57,7 +60,9 @@ class Statistics:
         spatial = None
         if {"mu_s", "sigma_s"} <= set(arrays):
             spatial = cls(*_moments(arrays, "mu_s", "sigma_s", path), extractor="inception_spatial")
-        return cls(*_moments(arrays, "mu", "sigma", path), _optional_count(arrays), _optional_name(arrays), spatial)
+        mu, sigma = _moments(arrays, "mu", "sigma", path)
+        extractor, crop = (_optional_name(arrays, name) for name in ("extractor", "crop"))
+        return cls(mu, sigma, _optional_count(arrays), extractor, spatial, crop)
 
 
 def _moments(
@@ -94,7 +99,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             # Only what is used: a foreign file may carry pickled or very large arrays of its own.
-            read = {"mu", "sigma", "count", "extractor"}
+            read = {"mu", "sigma", "count", "extractor", "crop"}
             read |= {"mu_s", "sigma_s"} if "sigma_s" in archive.files else set()
             wanted = [name for name in archive.files if name in read]
             others = {name: np.empty(0) for name in archive.files if name not in wanted}
@@ -111,8 +116,8 @@ def _optional_count(arrays: dict[str, np.ndarray]) -> int | None:
     return int(count) if count is not None and count.ndim == 0 and count.dtype.kind in "iu" else None
 
 
-def _optional_name(arrays: dict[str, np.ndarray]) -> str | None:
-    name = arrays.get("extractor")
+def _optional_name(arrays: dict[str, np.ndarray], key: str) -> str | None:
+    name = arrays.get(key)
     return str(name) if name is not None and name.ndim == 0 and name.dtype.kind == "U" else None
 
 
@@ -166,9 +171,9 @@ class StreamingMoments:
         self.scatter = workers.sum(scatter + torch.outer(shift, shift) * self.count)
         self.mean, self.count = common, total
 
-    def statistics(self, extractor: str | None = None) -> Statistics:
+    def statistics(self, extractor: str | None = None, crop: str | None = None) -> Statistics:
         """The moments so far, with the unbiased covariance (divided by count - 1) that FID uses."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two features, got {self.count}")
         sigma = self.scatter / (self.count - 1)  # (d, d)
-        return Statistics(self.mean.cpu().numpy().copy(), sigma.cpu().numpy(), self.count, extractor)
+        return Statistics(self.mean.cpu().numpy().copy(), sigma.cpu().numpy(), self.count, extractor, crop)

@@ -130,7 +130,8 @@ class TrainingLoop:
             batches: micro-batches from position ``step * accumulation`` on, this process's share of each.
             evaluate: called in every process, every ``eval_steps`` and at the end, with averaged weights in place and no
                 gradients; its figures are logged.
-            after_step: called with the last micro-batch's terms and the step, for networks that train beside the model.
+            after_step: called with the step's terms and the step, for networks that train beside the model. Terms that are not scalars
+                are those of all of this process's micro-batches, one after the other.
 
         Returns:
             The last evaluation's figures; empty where this call had no step left to make.
@@ -186,13 +187,14 @@ class TrainingLoop:
         return evaluated
 
     def _train_step(self, stream: Any) -> dict[str, Tensor]:
-        """One optimiser step over ``accumulation`` micro-batches; returns the mean of their terms."""
+        """One optimiser step over ``accumulation`` micro-batches; returns the mean of their scalar terms and all rows of the others."""
         config, workers = self.config, self.workers
         rate = learning_rate(self.step, config.steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.objective.train()
         sums: dict[str, Tensor] = {}
+        samples: dict[str, list[Tensor]] = {}
         for micro in range(config.accumulation):
             batch = {name: value.to(workers.device, non_blocking=True) for name, value in next(stream).items()}
             slot, slots = micro * workers.count + workers.rank, config.accumulation * workers.count
@@ -207,12 +209,17 @@ class TrainingLoop:
                 if value.dim() == 0:
                     sums[name] = sums.get(name, 0) + value.detach() / config.accumulation
                 else:
-                    sums[name] = value.detach()
+                    samples.setdefault(name, []).append(value.detach())
+        whole = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in samples.items()}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
         bad_somewhere, self.stopping = workers.any(~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None)
         if bad_somewhere:
-            bad = [name for name, value in {**sums, "gradient norm": norm}.items() if not torch.isfinite(value).all()]
+            bad = [
+                name
+                for name, value in {**sums, **whole, "gradient norm": norm}.items()
+                if not torch.isfinite(value).all()
+            ]
             raise NonFiniteLoss(
                 f"step {self.step}, process {workers.rank}: not finite: {', '.join(bad) or 'another process knows what'}"
             )
@@ -220,7 +227,7 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.step)
-        return {**sums, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
+        return {**sums, **whole, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
 
     @torch.no_grad()
     def _evaluated(self, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float]:
@@ -239,11 +246,12 @@ class TrainingLoop:
         self.workers.barrier()
 
     def _mean_over(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
-        means = {
-            name: torch.stack([terms[name].float().to(self.workers.device) for terms in window]).mean()
-            for name in window[-1]
+        # Of a term that not every step has (it starts late, or is measured when it is written), the mean over the steps that have it.
+        names = dict.fromkeys(name for terms in window for name in terms)
+        values = {
+            name: [terms[name].float().to(self.workers.device) for terms in window if name in terms] for name in names
         }
-        return self.workers.mean(means)
+        return self.workers.mean({name: torch.stack(steps).mean() for name, steps in values.items()})
 
     def _write(self, figures: dict[str, float]) -> None:
         if self.log is not None:

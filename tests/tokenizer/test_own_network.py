@@ -15,8 +15,8 @@ from flowprior.training.randomness import StepRandom
 from flowprior.training.run_folder import RunFolder
 from tokenizer import train_ae
 from tokenizer.autoencoder import Autoencoder, Encoded
+from tokenizer.own_network import OwnNetwork
 from tokenizer.regularisers.base import Regulariser
-from tokenizer.regularisers.own_network import OwnNetwork
 
 STEPS = 8
 
@@ -105,7 +105,7 @@ def train(folder: Path, monkeypatch, die_at: int | None = None, precision: str =
     monkeypatch.setattr(train_ae, "build_regularisers", lambda *_: [critic])
     run = RunFolder(folder, "ae")
     run.open(config, Workers())
-    train_ae.train(config, run, Workers(), images, None)
+    train_ae.train(config, run, Workers(), images, images, None)
     return critic
 
 

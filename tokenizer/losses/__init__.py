@@ -1,1 +1,1 @@
-"""Losses between images: pixels and, where weights can be had, perceptual."""
+"""Losses between images: pixels, perceptual distance, and a discriminator's judgement."""

@@ -1,44 +1,80 @@
-"""LPIPS, through the ``lpips`` package (Zhang et al., 2018)."""
+"""LPIPS, through the ``lpips`` package (Zhang et al. 2018, arXiv 1801.03924)."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flowprior.errors import UserError
+from flowprior.training.files import read_tensors
 
 VGG_FILE = "vgg16-397923af.pth"
+VGG_URL = f"https://download.pytorch.org/models/{VGG_FILE}"
+
+
+def vgg_place(weights: str = "") -> Path:
+    """Where VGG-16's weights are looked for: the file given, else torch's hub folder."""
+    return Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS-VGG distance, frozen; images in [-1, 1].
+    """LPIPS-VGG distance, frozen; images in [-1, 1]. The linear layers come with the package, VGG-16's weights do not.
 
     Args:
+        weights: file of torchvision's VGG-16 weights, where it is not in torch's hub folder; only ``features.*`` are read.
         require_weights: without them (tests of shapes) the VGG trunk stays random.
 
     Raises:
-        UserError: torchvision's VGG-16 weights are not on this machine and cannot be fetched.
+        UserError: the weights are not on this machine and cannot be fetched, or are not VGG-16's.
     """
 
-    def __init__(self, require_weights: bool = True) -> None:
+    def __init__(self, weights: str = "", require_weights: bool = True) -> None:
         super().__init__()
         import lpips
 
-        try:
-            self.net = lpips.LPIPS(net="vgg", pnet_rand=not require_weights, verbose=False)
-        except (OSError, RuntimeError) as error:
-            folder = Path(torch.hub.get_dir()) / "checkpoints"
-            raise UserError(
-                f"LPIPS needs torchvision's VGG-16 weights: put {VGG_FILE} from download.pytorch.org/models into {folder}, "
-                f"or write loss.perceptual_weight=0"
-            ) from error
+        with warnings.catch_warnings():  # lpips speaks to torchvision as one did before its 0.13
+            warnings.simplefilter("ignore", UserWarning)
+            self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        if require_weights:
+            self._load_vgg(vgg_place(weights), fetch=not weights)
         self.requires_grad_(False)
         self.eval()
 
+    def _load_vgg(self, file: Path, fetch: bool) -> None:
+        remedy = f"put {VGG_FILE} from {VGG_URL} there, name it with loss.perceptual_weights=<path>, or write loss.perceptual_weight=0"
+        if fetch and not file.is_file():
+            try:
+                os.makedirs(file.parent, exist_ok=True)
+                torch.hub.download_url_to_file(VGG_URL, str(file), hash_prefix="397923af", progress=False)
+            except (OSError, RuntimeError) as error:
+                raise UserError(f"LPIPS needs torchvision's VGG-16 weights at {file}: {remedy}") from error
+        if not file.is_file():
+            raise UserError(f"LPIPS needs torchvision's VGG-16 weights, and there is no file {file}: {remedy}")
+        try:
+            if file.suffix == ".safetensors":
+                tensors = read_tensors(file, "file of VGG-16 weights")
+            else:
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.no_grad():
+                for (
+                    name,
+                    value,
+                ) in self.net.net.named_parameters():  # slice3.12.weight is torchvision's features.12.weight
+                    value.copy_(tensors[f"features.{name.split('.', 1)[1]}"])
+        except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{file} does not hold torchvision's VGG-16 weights ({reason}): {remedy}") from error
+
     def train(self, mode: bool = True) -> PerceptualLoss:
         return super().train(False)
+
+    def per_image(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        """One distance per pair, ``(B,)``."""
+        return self.net(reconstruction, images).flatten()
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         """Mean over the batch, a scalar."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from flowprior.training.checkpoint import Stateful
 from flowprior.training.distributed import Workers
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import AutoencoderConfig, Encoded
+from tokenizer.features import FeatureModel
 
 
 class RegulariserContext(NamedTuple):
@@ -22,18 +24,21 @@ class RegulariserContext(NamedTuple):
     num_classes: int
     seed: int
     workers: Workers
+    features: FeatureModel | None = None  # there whenever a chosen config says needs_features
 
 
 class Regulariser(nn.Module, ABC):
     """One term on the latents, weighted by its config.
 
     A subclass implements :meth:`term`. Parameters that it registers are trained with the autoencoder's optimiser. One that trains
-    a network by a loss of its own holds it in an :class:`~tokenizer.regularisers.own_network.OwnNetwork`, steps that in
-    :meth:`after_step`, and names it in :meth:`saved`, so that it is checkpointed with the rest.
+    a network by a loss of its own holds it in an :class:`~tokenizer.own_network.OwnNetwork`, steps that in :meth:`after_step`, and
+    names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
+    :mod:`tokenizer.latent_maps` in :meth:`adapt`: the map belongs to the autoencoder, which applies it wherever it encodes.
     """
 
     name: str = ""
     needs_gaussian: bool = False  # whether the encoder must give a mean and a log-variance
+    adaptive: bool = False  # whether the weight is scaled so that the term pulls at the encoder's last layer as the reconstruction does
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -43,9 +48,13 @@ class Regulariser(nn.Module, ABC):
         """The weight in step ``step``; constant unless a subclass ramps it."""
         return self.weight
 
+    def adapt(self, model: AutoencoderConfig) -> AutoencoderConfig:
+        """The autoencoder that this regulariser acts on."""
+        return replace(model, gaussian=True) if self.needs_gaussian else model
+
     @abstractmethod
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        """The unweighted term, a scalar."""
+        """The unweighted term, a scalar. Where the config says ``needs_features``, ``batch`` holds ``feature_patches`` and ``feature_global``."""
 
     def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         """Called after the autoencoder's step with its detached float32 latents ``(B, T, C)``; returns figures to log."""

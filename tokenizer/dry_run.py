@@ -1,0 +1,138 @@
+"""What a training step costs, before it is paid: parameters of every part, arithmetic and memory, counted on the meta device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowprior.training.loop import TrainConfig
+from flowprior.training.optim import OptimConfig
+from flowprior.training.randomness import StepRandom
+from tokenizer.objective import AutoencoderObjective
+
+COUNTED_IMAGES = 4  # arithmetic and activations are proportional to the images
+
+
+class _NoSeed(StepRandom):
+    """The shapes of a step's noise, on a device that holds no numbers."""
+
+    def generator(self, name: str) -> None:
+        return None
+
+
+class StepCost(NamedTuple):
+    """Per image, of a forward and a backward pass of everything that is trained."""
+
+    flop: dict[str, float]  # by part
+    activation_bytes: float  # float32, kept for the autoencoder's backward pass
+
+
+def parameter_counts(objective: AutoencoderObjective) -> dict[str, tuple[int, int]]:
+    """``(trained, frozen)`` parameters of every part."""
+    encoder, decoder, adversary = objective.autoencoder.encoder, objective.autoencoder.decoder, objective.adversary
+    latent = [encoder.latent_tokens, decoder.latent_positions, decoder.mask_token]
+    parts: dict[str, list[Tensor]] = {
+        "encoder": list(encoder.vit.parameters()),
+        "decoder": list(decoder.vit.parameters()),
+        "latent tokens": latent,
+        "projections": [p for m in (encoder.to_latent, decoder.from_latent, decoder.to_pixels) for p in m.parameters()],
+        "latent maps": list(objective.autoencoder.latent_maps.parameters()),
+        "perceptual": list(objective.perceptual.parameters()) if objective.perceptual else [],
+        "discriminator": list(adversary.discriminator.parameters()) if adversary else [],
+        "features": list(objective.features.parameters()) if objective.features else [],
+    }
+    parts |= {f"regulariser {r.name}": list(r.parameters()) for r in objective.regularisers}
+    return {
+        name: (sum(p.numel() for p in group if p.requires_grad), sum(p.numel() for p in group if not p.requires_grad))
+        for name, group in parts.items()
+        if group
+    }
+
+
+def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
+    """Count one step in which every term has its full weight."""
+    device, last = torch.device("meta"), train.steps + 10**9
+    size = objective.autoencoder.config.image_size
+    batch = {"image": torch.empty(COUNTED_IMAGES, 3, size, size, dtype=torch.uint8, device=device)}
+    random, kept = _NoSeed(0, last, device=device), {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter):
+            kept[storage._cdata] = (storage.nbytes(), tensor)  # held, so that no other storage takes its address
+        return tensor
+
+    objective.log_steps = 0
+    flop: dict[str, float] = {}
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            terms = objective.train()(batch, random)
+        terms["loss"].backward()
+    flop = by_part(counter, objective)
+    if objective.adversary is not None:
+        adversary = objective.adversary
+        adversary.discriminator.train().trained.requires_grad_(True)
+        with FlopCounterMode(display=False) as counter:
+            told = adversary.discriminator_terms(terms["images"], terms["reconstruction"], random)
+            told["discriminator"].backward()
+        flop["discriminator, its own step"] = counter.get_total_flops()
+    activations = sum(size for size, _ in kept.values())
+    return StepCost({name: count / COUNTED_IMAGES for name, count in flop.items()}, activations / COUNTED_IMAGES)
+
+
+def by_part(counter: FlopCounterMode, objective: AutoencoderObjective) -> dict[str, float]:
+    """The counter's total, split by the outermost modules that each part calls."""
+    root = type(objective).__name__
+    prefixes = {
+        "encoder": f"{root}.autoencoder.encoder",
+        "decoder": f"{root}.autoencoder.decoder",
+        "perceptual": f"{root}.perceptual",
+        "features": f"{root}.features",
+        "latent maps": f"{root}.autoencoder.latent_maps",
+    }
+    prefixes |= {f"regulariser {r.name}": f"{root}.regularisers.{i}" for i, r in enumerate(objective.regularisers)}
+    counts = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    flop = {}
+    for part, prefix in prefixes.items():
+        inside = [name for name in counts if name == prefix or name.startswith(prefix + ".")]
+        outermost = [n for n in inside if not any(n != other and n.startswith(other + ".") for other in inside)]
+        if total := sum(counts[name] for name in outermost):
+            flop[part] = total
+    if objective.adversary is not None:
+        flop["discriminator, for the autoencoder"] = counter.get_total_flops() - sum(flop.values())
+    return flop
+
+
+def describe_step(objective: AutoencoderObjective, train: TrainConfig, optim: OptimConfig) -> str:
+    """Parameters, arithmetic and memory as lines of text."""
+    counts, cost = parameter_counts(objective), step_cost(objective, train)
+    lines = ["parameters"]
+    lines += [f"  {name:<34} {trained:>13,} trained {frozen:>13,} frozen" for name, (trained, frozen) in counts.items()]
+    trained, frozen = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+    lines += [
+        f"  {'all':<34} {trained:>13,} trained {frozen:>13,} frozen",
+        "arithmetic, GFLOP per image, forward and backward",
+    ]
+    total = sum(cost.flop.values())
+    lines += [f"  {name:<34} {count / 1e9:>13,.1f} {100 * count / total:>6.2f} %" for name, count in cost.flop.items()]
+    alignment = cost.flop.get("regulariser flow", 0.0)
+    lines += [
+        f"  {'all':<34} {total / 1e9:>13,.1f}",
+        f"a step of {train.global_batch} images: {total * train.global_batch / 1e12:,.1f} TFLOP",
+    ]
+    if alignment:
+        lines.append(
+            f"alignment adds {100 * alignment / (total - alignment):.2f} % to the rest of the step's arithmetic"
+        )
+    state = 4 * (trained * (4 + bool(optim.ema_decay)) + frozen)
+    activations = cost.activation_bytes
+    lines += [
+        "memory, an estimate",
+        f"  weights, gradients, AdamW{', average' if optim.ema_decay else ''}: {state / 1e9:.2f} GB in every process",
+        f"  activations: {activations / 1e9:.2f} GB per image in float32, about half in bfloat16 (attention matrices included, which fused "
+        f"attention does not keep); {activations * train.micro_batch(1) / 1e9:.1f} GB for a micro-batch of {train.micro_batch(1)} in one process",
+    ]
+    return "\n".join(lines)

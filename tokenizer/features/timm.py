@@ -1,0 +1,94 @@
+"""Features of a frozen timm ViT: DINOv2 for the published aligners, DINO for the discriminator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowprior.training.config import option
+from tokenizer.features.base import FeatureContext, FeatureModel
+from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
+
+
+@dataclass
+class TimmFeatures:
+    """source=timm: patch and global features of a timm ViT."""
+
+    name: str = option("vit_base_patch14_dinov2.lvd142m", "a timm ViT")
+    pretrained: bool = option(
+        True, "with the weights that timm knows for this name; false: random ones, to try things out"
+    )
+    weights: str = option("", "file with the weights, where they are not to come from the hub", changes_result=False)
+    size: int = option(224, "pixels on a side that images are resized to for it")
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is at least 1, not {self.size}")
+
+    def load(self, context: FeatureContext) -> ViTFeatures:
+        return ViTFeatures(FrozenViT(ViTConfig(self.name, self.pretrained, weights=self.weights), self.size))
+
+    def untrained(self, image_size: int) -> ViTFeatures:
+        """The same model with random weights, to be counted."""
+        return ViTFeatures(FrozenViT(ViTConfig(self.name), self.size))
+
+
+class FrozenViT(nn.Module):
+    """A timm ViT that takes images in [-1, 1] of any size and gives its tokens after chosen blocks.
+
+    Args:
+        config: which.
+        size: pixels on a side that images are resized to; a multiple of the ViT's patch size.
+    """
+
+    def __init__(self, config: ViTConfig, size: int) -> None:
+        super().__init__()
+        self.vit = build_vit(config, size, None)
+        self.size, self.width, self.patches = size, self.vit.embed_dim, self.vit.patch_embed.num_patches
+        self.side = self.vit.patch_embed.grid_size[0]
+        mean, std = pixel_statistics(config.name)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenViT:
+        return super().train(False)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, H)`` in [-1, 1] as the first block sees them, ``(B, prefix + N, D)``."""
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, S, S)
+        x = ((images + 1) / 2 - self.mean) / self.std
+        return self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
+
+    def after_blocks(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
+        """Patch tokens ``(B, N, D)`` after each of ``blocks``, counted from 1, ascending."""
+        x, kept = self.embed(images), []
+        for number, block in enumerate(self.vit.blocks[: max(blocks)], start=1):
+            x = block(x)
+            if number in blocks:
+                kept.append(x[:, self.vit.num_prefix_tokens :])
+        return kept
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All tokens after the last norm, ``(B, prefix + N, D)``."""
+        return self.vit.norm(self.vit.blocks(self.embed(images)))
+
+
+class ViTFeatures(FeatureModel):
+    """Patch tokens, and the class token or, without one, the patches' mean."""
+
+    def __init__(self, vit: FrozenViT) -> None:
+        super().__init__()
+        self.frozen, self.patches, self.width = vit, vit.patches, vit.width
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, vit = self.frozen(images).float(), self.frozen.vit
+        patches = tokens[:, vit.num_prefix_tokens :]  # (B, N, D)
+        return patches, tokens[:, 0] if vit.has_class_token else patches.mean(1)

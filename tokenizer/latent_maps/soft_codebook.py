@@ -1,0 +1,60 @@
+"""Soft assignment of latents to codebooks: what SoftVQ puts between encoder and decoder (Chen et al. 2024, arXiv 2412.10958)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowprior.training.config import option
+
+
+@dataclass
+class SoftCodebookConfig:
+    """Latents become convex combinations of codewords."""
+
+    codebooks: int = option(4, "each over its equal share of the channels")
+    size: int = option(8192, "codewords in a codebook")
+    temperature: float = option(0.07, "of the softmax over cosine similarities")
+
+    def __post_init__(self) -> None:
+        if min(self.codebooks, self.size) < 1 or not self.temperature > 0:
+            raise ValueError("codebooks and size are at least 1, and temperature is above 0")
+
+    def check(self, channels: int) -> None:
+        """A ``ValueError`` for channels that do not divide into the codebooks."""
+        if channels % self.codebooks:
+            raise ValueError(f"{channels} channels do not divide into {self.codebooks} codebooks")
+
+    def build(self, channels: int) -> SoftCodebook:
+        return SoftCodebook(self, channels)
+
+
+class SoftCodebook(nn.Module):
+    """Each share z of a latent's channels becomes ``sum_k softmax_k(<z, c_k> / temperature) c_k``, with z and c_k of unit length."""
+
+    def __init__(self, config: SoftCodebookConfig, channels: int) -> None:
+        super().__init__()
+        config.check(channels)
+        self.temperature = config.temperature
+        self.codewords = nn.Parameter(torch.randn(config.codebooks, config.size, channels // config.codebooks))
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(B, T, C)`` to ``(B, T, C)``.
+
+        Returns:
+            The soft latents, and ``assignment_entropy`` (nats, a mean over tokens and codebooks) with ``assignment_mean``
+            ``(codebooks, size)``, the mean assignment over the batch's tokens.
+        """
+        with torch.autocast(
+            latents.device.type, enabled=False
+        ):  # cosines over a temperature of 0.07 want all their digits
+            codewords = F.normalize(self.codewords.float(), dim=-1)  # (K, S, C / K)
+            parts = F.normalize(latents.float().unflatten(-1, (len(codewords), -1)), dim=-1)  # (B, T, K, C / K)
+            log_share = (torch.einsum("btkc,ksc->btks", parts, codewords) / self.temperature).log_softmax(-1)
+            share = log_share.exp()  # (B, T, K, S)
+            soft = torch.einsum("btks,ksc->btkc", share, codewords).flatten(-2)  # (B, T, C)
+        figures = {"assignment_entropy": -(share * log_share).sum(-1).mean(), "assignment_mean": share.mean((0, 1))}
+        return soft, figures

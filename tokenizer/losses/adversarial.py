@@ -1,0 +1,139 @@
+"""The adversarial term: a discriminator with an optimiser of its own, trained beside the autoencoder, and what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowprior.training.checkpoint import Stateful
+from flowprior.training.config import option
+from flowprior.training.distributed import Workers
+from flowprior.training.loop import TrainConfig
+from flowprior.training.optim import OptimConfig
+from flowprior.training.randomness import StepRandom
+from tokenizer.losses.consistency import consistency_loss
+from tokenizer.losses.diff_augment import DRAWS, KINDS, diff_augment
+from tokenizer.losses.discriminators import DiscriminatorConfig, build_discriminator
+from tokenizer.losses.gan import GAN_LOSSES
+from tokenizer.losses.lecam import LeCam
+from tokenizer.losses.schedule import ramp
+from tokenizer.own_network import OwnNetwork
+
+
+@dataclass
+class AdversarialConfig:
+    """The adversarial loss; off at weight 0."""
+
+    weight: float = option(0.0, "of the adversarial loss of reconstructions; the paper's is 0.2")
+    kind: Literal["hinge", "non_saturating", "vanilla"] = option(
+        "hinge", "the game: hinge, non_saturating or vanilla (minimax)"
+    )
+    start_step: int = option(0, "step from which the discriminator is trained and heard; the paper's is 20,000")
+    ramp_steps: int = option(0, "from then on the loss reaches its weight linearly over so many steps")
+    adaptive: bool = option(
+        False,
+        "scale the weight so that both pull equally at the decoder's last layer, reconstruction and discriminator",
+    )
+    discriminator: DiscriminatorConfig = option(DiscriminatorConfig, "")
+    augment: tuple[str, ...] = option(
+        KINDS, f"what the discriminator's images go through, of {', '.join(KINDS)}; [] for nothing"
+    )
+    cutout: float = option(0.2, "side of the square that is cut out, as a share of the image's")
+    lecam_weight: float = option(0.0, "of LeCam regularisation; the paper's is 0.001")
+    lecam_decay: float = option(0.999, "of its running means")
+    consistency_weight: float = option(0.0, "of the logits' consistency under augmentation; the paper's is 4.0")
+    optim: OptimConfig = option(OptimConfig, "")
+
+    def __post_init__(self) -> None:
+        if min(self.weight, self.start_step, self.ramp_steps, self.lecam_weight, self.consistency_weight) < 0:
+            raise ValueError("weights, start_step and ramp_steps cannot be negative")
+        if unknown := set(self.augment) - set(KINDS):
+            raise ValueError(f"augment is a list of {', '.join(KINDS)}, not of {', '.join(sorted(unknown))}")
+        if not 0 <= self.cutout <= 1 or not 0 <= self.lecam_decay < 1:
+            raise ValueError("cutout lies in [0, 1] and lecam_decay in [0, 1)")
+        if self.consistency_weight and not self.augment:
+            raise ValueError("consistency_weight compares augmented images with plain ones: it needs augment")
+
+
+class Adversary:
+    """Discriminator, its optimiser and LeCam's means, alike in every process.
+
+    It is no module, and so no part of what the autoencoder's optimiser trains.
+
+    Args:
+        config: see the class.
+        image_size: pixels on a side.
+        train: of the autoencoder; its steps are the length of the discriminator's schedule.
+        workers: this process among those of the run.
+    """
+
+    def __init__(self, config: AdversarialConfig, image_size: int, train: TrainConfig, workers: Workers) -> None:
+        self.config, self.train, self.workers = config, train, workers
+        self.discriminator = build_discriminator(config.discriminator, image_size).to(workers.device)
+        trained = self.discriminator.trained
+        self.own = OwnNetwork(trained, config.optim, max(train.steps, config.start_step), workers, config.start_step)
+        self.lecam, self.game = LeCam(config.lecam_decay).to(workers.device), GAN_LOSSES[config.kind]
+
+    def weight_at(self, step: int) -> float:
+        """The weight of :meth:`term` in step ``step``; 0 before its start."""
+        return self.config.weight * ramp(step, self.config.start_step, self.config.ramp_steps)
+
+    def term(self, reconstruction: Tensor, random: StepRandom) -> Tensor:
+        """What the autoencoder minimises, of ``reconstruction (B, 3, H, H)``; the discriminator keeps still."""
+        self.discriminator.eval().trained.requires_grad_(False)
+        draws = random.uniform("augment for the autoencoder", len(reconstruction), DRAWS)
+        return self.game.generator(self.discriminator(self._augmented(reconstruction, draws)).float())
+
+    def update(self, images: Tensor, reconstruction: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator on this process's ``images`` and their detached reconstructions, both ``(B, 3, H, H)``.
+
+        Returns:
+            Figures to log, of this process.
+
+        Raises:
+            NonFiniteLoss: in some process; nothing was stepped.
+        """
+        slots, trained = self.train.accumulation, self.discriminator.trained
+        trained.requires_grad_(True)
+        sums: dict[str, Tensor] = {}
+        for slot, (real, fake) in enumerate(zip(images.chunk(slots), reconstruction.chunk(slots))):
+            self.discriminator.train()
+            trained.train(slot == 0)  # spectral norm makes one power iteration a step, however the batch is cut
+            place = slot * self.workers.count + self.workers.rank
+            random = StepRandom(self.train.seed, step, place, slots * self.workers.count, self.workers.device)
+            terms = self.discriminator_terms(real, fake, random)
+            (terms["discriminator"] / slots).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach() / slots
+        self.own.step(sums["discriminator"], step)
+        means = self.workers.sum(torch.stack([sums["logits_real"], sums["logits_fake"]])) / self.workers.count
+        self.lecam.update(*means)
+        return sums
+
+    def discriminator_terms(self, real: Tensor, fake: Tensor, random: StepRandom) -> dict[str, Tensor]:
+        """``discriminator`` is what is minimised; an image and its reconstruction are augmented alike."""
+        config = self.config
+        draws = random.uniform("augment for the discriminator", len(real), DRAWS)
+        views = [self._augmented(real, draws), self._augmented(fake, draws)]
+        if config.consistency_weight:
+            views += [real, fake]
+        logits = self.discriminator(torch.cat(views)).float().chunk(len(views))
+        terms = {"game": self.game.discriminator(*logits[:2])}
+        loss = terms["game"]
+        if config.lecam_weight:
+            terms["lecam"] = self.lecam(*logits[:2])
+            loss = loss + config.lecam_weight * terms["lecam"]
+        if config.consistency_weight:
+            terms["consistency"] = consistency_loss(torch.cat(logits[2:]), torch.cat(logits[:2]))
+            loss = loss + config.consistency_weight * terms["consistency"]
+        return {"discriminator": loss, **terms, "logits_real": logits[0].mean(), "logits_fake": logits[1].mean()}
+
+    def _augmented(self, images: Tensor, draws: Tensor) -> Tensor:
+        return diff_augment(images, draws, self.config.augment, self.config.cutout)
+
+    def saved(self) -> dict[str, Stateful]:
+        """What a resumed run needs."""
+        return {"discriminator": self.own, "lecam": self.lecam}

@@ -1,0 +1,19 @@
+"""Discriminators, by name. A new one is a file with a config that has ``build(image_size)``, and a line in ``DISCRIMINATORS``."""
+
+from __future__ import annotations
+
+from flowprior.training.config import registry_section
+from tokenizer.losses.discriminators.base import Discriminator
+from tokenizer.losses.discriminators.dino import DinoConfig
+from tokenizer.losses.discriminators.patchgan import PatchGANConfig
+
+DISCRIMINATORS = {"dino": DinoConfig, "patchgan": PatchGANConfig}
+
+DiscriminatorConfig = registry_section(
+    "DiscriminatorConfig", "name", "dino", DISCRIMINATORS, "who tells reconstructions from images"
+)
+
+
+def build_discriminator(config: DiscriminatorConfig, image_size: int) -> Discriminator:
+    """The discriminator that ``config.name`` names."""
+    return getattr(config, config.name).build(image_size)

@@ -1,0 +1,77 @@
+"""A frozen DINO transformer with trained heads on several depths, the projected discriminator of StyleGAN-T (arXiv 2301.09515)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from flowprior.errors import UserError
+from flowprior.training.config import option
+from tokenizer.features.timm import FrozenViT
+from tokenizer.losses.discriminators.base import Discriminator
+from tokenizer.vit import ViTConfig
+
+
+@dataclass
+class DinoConfig:
+    """Heads on a frozen timm ViT."""
+
+    name: str = option("vit_small_patch16_224.dino", "a timm ViT")
+    pretrained: bool = option(
+        True, "with the weights that timm knows for this name; false: random ones, to try things out"
+    )
+    weights: str = option("", "file with the weights, where they are not to come from the hub", changes_result=False)
+    size: int = option(224, "pixels on a side that images are resized to for it")
+    blocks: tuple[int, ...] = option((3, 6, 9, 12), "after which blocks, counted from 1, a head looks")
+
+    def __post_init__(self) -> None:
+        if not self.blocks or min(self.blocks) < 1 or list(self.blocks) != sorted(set(self.blocks)):
+            raise ValueError("blocks are numbers from 1 on, ascending, such as [3, 6, 9, 12]")
+
+    def build(self, image_size: int) -> DinoDiscriminator:
+        return DinoDiscriminator(self)
+
+
+class Head(nn.Module):
+    """One logit per patch from a frozen layer's tokens; every convolution has spectral norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enter = spectral_norm(nn.Conv2d(width, width, 1))
+        self.look_around = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
+        self.decide = spectral_norm(nn.Conv2d(width, 1, 1))
+
+    def forward(self, tokens: Tensor, side: int) -> Tensor:
+        x = F.layer_norm(tokens, tokens.shape[-1:])  # layers differ in scale
+        x = x.transpose(1, 2).unflatten(-1, (side, -1))  # (B, D, h, w)
+        x = F.leaky_relu(self.enter(x), 0.2)
+        x = x + F.leaky_relu(self.look_around(x), 0.2)
+        return self.decide(x).flatten(1)  # (B, N)
+
+
+class DinoDiscriminator(Discriminator):
+    """Logits of all heads, one per patch and depth.
+
+    Raises:
+        UserError: the ViT cannot be had, or has fewer blocks than are asked for.
+    """
+
+    def __init__(self, config: DinoConfig) -> None:
+        super().__init__()
+        self.frozen = FrozenViT(ViTConfig(config.name, config.pretrained, weights=config.weights), config.size)
+        self.blocks, depth = tuple(config.blocks), len(self.frozen.vit.blocks)
+        if max(self.blocks) > depth:
+            raise UserError(f"the discriminator's '{config.name}' has {depth} blocks: choose blocks up to {depth}")
+        self.heads = nn.ModuleList(Head(self.frozen.width) for _ in self.blocks)
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.heads
+
+    def forward(self, images: Tensor) -> Tensor:
+        layers = self.frozen.after_blocks(images, self.blocks)
+        return torch.cat([head(tokens, self.frozen.side) for head, tokens in zip(self.heads, layers)], dim=1)  # (B, n)

@@ -1,0 +1,29 @@
+"""How strongly a loss pulls at a tensor, over all processes: for adaptive weights, and to be logged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowprior.training.distributed import Workers
+
+
+def shared_gradient_norm(loss: Tensor, parameter: Tensor, workers: Workers) -> Tensor:
+    """Norm of the gradient of ``loss``, averaged over the processes, at a ``parameter`` that they share; the graph stays."""
+    [gradient] = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return loss.new_zeros(())
+    return (workers.sum(gradient.detach().float().clone()) / workers.count).norm()
+
+
+def sample_gradient_norm(loss: Tensor, samples: Tensor, workers: Workers) -> Tensor:
+    """Norm of the gradient of ``loss``, averaged over the processes, at ``samples`` of which each process has its own; the graph stays."""
+    [gradient] = torch.autograd.grad(loss, samples, retain_graph=True, allow_unused=True)
+    square = loss.new_zeros(()) if gradient is None else gradient.detach().float().square().sum()
+    return workers.sum(square.clone()).sqrt() / workers.count
+
+
+def adaptive_weight(anchor: Tensor, term: Tensor, parameter: Tensor, workers: Workers, largest: float = 1e4) -> Tensor:
+    """Factor that makes ``term`` pull at ``parameter`` as strongly as ``anchor`` (Esser et al. 2021, arXiv 2012.09841, Eq. 7)."""
+    pulls = (shared_gradient_norm(loss, parameter, workers) for loss in (anchor, term))
+    return (next(pulls) / (next(pulls) + 1e-4)).clamp(0.0, largest)

@@ -1,0 +1,35 @@
+"""LPIPS distance, VGG."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowprior.data.images import to_model
+from flowprior.training.files import tensors_fingerprint
+from tokenizer.losses.perceptual import PerceptualLoss
+from tokenizer.metrics.base import Meter, MeterContext
+
+
+class LPIPSMeter(Meter):
+    """``lpips``, a mean over images; lower is closer."""
+
+    def __init__(self, context: MeterContext) -> None:
+        super().__init__(context)
+        self.distance = PerceptualLoss(context.perceptual_weights).to(context.device)
+        self.sum, self.count = 0.0, 0
+
+    @torch.no_grad()
+    def update(self, original: Tensor, reconstructed: Tensor) -> None:
+        pair = (to_model(images.to(self.context.device)) for images in (reconstructed, original))
+        with torch.autocast(self.context.device.type, enabled=False):
+            self.sum += self.distance.per_image(*pair).double().sum().item()
+        self.count += len(original)
+
+    def compute(self) -> dict[str, float]:
+        return {"lpips": self.sum / self.count if self.count else float("nan")}
+
+    def protocol(self) -> dict[str, Any]:
+        return {"lpips": {"net": "vgg", "weights": tensors_fingerprint(self.distance.state_dict())}}

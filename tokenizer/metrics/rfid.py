@@ -1,0 +1,73 @@
+"""Fréchet distance between the features of images and of their reconstructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowprior.errors import UserError
+from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance
+from flowprior.training.files import file_sha256
+from tokenizer.metrics.base import Meter, MeterContext
+
+
+class RFIDMeter(Meter):
+    """``rfid``. The reference is the originals of the same pass, or moments of as many images of the same crop in a file.
+
+    Raises:
+        UserError: the extractor's weights cannot be had, or the reference is of another extractor, count or crop.
+    """
+
+    def __init__(self, context: MeterContext) -> None:
+        super().__init__(context)
+        if not context.extractor:
+            raise UserError("rFID needs a feature extractor: write evaluate.extractor=inception")
+        self.extractor = Extractor(
+            context.extractor, device=context.device, weights_path=context.extractor_weights or None
+        )
+        self.weights = self.extractor.fingerprint  # loads them, now rather than after the first batch
+        self.reference = read_reference(context) if context.reference else None
+        self.real, self.decoded = StreamingMoments(), StreamingMoments()
+
+    @torch.no_grad()
+    def update(self, original: Tensor, reconstructed: Tensor) -> None:
+        with torch.autocast(self.context.device.type, enabled=False):
+            if self.reference is None:
+                self.real.update(self.extractor(original).fid)
+            self.decoded.update(self.extractor(reconstructed).fid)
+
+    def compute(self) -> dict[str, float]:
+        if self.decoded.count < 2:
+            return {"rfid": float("nan")}
+        real = self.reference or self.real.statistics(self.extractor.name)
+        return {"rfid": frechet_distance(self.decoded.statistics(self.extractor.name), real)}
+
+    def protocol(self) -> dict[str, Any]:
+        reference = self.context.reference
+        return {
+            "extractor": {"name": self.extractor.name, "weights": self.weights},
+            "reference": {"file": file_sha256(reference)[:16]} if reference else "the originals",
+        }
+
+
+def read_reference(context: MeterContext) -> Statistics:
+    """The moments in ``context.reference``; a :class:`UserError` unless they are of as many images, cropped as these are."""
+    statistics, wanted = Statistics.load(context.reference), centre_crop_name(context.image_size)
+    for what, found, expected in (
+        ("extractor", statistics.extractor, context.extractor),
+        ("number of images", statistics.count, context.image_count),
+        ("crop", statistics.crop, wanted),
+    ):
+        if found != expected:
+            raise UserError(
+                f"the rFID reference {context.reference} has another {what} ({found or 'not stated'}, where {expected} is wanted): make one with "
+                f"`python fid_stats/compute.py`, or write evaluate.reference= to compare with the originals themselves"
+            )
+    return statistics
+
+
+def centre_crop_name(size: int) -> str:
+    """How a statistics file names the crop of :func:`flowprior.data.images.centre_crop`."""
+    return f"centre {size}"

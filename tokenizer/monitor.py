@@ -1,0 +1,142 @@
+"""What is measured while an autoencoder trains: reconstructions, latents, and alignment against density."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowprior.data.images import ImageSource, to_model, to_uint8
+from flowprior.data.order import SampleKey
+from flowprior.errors import UserError
+from flowprior.flow.prior import FlowPrior
+from flowprior.metrics import KNNDensity
+from flowprior.training.config import option
+from flowprior.training.distributed import Workers
+from flowprior.training.pictures import save_pairs
+from flowprior.training.reporting import read_log
+from flowprior.training.run_folder import RunFolder
+from tokenizer.autoencoder import Autoencoder
+from tokenizer.metrics import METERS, Meter, MeterContext, build_meters, check_meters
+
+
+@dataclass
+class MonitorConfig:
+    """What is measured while training."""
+
+    images: int = option(1024, "how many held-out images, spread over the data")
+    metrics: tuple[str, ...] = option(
+        ("fidelity",),
+        f"of {', '.join(METERS)}; one whose weights cannot be had is left out, with a line that says so",
+        changes_result=False,
+    )
+    latents: int = option(10_000, "most latent tokens for the kNN distance (Fig. 4 of the paper)")
+    neighbour: int = option(5, "k of the kNN distance")
+    picture_images: int = option(16, "in the picture of reconstructions")
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.latents, self.neighbour, self.picture_images) < 1:
+            raise ValueError("images, latents, neighbour and picture_images are at least 1")
+        check_meters(self.metrics)
+
+
+class Monitor:
+    """Figures and pictures of a fixed set of images, from the first process.
+
+    Args:
+        config: what is measured.
+        folder: of the stage.
+        images: held out.
+        prior: that latents are compared with, if there is one.
+        target_samples: file of projected target features, for kNN distances; may be missing.
+        meters: where the meters' weights are.
+        workers: this process among those of the run.
+    """
+
+    def __init__(
+        self,
+        config: MonitorConfig,
+        folder: RunFolder,
+        images: ImageSource,
+        prior: FlowPrior | None,
+        target_samples: Path,
+        meters: MeterContext,
+        workers: Workers,
+    ) -> None:
+        self.config, self.folder, self.images, self.device = config, folder, images, workers.device
+        spread = (
+            torch.linspace(0, len(images) - 1, min(config.images, len(images))).long().tolist()
+        )  # folders are sorted by class
+        keys = [SampleKey(index, -1) for index in spread]
+        self.keys = [keys[first : first + 128] for first in range(0, len(keys), 128)]
+        self.context, self.names = meters, list(config.metrics)
+        self.prior = prior.to(workers.device) if prior else None
+        self.density = (
+            KNNDensity(load_file(target_samples)["samples"], k=config.neighbour)
+            if prior and target_samples.is_file()
+            else None
+        )
+
+    @torch.no_grad()
+    def __call__(self, autoencoder: Autoencoder, step: int) -> dict[str, float]:
+        meters, codes, first = self._meters(), [], None
+        for keys in self.keys:
+            batch = self.images.batch(keys)
+            latents = autoencoder.encode(to_model(batch["image"].to(self.device)))
+            reconstruction = to_uint8(autoencoder.decode(latents)).cpu()
+            for meter in meters:
+                meter.update(batch["image"], reconstruction)
+            codes.append(latents.float())
+            if first is None:
+                first = (batch["image"][: self.config.picture_images], reconstruction[: self.config.picture_images])
+        save_pairs(self.folder.path / "pictures" / f"reconstructions_{step:08d}.png", *first)
+        latents = torch.cat(codes)  # (N, T, C)
+        figures = {name: value for meter in meters for name, value in meter.compute().items()}
+        return figures | latent_figures(latents) | self._alignment_figures(latents, step)
+
+    def _meters(self) -> list[Meter]:
+        """Fresh meters; one whose weights cannot be had is left out from now on."""
+        built = []
+        for name in list(self.names):
+            try:
+                built += build_meters([name], self.context)
+            except UserError as error:
+                print(f"note: {name} is not measured while training: {error}", file=sys.stderr, flush=True)
+                self.names.remove(name)
+        return built
+
+    def _alignment_figures(self, latents: Tensor, step: int) -> dict[str, float]:
+        """Alignment loss, mean log kNN distance, and the correlation of the two over the run so far (Fig. 4)."""
+        figures = {}
+        if self.prior is not None:
+            generator = torch.Generator(self.device).manual_seed(0)
+            figures["alignment"] = self.prior.alignment_loss(latents, group_size=8, generator=generator).item()
+        if self.density is not None:
+            tokens = latents.flatten(0, 1)
+            rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[: self.config.latents]
+            figures["knn_log_distance"] = self.density.log_distance(tokens.cpu()[rows])
+            names = ("alignment", "knn_log_distance")
+            earlier = [
+                row for row in read_log(self.folder.path / "log.jsonl") if names[1] in row and row["step"] < step
+            ]
+            points = np.array([[float(row[name]) for name in names] for row in [*earlier, figures]])
+            if len(points) > 2:
+                figures["alignment_knn_correlation"] = float(np.corrcoef(points.T)[0, 1])
+        return figures
+
+
+def latent_figures(latents: Tensor) -> dict[str, float]:
+    """Mean, standard deviation, mean norm and effective rank, ``exp`` of the entropy of the covariance's spectrum, of ``(N, T, C)``."""
+    spectrum = torch.linalg.eigvalsh(latents.flatten(0, 1).double().T.cov()).clamp(min=1e-12)
+    shares = spectrum / spectrum.sum()
+    return {
+        "latent_mean": latents.mean().item(),
+        "latent_std": latents.std().item(),
+        "latent_norm": latents.norm(dim=-1).mean().item(),
+        "latent_effective_rank": torch.exp(-(shares * shares.log()).sum()).item(),
+    }

@@ -1,0 +1,70 @@
+"""A network that is trained by a loss of its own beside the autoencoder: a regulariser's, or the discriminator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.errors import NonFiniteLoss
+from flowprior.training.distributed import Workers
+from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
+
+
+class OwnNetwork:
+    """Module and optimiser as one checkpointed object, alike in every process. It is no submodule of what holds it, so that the
+    autoencoder's optimiser leaves it alone.
+
+    Args:
+        module: the network; it must start alike in every process (seed its initialisation).
+        optim: its optimiser and schedule.
+        total_steps: of the schedule.
+        workers: gradients are averaged over these processes.
+        start_step: at which the schedule starts.
+    """
+
+    def __init__(
+        self, module: nn.Module, optim: OptimConfig, total_steps: int, workers: Workers, start_step: int = 0
+    ) -> None:
+        self.module, self.optim, self.workers = module.to(workers.device), optim, workers
+        self.total_steps, self.start_step = total_steps, start_step
+        self.optimizer = make_optimizer(self.module, optim)
+
+    def minimise(self, loss: Tensor, step: int) -> None:
+        """One optimiser step down ``loss``, a scalar of this process's share of the batch.
+
+        Raises:
+            NonFiniteLoss: the loss or a gradient is NaN or infinite in some process; nothing was stepped.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.step(loss.detach(), step)
+
+    def step(self, loss: Tensor, step: int) -> None:
+        """One optimiser step with the gradients that lie in the module's parameters, averaged over all processes.
+
+        Args:
+            loss: what the gradients are of, or any scalar that is not finite when they must not be used.
+            step: of training, from 0.
+
+        Raises:
+            NonFiniteLoss: as in :meth:`minimise`.
+        """
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                self.workers.sum(parameter.grad).div_(self.workers.count)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip_norm or float("inf"))
+        if self.workers.any(~torch.isfinite(norm + loss))[0]:
+            raise NonFiniteLoss(f"step {step}: the loss of a network trained beside the autoencoder is not finite")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step - self.start_step, self.total_steps - self.start_step, self.optim)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
