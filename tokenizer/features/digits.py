@@ -31,13 +31,13 @@ class DigitsFeatures:
     def load(self, context: FeatureContext) -> ClassifierFeatures:
         """The classifier that lies in the stage's folder; the first process trains it where there is none."""
         file = context.folder / f"digit_features_{self.width}_{self.steps}_{context.seed}.safetensors"
-        if context.workers.is_main and not file.is_file():
-            write_tensors(file, self.trained(context.image_size, context.seed).state_dict())
-        context.workers.barrier()
-        with torch.random.fork_rng(devices=[]):  # the weights that this draws are replaced at once
-            model = ClassifierFeatures(self.width, context.image_size, None)
+        with torch.random.fork_rng(devices=[]):  # layers draw weights from the global generator before they are given others
+            if context.workers.is_main and not file.is_file():
+                write_tensors(file, self.trained(context.image_size, context.seed).state_dict())
+            context.workers.barrier()
+            model = self.untrained(context.image_size)
         load_weights(model, read_tensors(file, "digit features"), f"the classifier in {file}")
-        return model.freeze()
+        return model
 
     def untrained(self, image_size: int) -> ClassifierFeatures:
         """The same model with random weights, to be counted."""

@@ -43,7 +43,8 @@ class Head(nn.Module):
         super().__init__()
         self.enter = spectral_norm(nn.Conv2d(width, width, 1))
         self.look_around = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
-        self.decide = spectral_norm(nn.Conv2d(width, 1, 1))
+        # The hinge loss does not feel a constant in all logits: its gradient is rounding noise, which Adam would make steps of.
+        self.decide = spectral_norm(nn.Conv2d(width, 1, 1, bias=False))
 
     def forward(self, tokens: Tensor, side: int) -> Tensor:
         x = F.layer_norm(tokens, tokens.shape[-1:])  # layers differ in scale

@@ -36,7 +36,8 @@ class PatchGAN(Discriminator):
         layers: list[nn.Module] = []
         for inputs, outputs, stride in zip(widths, widths[1:], strides):
             layers += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride, 1)), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1)))
+        # The hinge loss does not feel a constant in all logits: its gradient is rounding noise, which Adam would make steps of.
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1, bias=False)))
 
     @property
     def trained(self) -> nn.Module:
