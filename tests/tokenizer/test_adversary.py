@@ -19,7 +19,10 @@ from tokenizer.losses.adversarial import AdversarialConfig, Adversary
 
 STEPS, START = 8, 2
 DISCRIMINATORS = {
-    "dino": {"name": "dino", "dino": {"name": "vit_tiny_patch16_224", "pretrained": False, "size": 16, "blocks": [1, 2]}},
+    "dino": {
+        "name": "dino",
+        "dino": {"name": "vit_tiny_patch16_224", "pretrained": False, "size": 16, "blocks": [1, 2]},
+    },
     "patchgan": {"name": "patchgan", "patchgan": {"width": 4, "layers": 1}},
 }
 
@@ -99,7 +102,10 @@ class Run:
         return tensors_fingerprint({**moments, **heads, **lecam, **self.objective.autoencoder.state_dict()})
 
     def figures(self) -> list[dict]:
-        return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in read_log(self.folder.path / "log.jsonl")]
+        return [
+            {k: v for k, v in row.items() if k != "steps_per_second"}
+            for row in read_log(self.folder.path / "log.jsonl")
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +148,9 @@ def test_with_a_frozen_transformer_a_run_goes_on_bit_for_bit_from_checkpoints_of
 
 def test_the_discriminator_is_heard_and_trained_from_its_start_on(whole):
     rows = [row for row in whole.figures() if "loss" in row]
-    heard = ["adversarial" in row and "discriminator/game" in row and "latent_gradient/adversarial" in row for row in rows]
+    heard = [
+        "adversarial" in row and "discriminator/game" in row and "latent_gradient/adversarial" in row for row in rows
+    ]
     assert heard == [step >= START for step in range(STEPS)]
     assert all(row["weighted/adversarial"] == pytest.approx(0.2 * row["adversarial"]) for row in rows[START:])
     assert [row["discriminator/lecam"] == 0 for row in rows[START : START + 2]] == [True, False]
@@ -229,7 +237,13 @@ def test_missing_dino_weights_are_one_sentence_with_the_file_its_source_and_wher
 
 @pytest.mark.parametrize(
     "values",
-    [{"weight": -1}, {"augment": ["blur"]}, {"cutout": 2}, {"lecam_decay": 1}, {"augment": [], "consistency_weight": 1}],
+    [
+        {"weight": -1},
+        {"augment": ["blur"]},
+        {"cutout": 2},
+        {"lecam_decay": 1},
+        {"augment": [], "consistency_weight": 1},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(values):
     with pytest.raises(UserError):

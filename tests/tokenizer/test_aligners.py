@@ -104,7 +104,10 @@ def test_channels_that_do_not_divide_into_codebooks_are_refused():
     with pytest.raises(UserError, match="4 channels do not divide into 3 codebooks"):
         SoftVQConfig(codebooks=3).build(context())
     with pytest.raises(UserError, match="4 channels"):
-        build_config(AutoencoderConfig, {"channels": 4, "latent_map": {"name": "soft_codebook", "soft_codebook": {"codebooks": 3}}})
+        build_config(
+            AutoencoderConfig,
+            {"channels": 4, "latent_map": {"name": "soft_codebook", "soft_codebook": {"codebooks": 3}}},
+        )
 
 
 def test_a_head_starts_with_every_patch_near_the_tokens_at_its_place():
@@ -169,7 +172,8 @@ def test_vavae_is_the_sum_of_its_two_parts_with_the_published_margins(generator)
 def test_an_adaptive_regulariser_pulls_at_the_encoders_last_layer_as_the_reconstruction_does(features):
     torch.manual_seed(0)
     [regulariser] = build_regularisers(
-        build_config(RegulariserConfig, {"name": "vavae", "vavae": {"weight": 0.3, "adaptive": True}}), context(features)
+        build_config(RegulariserConfig, {"name": "vavae", "vavae": {"weight": 0.3, "adaptive": True}}),
+        context(features),
     )
     objective = AutoencoderObjective(Autoencoder(MODEL), [regulariser], LossConfig(), features=features)
     terms = objective({"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}, StepRandom(0, 0))
@@ -229,7 +233,9 @@ def test_any_one_and_any_two_regularisers_train_every_parameter_in_one_objective
 
 def test_the_logged_gradient_is_that_of_the_weighted_term_at_the_encoders_output(features):
     torch.manual_seed(0)
-    built = build_regularisers(build_config(RegulariserConfig, {"name": "reals", "reals": {"weight": 0.2}}), context(features))
+    built = build_regularisers(
+        build_config(RegulariserConfig, {"name": "reals", "reals": {"weight": 0.2}}), context(features)
+    )
     objective = AutoencoderObjective(Autoencoder(MODEL), built, LossConfig(), features=features, log_steps=4)
     batch = {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}
     assert not any("gradient" in name for step in (0, 1, 2) for name in objective(batch, StepRandom(0, step)))

@@ -27,8 +27,14 @@ def sigmoid(x: float) -> float:
 
 EXPECTED = {  # discriminator of (real, fake), generator of fake
     "hinge": (lambda r, f: (max(0, 1 - r) + max(0, 1 + f)) / 2, lambda f: -f),
-    "non_saturating": (lambda r, f: -(math.log(sigmoid(r)) + math.log(1 - sigmoid(f))) / 2, lambda f: -math.log(sigmoid(f))),
-    "vanilla": (lambda r, f: -(math.log(sigmoid(r)) + math.log(1 - sigmoid(f))) / 2, lambda f: math.log(1 - sigmoid(f))),
+    "non_saturating": (
+        lambda r, f: -(math.log(sigmoid(r)) + math.log(1 - sigmoid(f))) / 2,
+        lambda f: -math.log(sigmoid(f)),
+    ),
+    "vanilla": (
+        lambda r, f: -(math.log(sigmoid(r)) + math.log(1 - sigmoid(f))) / 2,
+        lambda f: math.log(1 - sigmoid(f)),
+    ),
 }
 
 
@@ -66,7 +72,9 @@ def test_a_generator_with_one_parameter_learns_to_sit_where_the_data_are(kind, s
 @pytest.mark.parametrize("start, steps", [(0, 0), (0, 10), (5, 0), (5, 4)])
 def test_a_ramp_is_zero_before_its_start_and_reaches_one_after_its_steps(start, steps):
     shares = [ramp(step, start, steps) for step in range(30)]
-    assert shares[:start] == [0.0] * start and shares[start + max(steps, 1) - 1 :] == [1.0] * (31 - start - max(steps, 1))
+    assert shares[:start] == [0.0] * start and shares[start + max(steps, 1) - 1 :] == [1.0] * (
+        31 - start - max(steps, 1)
+    )
     grown = shares[start : start + max(steps, 1)]
     assert grown == pytest.approx([(i + 1) / max(steps, 1) for i in range(len(grown))])
 
@@ -129,7 +137,9 @@ def test_lecam_is_its_formula_with_means_that_run_from_the_first_step_on(generat
             assert lecam(real, fake).item() == pytest.approx(expected, rel=1e-5)
         lecam.update(real.mean(), fake.mean())
         r, f = real.mean().item(), fake.mean().item()
-        a_real, a_fake = (r, f) if a_real is None else (decay * a_real + (1 - decay) * r, decay * a_fake + (1 - decay) * f)
+        a_real, a_fake = (
+            (r, f) if a_real is None else (decay * a_real + (1 - decay) * r, decay * a_fake + (1 - decay) * f)
+        )
     again = LeCam(decay=0.9)
     again.load_state_dict(lecam.state_dict())
     assert again(*steps[0]) == lecam(*steps[0]) > 0

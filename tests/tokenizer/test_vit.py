@@ -55,7 +55,11 @@ def test_a_pretrained_encoder_sees_images_normalised_as_its_weights_want_them(pu
 
 @pytest.mark.parametrize(
     "name, pretrained, mean",
-    [(f"{DEEP}.lvd142m", True, (0.485, 0.456, 0.406)), (f"{DEEP}.lvd142m", False, (0.5,) * 3), (NAME, True, (0.5,) * 3)],
+    [
+        (f"{DEEP}.lvd142m", True, (0.485, 0.456, 0.406)),
+        (f"{DEEP}.lvd142m", False, (0.5,) * 3),
+        (NAME, True, (0.5,) * 3),
+    ],
 )
 def test_without_numbers_the_normalisation_is_that_of_the_pretrained_weights(name, pretrained, mean):
     assert AutoencoderConfig(encoder=ViTConfig(name, pretrained)).input_statistics()[0] == mean

@@ -31,7 +31,9 @@ class DigitsFeatures:
     def load(self, context: FeatureContext) -> ClassifierFeatures:
         """The classifier that lies in the stage's folder; the first process trains it where there is none."""
         file = context.folder / f"digit_features_{self.width}_{self.steps}_{context.seed}.safetensors"
-        with torch.random.fork_rng(devices=[]):  # layers draw weights from the global generator before they are given others
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # layers draw weights from the global generator before they are given others
             if context.workers.is_main and not file.is_file():
                 write_tensors(file, self.trained(context.image_size, context.seed).state_dict())
             context.workers.barrier()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowprior.training.config import option
+from flowprior.training.precision import full_precision
 
 
 @dataclass
@@ -48,9 +49,7 @@ class SoftCodebook(nn.Module):
             The soft latents, and ``assignment_entropy`` (nats, a mean over tokens and codebooks) with ``assignment_mean``
             ``(codebooks, size)``, the mean assignment over the batch's tokens.
         """
-        with torch.autocast(
-            latents.device.type, enabled=False
-        ):  # cosines over a temperature of 0.07 want all their digits
+        with full_precision(latents.device):  # cosines over a temperature of 0.07 want all their digits
             codewords = F.normalize(self.codewords.float(), dim=-1)  # (K, S, C / K)
             parts = F.normalize(latents.float().unflatten(-1, (len(codewords), -1)), dim=-1)  # (B, T, K, C / K)
             log_share = (torch.einsum("btkc,ksc->btks", parts, codewords) / self.temperature).log_softmax(-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance
 from flowprior.training.files import file_sha256
+from flowprior.training.precision import full_precision
 from tokenizer.metrics.base import Meter, MeterContext
 
 
@@ -33,7 +34,7 @@ class RFIDMeter(Meter):
 
     @torch.no_grad()
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
-        with torch.autocast(self.context.device.type, enabled=False):
+        with full_precision(self.context.device):
             if self.reference is None:
                 self.real.update(self.extractor(original).fid)
             self.decoded.update(self.extractor(reconstructed).fid)

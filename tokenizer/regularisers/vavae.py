@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flowprior.training.config import option
+from flowprior.training.precision import full_precision
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
@@ -58,6 +58,6 @@ class VAVAERegulariser(Regulariser):
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
         mixed, features = self.head.mixed(encoded.latents), batch["feature_patches"]  # (B, N, C), (B, N, D)
-        with torch.autocast(mixed.device.type, enabled=False):
+        with full_precision(mixed.device):
             distances = marginal_distance_loss(mixed, features, self.config.distance_margin)
         return marginal_cosine_loss(self.head.project(mixed), features, self.config.cosine_margin) + distances
