@@ -11,6 +11,8 @@ import torch
 from flowprior import FlowPrior, VelocityMLP
 from flowprior.flow.target_map import TargetMap
 from flowprior.training.config import find_preset
+from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
+from tokenizer.vit import ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,7 +30,9 @@ def test_every_script_picture_and_registry_that_it_names_is_there():
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["REGULARISERS", "TARGETS", "GENERATORS", "METRICS"])
+@pytest.mark.parametrize(
+    "name", ["REGULARISERS", "LATENT_MAPS", "DISCRIMINATORS", "FEATURES", "METERS", "TARGETS", "GENERATORS", "METRICS"]
+)
 def test_every_registry_is_in_the_file_that_it_names(name):
     file = re.search(rf"`{name}` in `([^`]+)`", README).group(1)
     assert re.search(rf"^{name}\b.*=", (ROOT / file).read_text(), flags=re.M)
@@ -58,3 +62,22 @@ def test_its_three_lines_with_a_prior_and_its_way_to_make_one_run_as_they_stand(
     assert latents.grad.abs().sum() > 0
     assert scope["samples"].shape == (1000, 32) and scope["targets"].shape == (64, 32)
     assert (tmp_path / "my_prior" / "model.safetensors").is_file()
+
+
+def test_its_tokenizer_encodes_decodes_and_tells_of_itself_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vit = ViTConfig(width=12, depth=1, heads=3)
+    small = Autoencoder(AutoencoderConfig(16, 8, 2, 4, encoder=vit, decoder=vit), {"prior": "abc"})
+    small.save("runs/digits/ae/autoencoder")
+    [block] = [block for block in blocks("python") if "Autoencoder" in block]
+    scope = {"images": torch.rand(2, 3, 16, 16)}
+    exec(compile(block, "README.md", "exec"), scope)
+    assert scope["latents"].shape == (2, 2, 4) and scope["images"].shape == (2, 3, 16, 16)
+
+
+def test_the_autoencoder_presets_that_it_names_are_there():
+    there = {file.stem for file in (ROOT / "tokenizer" / "configs" / "ae").glob("*.yaml")}
+    named = set(re.findall(r"`(digits_\w+)`", README)) | {
+        f"imagenet_{n}" for n in ("qwen", "dinov2", "vae", "vq", "none", "kl", "softvq")
+    }
+    assert len(named) >= 12 and named <= there

@@ -176,4 +176,4 @@ class StreamingMoments:
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two features, got {self.count}")
         sigma = self.scatter / (self.count - 1)  # (d, d)
-        return Statistics(self.mean.cpu().numpy().copy(), sigma.cpu().numpy(), self.count, extractor, crop)
+        return Statistics(self.mean.cpu().numpy().copy(), sigma.cpu().numpy(), self.count, extractor, crop=crop)

@@ -272,3 +272,26 @@ def test_sections_of_a_registry_count_only_where_they_are_chosen():
     assert changed_options(section, old, to_dict(section(inner=TrainConfig(steps=7)))) == ["inner.steps: 1000 -> 7"]
     with pytest.raises(ValueError, match="one of inner, other"):
         section(name="third")
+
+
+@dataclasses.dataclass
+class WithSwitch:
+    run_dir: str = option("", "")
+    try_only: bool = option(False, "a switch")
+    steps: int = option(1, "")
+
+
+def test_a_yes_or_no_option_of_the_top_level_is_a_flag_as_well(tmp_path):
+    (tmp_path / "digits.yaml").write_text("steps: 3\n")
+    read = [
+        config_from_command_line(WithSwitch, tmp_path, "", words)
+        for words in ([], ["--try-only"], ["steps=4", "--try-only"])
+    ]
+    assert [(c.try_only, c.steps) for c in read] == [(False, 3), (True, 3), (True, 4)]
+
+
+def test_a_preset_on_the_command_line_may_be_based_on_another(tmp_path):
+    (tmp_path / "digits.yaml").write_text("steps: 3\n")
+    (tmp_path / "other.yaml").write_text("base: digits\ntry_only: true\n")
+    config = config_from_command_line(WithSwitch, tmp_path, "", ["--preset", "other"])
+    assert (config.steps, config.try_only, config.run_dir) == (3, True, "runs/other")

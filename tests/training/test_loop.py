@@ -363,3 +363,36 @@ def test_a_global_batch_that_does_not_divide_is_a_user_error():
     with pytest.raises(UserError, match="10 does not divide into 2 processes x 3"):
         TrainConfig(global_batch=10, accumulation=3).micro_batch(2)
     assert TrainConfig(global_batch=12, accumulation=3).micro_batch(2) == 2
+
+
+class Sometimes(torch.nn.Module):
+    """A term that only some steps have, and rows of every micro-batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, 1)
+
+    def forward(self, batch, random):
+        loss = self.net(batch["x"]).square().mean()
+        sometimes = {"sometimes": torch.tensor(float(random.step))} if random.step in (1, 2) else {}
+        return {"loss": loss, **sometimes, "rows": batch["index"].float()}
+
+
+def test_a_term_that_not_every_step_has_is_logged_as_the_mean_of_the_steps_that_have_it(tmp_path):
+    objective, config = Sometimes(), small_config(6, log_steps=3)
+    loop = TrainingLoop(objective, objective.net, config, OptimConfig(), Workers(), tmp_path, progress=False)
+    loop.run(training_batches(Points(), config, Workers()))
+    assert [row.get("sometimes") for row in figures(tmp_path)] == [1.5, None]
+
+
+def test_after_a_step_the_rows_of_all_its_micro_batches_are_there_in_their_order():
+    rows = {}
+    for accumulation in (1, 2):
+        objective, config = Sometimes(), small_config(3, accumulation=accumulation)
+        loop = TrainingLoop(objective, objective.net, config, OptimConfig(), Workers(), progress=False)
+        seen = rows[accumulation] = []
+        loop.run(
+            training_batches(Points(), config, Workers()),
+            after_step=lambda terms, step, seen=seen: seen.append(terms.pop("rows").tolist()) or {},
+        )
+    assert rows[1] == rows[2] and all(len(step) == 8 for step in rows[1])
