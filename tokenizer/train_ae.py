@@ -217,8 +217,7 @@ def train(
     def after_step(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         latents, figures = terms.pop("latents"), {}
         if "reconstruction" in terms:
-            with loop.autocast:
-                told = adversary.update(terms.pop("images"), terms.pop("reconstruction"), step)
+            told = adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
             figures |= {f"discriminator/{name}": value for name, value in told.items()}
         for regulariser in regularisers:
             figures |= regulariser.after_step(latents, step)

@@ -201,6 +201,19 @@ def test_hearing_the_discriminator_leaves_no_gradient_in_it(generator):
     assert all(p.grad is None for p in adversary.discriminator.parameters())
 
 
+def test_in_bfloat16_the_power_iterations_are_those_of_float32(generator):
+    buffers = []
+    for autocast in (None, torch.autocast("cpu", torch.bfloat16)):
+        adversary, real_and_fake = build(optim={"lr": 1e-9}), pictures(torch.Generator().manual_seed(0))
+        for step in range(3):
+            adversary.update(*real_and_fake, step, autocast)
+        named = adversary.own.module.state_dict().items()
+        buffers.append([value for name, value in named if name.endswith(("_u", "_v"))])
+    assert buffers[0] and all(one.dtype == torch.float32 for one in buffers[1])
+    for one, other in zip(*buffers, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_loss_of_the_discriminator_that_is_not_finite_stops_before_its_step(generator):
     adversary = build()
     real, fake = pictures(generator)

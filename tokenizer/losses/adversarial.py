@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from flowprior.training.randomness import StepRandom
 from tokenizer.losses.consistency import consistency_loss
 from tokenizer.losses.diff_augment import DRAWS, KINDS, diff_augment
 from tokenizer.losses.discriminators import DiscriminatorConfig, build_discriminator
+from tokenizer.losses.discriminators.base import exact_weights
 from tokenizer.losses.gan import GAN_LOSSES
 from tokenizer.losses.lecam import LeCam
 from tokenizer.losses.schedule import ramp
@@ -85,10 +87,22 @@ class Adversary:
         """What the autoencoder minimises, of ``reconstruction (B, 3, H, H)``; the discriminator keeps still."""
         self.discriminator.eval().trained.requires_grad_(False)
         draws = random.uniform("augment for the autoencoder", len(reconstruction), DRAWS)
-        return self.game.generator(self.discriminator(self._augmented(reconstruction, draws)).float())
+        with exact_weights(self.discriminator.trained):
+            return self.game.generator(self.discriminator(self._augmented(reconstruction, draws)).float())
 
-    def update(self, images: Tensor, reconstruction: Tensor, step: int) -> dict[str, Tensor]:
+    def update(
+        self,
+        images: Tensor,
+        reconstruction: Tensor,
+        step: int,
+        autocast: contextlib.AbstractContextManager[None] | None = None,
+    ) -> dict[str, Tensor]:
         """One step of the discriminator on this process's ``images`` and their detached reconstructions, both ``(B, 3, H, H)``.
+
+        Args:
+            images, reconstruction: in [-1, 1].
+            step: of training, from 0.
+            autocast: of the forward pass; float32 without.
 
         Returns:
             Figures to log, of this process.
@@ -104,7 +118,8 @@ class Adversary:
             trained.train(slot == 0)  # spectral norm makes one power iteration a step, however the batch is cut
             place = slot * self.workers.count + self.workers.rank
             random = StepRandom(self.train.seed, step, place, slots * self.workers.count, self.workers.device)
-            terms = self.discriminator_terms(real, fake, random)
+            with autocast or contextlib.nullcontext():
+                terms = self.discriminator_terms(real, fake, random)
             (terms["discriminator"] / slots).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() / slots
@@ -120,7 +135,8 @@ class Adversary:
         views = [self._augmented(real, draws), self._augmented(fake, draws)]
         if config.consistency_weight:
             views += [real, fake]
-        logits = self.discriminator(torch.cat(views)).float().chunk(len(views))
+        with exact_weights(self.discriminator.trained):
+            logits = self.discriminator(torch.cat(views)).float().chunk(len(views))
         terms = {"game": self.game.discriminator(*logits[:2])}
         loss = terms["game"]
         if config.lecam_weight:

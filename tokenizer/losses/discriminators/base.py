@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from flowprior.training.precision import full_precision
 
 
 class Discriminator(nn.Module, ABC):
@@ -20,3 +25,14 @@ class Discriminator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor: ...
+
+
+@contextlib.contextmanager
+def exact_weights(module: nn.Module) -> Iterator[None]:
+    """Within, normalised weights are those of float32: a power iteration in bfloat16 would be kept, with its error, in the buffers."""
+    with parametrize.cached():
+        with full_precision(next(module.parameters()).device):
+            for part in module.modules():
+                if parametrize.is_parametrized(part):
+                    _ = part.weight
+        yield
