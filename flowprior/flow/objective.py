@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_size_for
 from flowprior.flow.target_map import TargetMap
+from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.randomness import StepRandom
 
@@ -19,17 +20,25 @@ class FlowMatchingObjective(nn.Module):
         target_map: fixed.
         pairs: (t, noise) pairs per feature.
         group_size: how many features of the batch share a time (see :func:`flow_matching_loss`).
+        times: distribution of the times; uniform without it.
     """
 
-    def __init__(self, velocity: VelocityMLP, target_map: TargetMap, pairs: int = 4, group_size: int = 1) -> None:
+    def __init__(
+        self,
+        velocity: VelocityMLP,
+        target_map: TargetMap,
+        pairs: int = 4,
+        group_size: int = 1,
+        times: TimeConfig | None = None,
+    ) -> None:
         super().__init__()
         self.velocity, self.target_map = velocity, target_map
-        self.pairs, self.group_size = pairs, group_size
+        self.pairs, self.group_size, self.times = pairs, group_size, times or TimeConfig()
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         data = self.target_map(batch["features"])  # (B, C)
         size = group_size_for(len(data), self.group_size)
         data = data.view(-1, size, data.shape[-1])  # (B / size, size, C)
         noise = random.normal("noise", len(data), self.pairs, *data.shape[1:])
-        t = random.times("t", len(data), self.pairs, 1)
+        t = self.times.quantile(random.times("t", len(data), self.pairs, 1))
         return {"loss": flow_matching_loss(self.velocity, data, pairs=self.pairs, group_size=size, noise=noise, t=t)}
