@@ -1,16 +1,17 @@
-"""Feature tables (N, d) in files: ``.npy`` and ``.safetensors`` are memory-mapped, ``.npz`` and ``.pt`` are read."""
+"""Feature tables (N, d) in files: ``.npy``, ``.safetensors`` and ``.pt`` are memory-mapped, ``.npz`` is read."""
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
-from flowprior.training.files import read_tensors
 
 
 def read_features(path: str | Path, key: str = "") -> Tensor:
@@ -18,7 +19,7 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
 
     Args:
         path: ``.npy``, ``.npz``, ``.pt``/``.pth`` (a tensor, or a dictionary of tensors), or ``.safetensors``.
-        key: which array, where the file holds several.
+        key: which array, where the file holds several; in dictionaries within dictionaries, the names joined by dots.
 
     Raises:
         UserError: the file is not there, not one of these, damaged, or holds no such array.
@@ -34,7 +35,8 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
                 chosen = _choose(path, list(arrays.keys()), key)
                 table = _tensor(arrays[chosen])
         elif path.suffix == ".safetensors":
-            table = read_tensors(path, "feature file")
+            with safe_open(path, "pt") as tensors:  # memory-mapped, and no other tensor is touched
+                table = tensors.get_tensor(_choose(path, list(tensors.keys()), key))
         elif path.suffix in (".pt", ".pth"):
             table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:
@@ -44,7 +46,8 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
     except Exception as error:  # of a damaged file: the parsers raise a dozen kinds, down to tokenize.TokenError
         raise UserError(f"the feature file {path} cannot be read ({' '.join(str(error).split())[:160]})") from error
     if isinstance(table, dict):
-        table = table[_choose(path, [name for name, value in table.items() if isinstance(value, Tensor)], key)]
+        table = _tensors_within(table)
+        table = table[_choose(path, list(table), key)]
     if not isinstance(table, Tensor) or table.dim() < 2 or not table.is_floating_point():
         raise UserError(f"{path} must hold a floating-point array of shape (N, d)")
     return table.reshape(-1, table.shape[-1])
@@ -56,23 +59,41 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
+def _tensors_within(values: dict, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a dictionary, those of dictionaries inside it under dotted names."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, dict):
+            found |= _tensors_within(value, f"{prefix}{name}.")
+    return found
+
+
 def _choose(path: Path, names: list[str], key: str) -> str:
     if key in names:
         return key
     if not key and len(names) == 1:
         return names[0]
-    wanted = f"has no array '{key}'" if key else "holds several arrays"
-    raise UserError(f"{path} {wanted}: choose one of {', '.join(names[:8])}")
+    wanted = f"has no array '{key}'" if key else "holds several arrays" if names else "holds no arrays"
+    near = names if len(names) <= 8 else difflib.get_close_matches(key, names, n=8, cutoff=0.0)
+    raise UserError(f"{path} {wanted}: choose one of {', '.join(near)}")
 
 
 class FeatureRows:
-    """A feature table as a keyed data set; ``batch`` returns ``features`` float32 (B, d)."""
+    """A feature table as a keyed data set; ``batch`` returns ``features`` float32 (B, d).
 
-    def __init__(self, features: Tensor) -> None:
-        self.features = features
+    Args:
+        features: ``(N, d)``.
+        rows: those of it that belong to the data set, int64; all without it.
+    """
+
+    def __init__(self, features: Tensor, rows: Tensor | None = None) -> None:
+        self.features, self.rows = features, rows
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.features if self.rows is None else self.rows)
 
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
-        return {"features": self.features[torch.tensor([key.index for key in keys])].float()}
+        index = torch.tensor([key.index for key in keys])
+        return {"features": self.features[index if self.rows is None else self.rows[index]].float()}
