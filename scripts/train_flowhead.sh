@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Stage 1: the flow prior on target features.
 #   bash scripts/train_flowhead.sh [option=value ...]
-#   PRESET=digits DATA=features.npy NPROC=8 NNODES=1 bash scripts/train_flowhead.sh optim.lr=2e-4
-# DATA, where it is a file, is a table of target features of one's own.
+#   PRESET=folder DATA=features.npy NPROC=8 NNODES=1 bash scripts/train_flowhead.sh optim.lr=2e-4
+#   PRESET=imagenet_dinov2 DATA=/data/imagenet/train NPROC=8 bash scripts/train_flowhead.sh
+# DATA is a file with target features of one's own, or a folder of images with one sub-folder per class, for targets that are features
+# of images.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
 if help_requested "$@"; then NPROC=1 NNODES=1; fi
 arguments=(--preset "$PRESET")
 if [[ -f $DATA ]]; then
   arguments+=(target.source=file "target.file.path=$DATA")
-elif [[ -n $DATA && ! -d $DATA ]]; then
+elif [[ -d $DATA ]]; then
+  arguments+=(data.source=folder "data.path=$DATA")
+elif [[ -n $DATA ]]; then
   fail "DATA=$DATA is not there"
 fi
 launch tokenizer.train_flowhead "${arguments[@]}" "$@"

@@ -3,24 +3,27 @@
     python -m tokenizer.train_flowhead [--preset digits] [option=value ...]
 
 Writes ``<run_dir>/flowhead``: ``prior/`` (the frozen flow), ``target_samples.safetensors`` (projected target features, for kNN
-distances) and ``prior_samples.safetensors`` (for pictures).
+distances), ``prior_samples.safetensors``, pictures of the two, and the log. Images of the data section are for the targets that take
+features of images (timm, autoencoder, codebook).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from flowprior.data.features import FeatureRows
+from flowprior.data.images import ImageConfig
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.prior import FlowPrior
-from flowprior.flow.solver import sample
-from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
+from flowprior.flow.target_map import STATISTICS_ROWS, TargetMap, TargetMapSettings, fit_target_map
+from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
@@ -29,6 +32,8 @@ from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
 from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
+from tokenizer.held_out import RowSplit, split_rows
+from tokenizer.prior_evaluation import PriorEvaluation
 from tokenizer.targets import TargetConfig, TargetContext, TargetFeatures, load_target
 
 KEPT_TARGET_ROWS = 100_000
@@ -41,6 +46,11 @@ class FlowHeadConfig:
 
     run_dir: str = option("runs/digits", "folder of the run; the stage writes into its flowhead/", changes_result=False)
     target: TargetConfig = option(TargetConfig, "")
+    data: ImageConfig = option(ImageConfig, "")
+    held_out: float = option(
+        0.0,
+        "share of the target's rows (whole images) that are not trained on but measured on; 0: measured on training rows",
+    )
     channels: int = option(8, "channels of the latents that the prior will shape")
     projection: Literal["random", "avg_pool", "pca", "identity"] = option(
         "random", "from the features' channels to the latents'"
@@ -50,12 +60,15 @@ class FlowHeadConfig:
     depth: int = option(3, "residual blocks of the velocity network")
     pairs: int = option(4, "(t, noise) pairs per feature")
     group_size: int = option(16, "features that share a time; 1 as in the paper")
+    times: TimeConfig = option(TimeConfig, "")
     train: TrainConfig = option(TrainConfig, "")
     optim: OptimConfig = option(OptimConfig, "")
 
     def __post_init__(self) -> None:
         if min(self.channels, self.width, self.depth, self.pairs, self.group_size) < 1:
             raise ValueError("channels, width, depth, pairs and group_size are at least 1")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is a share in [0, 1), not {self.held_out}")
 
 
 @entry_point
@@ -65,7 +78,8 @@ def main() -> None:
     with distributed_workers() as workers:
         stopwatch = Stopwatch(folder.path)
         folder.check(config, {})  # before a target is computed over the one that a finished run was made from
-        target = load_target(config.target, TargetContext(config.train.seed, folder.path, workers))
+        context = TargetContext(config.train.seed, folder.path, workers, config.data, config.train.workers)
+        target = load_target(config.target, context)
         check_batch(config, workers)
         folder.open(config, workers, {"target": target.fingerprint()})
         if folder.is_complete():
@@ -87,52 +101,75 @@ def train(
     config: FlowHeadConfig, folder: RunFolder, workers: Workers, target: TargetFeatures, stopwatch: Stopwatch
 ) -> None:
     """Train, save the frozen prior, and mark the stage complete."""
-    target_map = make_target_map(config, target)
-    projected_std = target_map(target.features[:KEPT_TARGET_ROWS]).std().item()
+    split = split_rows(len(target.features), config.held_out, config.train.seed, target.rows_per_sample)
+    target_map = make_target_map(config, target, split)
+    normalisation = describe_normalisation(config, target, target_map)
     if workers.is_main:
-        print(
-            f"target {target.name}: {len(target.features)} x {target.features.shape[1]}, scale 1/std = {1 / target_map.std.item():.4f}, "
-            f"{config.projection} projection to {config.channels} (std {projected_std:.3f})"
-        )
+        say_normalisation(target, split, normalisation)
 
     generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "velocity"))
     velocity = VelocityMLP(config.channels, config.width, config.depth, generator=generator)
-    objective = FlowMatchingObjective(velocity, target_map, config.pairs, config.group_size).to(workers.device)
+    objective = FlowMatchingObjective(velocity, target_map, config.pairs, config.group_size, config.times)
+    objective.to(workers.device)
     loop = TrainingLoop(
         objective, velocity, config.train, config.optim, workers, folder.path, {"target_map": target_map}, "flow prior"
     )
+    evaluation = PriorEvaluation(objective, target.features, split, folder.path) if workers.is_main else None
 
     def evaluate(step: int) -> dict[str, float]:
-        return compare_samples(objective, target.features) if workers.is_main else {}
+        return evaluation(step) if evaluation else {}
 
+    rows = FeatureRows(target.features, split.train)
     with stopwatch.kept(workers):
-        loop.run(training_batches(FeatureRows(target.features), config.train, workers, loop.step), evaluate)
-    if workers.is_main:
+        loop.run(training_batches(rows, config.train, workers, loop.step), evaluate)
+    if evaluation:
         with loop.averaged_weights():
-            finish(config, folder, objective, target, stopwatch)
+            finish(config, folder, objective, target, {"normalisation": normalisation}, evaluation, stopwatch)
 
 
-def make_target_map(config: FlowHeadConfig, target: TargetFeatures) -> TargetMap:
+def make_target_map(config: FlowHeadConfig, target: TargetFeatures, split: RowSplit) -> TargetMap:
+    """The normalisation and projection, measured on rows that are trained on."""
+    features = target.features
+    if split.train is not None:
+        generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "rows to normalise by"))
+        features = features[split.draw_train(STATISTICS_ROWS, len(features), generator)]
     try:
         return fit_target_map(
-            target.features, TargetMapSettings(config.channels, config.projection, config.centre, config.train.seed)
+            features, TargetMapSettings(config.channels, config.projection, config.centre, config.train.seed)
         )
     except ValueError as error:
         raise UserError(f"target '{target.name}': {error}") from error
 
 
-@torch.no_grad()
-def compare_samples(objective: FlowMatchingObjective, features: torch.Tensor, count: int = 2048) -> dict[str, float]:
-    """Root-mean-square differences between prior samples and the target, in the mean and in the covariance (the target's variance is about 1)."""
-    device = objective.target_map.matrix.device
-    generator = torch.Generator(device).manual_seed(0)
-    rows = torch.randint(len(features), (count,), generator=torch.Generator().manual_seed(0))
-    target = objective.target_map(features[rows].to(device))  # (count, C)
-    samples = sample(objective.velocity, tuple(target.shape), steps=25, generator=generator, device=device).float()
+def describe_normalisation(config: FlowHeadConfig, target: TargetFeatures, target_map: TargetMap) -> dict[str, Any]:
+    """What the target is and what its map makes of it, on 100,000 random rows."""
+    generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "rows to describe"))
+    rows = target.features[torch.randperm(len(target.features), generator=generator)[:KEPT_TARGET_ROWS]].float()
+    projected = target_map(rows)
     return {
-        "sample_mean_error": (samples.mean(0) - target.mean(0)).square().mean().sqrt().item(),
-        "sample_covariance_error": (samples.T.cov() - target.T.cov()).square().mean().sqrt().item(),
+        "count": len(target.features),
+        "feature_channels": rows.shape[1],
+        "mean_norm": rows.mean(0).norm().item(),
+        "std": target_map.std.item(),
+        "scale": 1 / target_map.std.item(),
+        "projection": config.projection,
+        "channels": config.channels,
+        "projected_std": projected.std().item(),
+        "projected_channel_std": projected.std(0).tolist(),
     }
+
+
+def say_normalisation(target: TargetFeatures, split: RowSplit, about: dict[str, Any]) -> None:
+    low, high = min(about["projected_channel_std"]), max(about["projected_channel_std"])
+    held_out = (
+        "none, so figures compare with training rows" if split.held_out is None else f"{len(split.held_out)} rows"
+    )
+    print(
+        f"target {target.name}: {about['count']} x {about['feature_channels']}, norm of the mean {about['mean_norm']:.4g}, "
+        f"std {about['std']:.4g} (scale 1/std = {about['scale']:.4f})\n"
+        f"{about['projection']} projection to {about['channels']} channels: std {about['projected_std']:.3f}, "
+        f"per channel {low:.3f} to {high:.3f}; held out: {held_out}"
+    )
 
 
 def finish(
@@ -140,10 +177,12 @@ def finish(
     folder: RunFolder,
     objective: FlowMatchingObjective,
     target: TargetFeatures,
+    about: dict[str, Any],
+    evaluation: PriorEvaluation,
     stopwatch: Stopwatch,
 ) -> None:
     """Save the prior with the weights that ``objective`` holds, samples of it and of the target, and mark the stage complete."""
-    figures = compare_samples(objective, target.features, KEPT_SAMPLES)
+    figures = evaluation(config.train.steps)
     prior = FlowPrior(
         objective.velocity,
         objective.target_map,
@@ -166,8 +205,9 @@ def finish(
         {
             "fingerprint": prior.fingerprint,
             "target": prior.target,
-            "projected_std": projected.std().item(),
-            **figures,
+            **about,
+            "compared_with": evaluation.compared_with,
+            **{name: value if math.isfinite(value) else str(value) for name, value in figures.items()},
             "seconds": stopwatch.seconds(),
             "peak_memory_gb": peak_memory_gb(),
         }

@@ -98,4 +98,5 @@ def indexed_batches(
         num_workers=processes,
         collate_fn=_as_it_is,
         worker_init_fn=_quiet_worker,
+        generator=torch.Generator(),  # or the loader draws its unused seed from the global one
     )

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from flowprior.errors import UserError
 from flowprior.training.config import registry_section
+from tokenizer.targets.autoencoder import AutoencoderTarget
 from tokenizer.targets.base import TargetContext, TargetFeatures
+from tokenizer.targets.codebook import CodebookTarget
+from tokenizer.targets.digits_lowlevel import DigitsLowLevelTarget
 from tokenizer.targets.digits_semantic import DigitsSemanticTarget
 from tokenizer.targets.file import FileTarget
+from tokenizer.targets.hf_embedding import HFEmbeddingTarget
+from tokenizer.targets.timm_model import TimmTarget
+from tokenizer.targets.word_vectors import WordVectorsTarget
 
-TARGETS = {"digits_semantic": DigitsSemanticTarget, "file": FileTarget}
+TARGETS = {
+    "digits_semantic": DigitsSemanticTarget,
+    "digits_lowlevel": DigitsLowLevelTarget,
+    "file": FileTarget,
+    "hf_embedding": HFEmbeddingTarget,
+    "timm": TimmTarget,
+    "autoencoder": AutoencoderTarget,
+    "codebook": CodebookTarget,
+    "word_vectors": WordVectorsTarget,
+}
 
 TargetConfig = registry_section("TargetConfig", "source", "digits_semantic", TARGETS, "where target features come from")
 
 
 def load_target(config: TargetConfig, context: TargetContext) -> TargetFeatures:
-    """The features that ``config.source`` gives."""
-    return getattr(config, config.source).load(context)
+    """The features that ``config.source`` gives; a source may ask for another's, which are then kept in a folder of their own."""
+
+    def other(name: str) -> TargetFeatures:
+        if name not in TARGETS:
+            raise UserError(
+                f"there is no source of target features called '{name}': choose one of {', '.join(TARGETS)}"
+            )
+        return getattr(config, name).load(context._replace(folder=context.folder / f"target_{name}"))
+
+    return getattr(config, config.source).load(context._replace(other=other))

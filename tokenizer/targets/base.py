@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from flowprior.data.images import ImageConfig
 from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint, write_tensors
 
@@ -19,11 +20,16 @@ class TargetFeatures(NamedTuple):
 
     features: Tensor  # (N, d2), floating point; may be memory-mapped
     name: str
+    rows_per_sample: int = 1  # neighbouring rows that come from one image: held out together or not at all
 
     def fingerprint(self) -> str:
         """16 hex digits of shape and of up to 4,096 rows spread over the table."""
         rows = torch.linspace(0, len(self.features) - 1, min(4096, len(self.features))).long()
         return tensors_fingerprint({"rows": self.features[rows], "shape": torch.tensor(self.features.shape)})
+
+
+def _no_other_source(name: str) -> TargetFeatures:
+    raise ValueError(f"there is no source '{name}' beside this one")
 
 
 class TargetContext(NamedTuple):
@@ -32,10 +38,18 @@ class TargetContext(NamedTuple):
     seed: int
     folder: Path  # of the stage: for features that are worth keeping
     workers: Workers
+    data: ImageConfig = ImageConfig()  # the images, for sources that take features of images
+    loaders: int = 0  # data loading processes per training process
+    other: Callable[[str], TargetFeatures] = (
+        _no_other_source  # the features of another source, by name, as it is configured
+    )
 
 
 def computed_once(context: TargetContext, recipe: object, make: Callable[[], TargetFeatures]) -> TargetFeatures:
-    """Features that the first process makes, once, and that lie in the stage's folder from then on.
+    """Features that the first process makes alone, once, and that lie in the stage's folder from then on.
+
+    For what takes seconds or a few minutes: the others wait meanwhile. Features of many images are made by all processes
+    together, see :mod:`tokenizer.targets.extraction`.
 
     Args:
         context: see the class.
@@ -45,10 +59,12 @@ def computed_once(context: TargetContext, recipe: object, make: Callable[[], Tar
     file, made_from = context.folder / "target.safetensors", f"{recipe!r} seed {context.seed}"
     if context.workers.is_main and not _is_kept(file, made_from):
         made = make()
-        write_tensors(file, {"features": made.features}, {"name": made.name, "made_from": made_from})
+        about = {"name": made.name, "made_from": made_from, "rows_per_sample": str(made.rows_per_sample)}
+        write_tensors(file, {"features": made.features}, about)
     context.workers.barrier()
     with safe_open(file, "pt") as kept:
-        return TargetFeatures(kept.get_tensor("features"), kept.metadata()["name"])
+        about = kept.metadata()
+        return TargetFeatures(kept.get_tensor("features"), about["name"], int(about.get("rows_per_sample", 1)))
 
 
 def _is_kept(file: Path, made_from: str) -> bool:
