@@ -38,10 +38,20 @@ def test_every_registry_is_in_the_file_that_it_names(name):
     assert re.search(rf"^{name}\b.*=", (ROOT / file).read_text(), flags=re.M)
 
 
-def test_the_presets_that_it_names_are_there():
-    for preset in set(re.findall(r"PRESET=(\w+)", README)) | {"digits"}:
-        for folder in ("tokenizer/configs/flowhead", "tokenizer/configs/ae", "mar/configs"):
-            assert find_preset(preset, ROOT / folder, families=folder.startswith("mar")).is_file()
+CONFIGS = {
+    "train_flowhead": "tokenizer/configs/flowhead",
+    "train_ae": "tokenizer/configs/ae",
+    "train_mar": "mar/configs",
+}
+
+
+def test_the_presets_that_it_names_are_there_for_the_script_that_it_names():
+    named = re.findall(r"PRESET=(\w+)[^\n`|]*bash scripts/(\w+)\.sh", README)
+    assert len(named) >= 8 and len(named) == len(re.findall(r"PRESET=\w", README))
+    for preset, script in named + [("digits", script) for script in CONFIGS]:
+        assert find_preset(preset, ROOT / CONFIGS[script], families=script == "train_mar").is_file()
+    for preset in ("digits_semantic", "digits_lowlevel", "digits_discrete"):
+        assert f"`{preset}`" in README and (ROOT / CONFIGS["train_flowhead"] / f"{preset}.yaml").is_file()
 
 
 def test_its_three_lines_with_a_prior_and_its_way_to_make_one_run_as_they_stand(tmp_path, monkeypatch):

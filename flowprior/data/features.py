@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
         raise UserError(f"there is no feature file at '{path}'")
     try:
         if path.suffix == ".npy":
-            table: Tensor | dict[str, Tensor] = _tensor(np.load(path, mmap_mode="c", allow_pickle=False))
+            table: Tensor | dict[str, Tensor] = _tensor(np.load(path, mmap_mode="r", allow_pickle=False))
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 chosen = _choose(path, list(arrays.keys()), key)
@@ -56,7 +57,10 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
 def _tensor(array: np.ndarray) -> Tensor:
     if array.dtype.kind != "f":
         raise ValueError(f"an array of {array.dtype}, where floating-point numbers are wanted")
-    return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        # Mapped writable, a table larger than the memory would be refused; nobody writes into features.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)
 
 
 def _tensors_within(values: dict, prefix: str = "") -> dict[str, Tensor]:
@@ -77,7 +81,7 @@ def _choose(path: Path, names: list[str], key: str) -> str:
         return names[0]
     wanted = f"has no array '{key}'" if key else "holds several arrays" if names else "holds no arrays"
     near = names if len(names) <= 8 else difflib.get_close_matches(key, names, n=8, cutoff=0.0)
-    raise UserError(f"{path} {wanted}: choose one of {', '.join(near)}")
+    raise UserError(f"{path} {wanted}" + (f": choose one of {', '.join(near)}" if near else ""))
 
 
 class FeatureRows:

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,48 @@ def test_rows_are_read_by_key_as_float32(tmp_path):
     batch = rows.batch([SampleKey(4, 0), SampleKey(0, 1), SampleKey(4, 7)])["features"]
     assert len(rows) == 9 and batch.dtype == torch.float32
     assert np.array_equal(batch.numpy(), TABLE.astype(np.float16).astype(np.float32)[[4, 0, 4]])
+
+
+def test_a_table_larger_than_the_memory_is_mapped_and_only_the_rows_asked_for_are_read(tmp_path):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = 2 * memory // 4000
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, 1000)}
+    with open(tmp_path / "large.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.truncate(start + count * 4000)  # a hole: it takes no room on the disk
+        file.seek(start + (count - 3) * 4000)
+        file.write(np.arange(1000, dtype=np.float32).tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = read_features(tmp_path / "large.npy")
+    assert table.shape == (count, 1000)
+    assert np.array_equal(table[torch.tensor([5, count - 3])].numpy(), [np.zeros(1000), np.arange(1000)])
+
+
+def test_dictionaries_within_dictionaries_are_searched_by_dotted_names(tmp_path):
+    nested = {"model": {"quantize.weight": torch.from_numpy(TABLE), "deeper": {"x": torch.ones(2, 2)}}, "step": 3}
+    torch.save(nested, tmp_path / "checkpoint.pt")
+    assert np.array_equal(read_features(tmp_path / "checkpoint.pt", "model.quantize.weight").numpy(), TABLE)
+    assert read_features(tmp_path / "checkpoint.pt", "model.deeper.x").sum() == 4
+    with pytest.raises(UserError, match="model.quantize.weight, model.deeper.x"):
+        read_features(tmp_path / "checkpoint.pt", "model")
+
+
+def test_of_many_arrays_those_with_the_nearest_names_are_offered(tmp_path):
+    tensors = {f"model.layers.{i}.mlp.weight": torch.ones(2, 2) for i in range(300)}
+    save_file(tensors | {"model.embed_tokens.weight": torch.ones(3, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="model.embed_tokens.weight"):
+        read_features(tmp_path / "model.safetensors", "model.embed_token.weight")
+
+
+def test_a_file_without_arrays_says_so(tmp_path):
+    torch.save({"step": 3}, tmp_path / "empty.pt")
+    with pytest.raises(UserError, match="holds no arrays"):
+        read_features(tmp_path / "empty.pt")
+
+
+def test_rows_can_be_some_of_a_table():
+    rows = FeatureRows(torch.from_numpy(TABLE), torch.tensor([2, 7]))
+    assert len(rows) == 2
+    assert np.array_equal(rows.batch([SampleKey(1, 0), SampleKey(0, 0)])["features"].numpy(), TABLE[[7, 2]])

@@ -26,6 +26,7 @@ SLOW_IMPORTS = [
     "faiss",
     "safetensors.torch",
     "torch.utils.tensorboard",
+    "matplotlib.backends.backend_agg",
     "torch.nn.parallel",
     "torch.distributed.run",
     "yaml",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -48,8 +49,7 @@ class TargetContext(NamedTuple):
 def computed_once(context: TargetContext, recipe: object, make: Callable[[], TargetFeatures]) -> TargetFeatures:
     """Features that the first process makes alone, once, and that lie in the stage's folder from then on.
 
-    For what takes seconds or a few minutes: the others wait meanwhile. Features of many images are made by all processes
-    together, see :mod:`tokenizer.targets.extraction`.
+    The others wait meanwhile. Features of many images are made by all processes together, see :mod:`tokenizer.targets.extraction`.
 
     Args:
         context: see the class.
@@ -61,6 +61,8 @@ def computed_once(context: TargetContext, recipe: object, make: Callable[[], Tar
         made = make()
         about = {"name": made.name, "made_from": made_from, "rows_per_sample": str(made.rows_per_sample)}
         write_tensors(file, {"features": made.features}, about)
+    while not _is_kept(file, made_from):  # a barrier alone would give up on a computation of more than some minutes
+        time.sleep(1)
     context.workers.barrier()
     with safe_open(file, "pt") as kept:
         about = kept.metadata()

@@ -45,6 +45,7 @@ class CodebookTarget:
             raise ValueError(f"a codebook of {self.of} is made by k-means: write clusters=1024, say")
 
     def load(self, context: TargetContext) -> TargetFeatures:
+        """The entries ``(N, d)``, read or found by k-means."""
         if self.of == "file" and not self.path:
             raise UserError(
                 "target.source=codebook needs target.codebook.path=<checkpoint>, or of=patches and clusters=1024"

@@ -44,6 +44,7 @@ class DigitsLowLevelTarget:
         return folder.path / "autoencoder"
 
     def autoencoder_options(self, run_dir: Path, seed: int) -> dict[str, Any]:
+        """Stage 2's options for the small KL autoencoder."""
         transformer = {"width": self.width, "depth": self.depth, "heads": 3}
         return {
             "run_dir": str(run_dir),
