@@ -39,7 +39,7 @@ class DigitsLowLevelTarget:
         folder, images = RunFolder(run_dir, "ae"), open_images(config.data, config.train.seed)
         folder.open(config, context.workers, {"data": images.fingerprint()})
         if not folder.is_complete():
-            train(config, folder, context.workers, images, prior=None)
+            train(config, folder, context.workers, images, images, prior=None)
         context.workers.barrier()  # the first process writes it
         return folder.path / "autoencoder"
 
