@@ -62,7 +62,7 @@ class MapConfig:
     """The maps over the plane, and what is compared on them."""
 
     grid: int = option(60, "points per side")
-    half_width: float = option(2.5, "the maps cover [-half_width, half_width]^2, in standard deviations of the data")
+    half_width: float = option(2.6, "the maps cover [-half_width, half_width]^2, in standard deviations of the data")
     pairs: int = option(64, "(t, noise) pairs of L_align at each point")
     nll_clip: float = option(1000.0, "NLL is cut at this level (nats) in the correlation over the grid")
     nll_shown: float = option(8.0, "NLL is cut at this level (nats) in pictures")

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from toy_examples.distributions import DISTRIBUTIONS
+from toy_examples.run import config_of, parse
 from toy_examples.summary import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def test_a_run_leaves_the_panels_and_the_metrics_and_prints_a_table(
         assert Image.open(out / "spiral" / f"{picture}.png").convert("RGB").getextrema() != ((255, 255),) * 3
     assert Image.open(out / "spiral" / "optimisation.gif").n_frames > 2
     metrics = json.loads((out / "spiral" / "metrics.json").read_text())
-    assert -1 <= metrics["along_optimisation"]["pearson"] <= 1 and metrics["over_grid"]["region"] == [-2.5, 2.5]
+    assert -1 <= metrics["along_optimisation"]["pearson"] <= 1 and metrics["over_grid"]["region"] == [-2.6, 2.6]
     assert metrics["along_optimisation"]["records"] == 5
     assert f"{metrics['velocity_error']:.3f}" in result.stdout and "modes" not in metrics
 
@@ -138,3 +139,25 @@ def test_all_distributions_are_drawn_on_one_sheet_each(tmp_path: Path) -> None:
     widths = [Image.open(tmp_path / f"figure{number}.png").size for number in (5, 6)]
     assert all(height > width for width, height in widths)
     assert result.stdout.splitlines()[-len(ROWS) - 1].split() == list(DISTRIBUTIONS)
+
+
+def test_the_paper_preset_is_the_papers_setting() -> None:
+    config = config_of(parse(["--preset", "paper"]))
+    flow, latents = config.flow, config.latents
+    assert (flow.width, flow.depth, flow.train.steps, flow.train.global_batch, flow.optim.lr) == (
+        512,
+        4,
+        100_000,
+        256,
+        1e-4,
+    )
+    assert (flow.pairs, flow.group_size, flow.stable_target) == (1, 1, False)
+    assert (latents.train.global_batch, latents.train.steps, latents.optim.lr) == (1000, 5000, 1e-2)
+    for optim in (flow.optim, latents.optim):
+        assert (optim.betas, optim.weight_decay, optim.schedule, optim.warmup_steps) == (
+            (0.9, 0.999),
+            0.0,
+            "constant",
+            0,
+        )
+        assert (optim.clip_norm, optim.ema_decay) == (0.0, 0.0)
