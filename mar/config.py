@@ -35,7 +35,7 @@ class SampleConfig:
 
     count: int = option(50_000, "images per guidance scale, class-balanced")
     cfg: tuple[float, ...] = option((1.0,), "guidance scales, one set of images each")
-    batch: int = option(256, "images at once in every process; changes speed, not images")
+    batch: int = option(256, "images at once in every process; changes speed, and images by rounding only")
     seed: int = option(0, "image i is drawn from (seed, i)")
     exact: bool = option(
         False,

@@ -5,7 +5,8 @@
 
 The first form writes <run_dir>/mar/samples/cfg_<scale>.npz (arr_0 uint8 (N, H, W, 3) as ADM's evaluator reads it, and labels) with a
 .json beside it that says how they were made; interrupted, it goes on where it was. The second writes one .png with a class in
-every row, or one .npz. Image i depends on the seed and on i, not on batch or number of processes.
+every row, or one .npz. Image i depends on the seed and on i, not on the number of processes, and on the batch by
+rounding only (with sample.exact=true not at all).
 
 options of the second form:
   --classes C [C ...]  numbers or names of classes, in equal shares [all classes]
@@ -86,7 +87,7 @@ def samples_file(config: MARStageConfig, cfg: float) -> Path:
 
 
 def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float) -> dict[str, Any]:
-    """How a set of images is made: equal protocols mean equal images."""
+    """How a set of images is made: equal protocols mean equal images, but for rounding where ``exact`` is off."""
     return {
         "generator": saved["fingerprint"],
         "autoencoder": saved["about"]["autoencoder"],

@@ -179,10 +179,11 @@ def dry_run(config: AEConfig) -> str:
         loss=replace(config.loss, adversarial=replace(config.loss.adversarial, discriminator=discriminator)),
     )
     workers, prior = Workers(device=torch.device("meta")), None
+    needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
+    there = needed and (config.prior_folder / "config.json").is_file()
+    sizes = find_prior(config).velocity.sizes if there else {"channels": config.model.channels}
     with torch.device("meta"):
-        if any(section.needs_prior for section in chosen_configs(config.regulariser)):
-            there = (config.prior_folder / "config.json").is_file()
-            sizes = FlowPrior.load(config.prior_folder).velocity.sizes if there else {"channels": config.model.channels}
+        if needed:
             prior = FlowPrior(
                 VelocityMLP(**sizes), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, sizes["channels"]))
             )

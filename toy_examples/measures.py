@@ -28,6 +28,7 @@ LEVEL_POINTS = 2000
 ODE_TOLERANCE = 1e-4  # an error of some 0.01 nats, well below the flows'
 VELOCITY_POINTS = 20_000
 MMD_POINTS = 2000
+KDE_POINTS = 2000
 MODE_RADIUS = 3.0  # noise standard deviations
 COVERED_SHARE = 0.2  # of an equal share
 
@@ -42,14 +43,13 @@ def prior_samples(flow: FrozenFlow, count: int, device: torch.device) -> Tensor:
     return sample(flow.velocity, (count, CHANNELS), steps=50, generator=generator, device=device).cpu()
 
 
-def correlations(latents: AlignedLatents, maps: PlaneMaps, nll: NLL, config: MapConfig) -> dict[str, Any]:
-    """L_align against NLL, along the optimisation of the latents and over the grid."""
-    along = torch.stack([nll(points).mean() for points in latents.points])
+def correlations(alignment: Tensor, along: Tensor, maps: PlaneMaps, config: MapConfig) -> dict[str, Any]:
+    """L_align against NLL: ``alignment`` and ``along``, both ``(S,)``, in the course of the optimisation, and the maps over the grid."""
     grid_alignment, grid_nll = maps.alignment.flatten(), maps.nll.flatten()
     return {
         "along_optimisation": {
-            "pearson": pearson(latents.alignment, along),
-            "spearman": spearman(latents.alignment, along),
+            "pearson": pearson(alignment, along),
+            "spearman": spearman(alignment, along),
             "records": len(along),
         },
         "over_grid": {
@@ -121,9 +121,9 @@ def likelihoods(
     """The flow's own log-density against the exact one, and the bound of Proposition 1.
 
     Returns:
-        ``log_prob_error``: mean absolute difference (nats) for each cloud. ``smallest_lambda``: from which on
-        ``log p(y) >= E log p0 + C(y) - lambda L_align(y)``, with the flow's own p, holds at every tested point, and ``gap``, the mean
-        and the largest difference of the sides there.
+        ``log_prob_error``: mean absolute difference (nats) for each cloud. ``bound``: ``smallest_lambda``, from which on
+        ``log p(y) >= E log p0 + C(y) - lambda L_align(y)``, with the flow's own p and L_align summed over channels, holds at every
+        tested point; ``mean_gap`` and ``largest_gap``, the differences of the sides there; and how many ``points`` were tested.
     """
     points = {name: cloud[:TESTED_POINTS].to(device) for name, cloud in clouds.items()}
     tolerance = {"rtol": ODE_TOLERANCE, "atol": ODE_TOLERANCE}
@@ -151,7 +151,7 @@ def likelihoods(
 
 def kde_error(target: ToyDistribution, config: DensityConfig, points: Tensor) -> dict[str, float]:
     """Mean absolute error (nats) of the paper's kernel estimate at ``points``."""
-    points = points[:MMD_POINTS]
+    points = points[:KDE_POINTS]
     error = (kernel_estimate(target, config)(points) - target.log_density(points)).abs().mean().item()
     return {"mean_absolute_error": error, "bandwidth": config.kde_bandwidth, "samples": config.kde_samples}
 

@@ -25,18 +25,19 @@ if __package__ in (None, ""):
         os.execvp("bash", ["bash", "-c", words, "run.py", str(Path(__file__).resolve()), *sys.argv[1:]])
 
 import torch
+from torch import Tensor
 
 from flowprior.errors import UserError, entry_point
 from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_yaml
 from flowprior.training.distributed import best_device
 from flowprior.training.files import write_json
 from toy_examples.animation import draw_animation
-from toy_examples.config import ToyConfig
+from toy_examples.config import MapConfig, ToyConfig
 from toy_examples.density import negative_log_likelihood
 from toy_examples.distributions import DISTRIBUTIONS, GaussianMixture, distribution
 from toy_examples.figures import Drawn, draw_panels, draw_snapshots
 from toy_examples.flow_figures import draw_field, draw_flow
-from toy_examples.flow_stage import exact_flow, trained_flow
+from toy_examples.flow_stage import FrozenFlow, exact_flow, trained_flow
 from toy_examples.latent_stage import align_latents
 from toy_examples.maps import draw_maps
 from toy_examples.measures import (
@@ -78,7 +79,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--distribution", default="spiral", help=f"one of {', '.join(DISTRIBUTIONS)}, or all [spiral]")
     parser.add_argument(
-        "--preset", default="default", help="default, paper (exactly the paper's setting), or a .yaml file [default]"
+        "--preset",
+        default="default",
+        help="default, paper (the paper's network, training and latents), or a .yaml file [default]",
     )
     parser.add_argument("--out", help="folder of the runs [runs/toy; runs/toy_<preset> for another preset]")
     parser.add_argument("--seed", help="of weights, data, latents and noise")
@@ -131,11 +134,12 @@ def run_one(name: str, config: ToyConfig, run_dir: Path, device: torch.device) -
     maps = draw_maps(flow, target, nll, config.map, device)
     samples = prior_samples(flow, len(latents.end), device)
     clouds = {"latents": latents.end, "prior_samples": samples}
+    nll_along = torch.stack([nll(points).mean() for points in latents.points])
     metrics = {
         "distribution": name,
         "velocity": config.velocity,
         "density": config.density.kind,
-        **correlations(latents, maps, nll, config.map),
+        **correlations(latents.alignment, nll_along, maps, config.map),
         **levels(flow, latents, maps.data, nll, config.map.pairs, device),
         **distances(target, maps.data, clouds),
         **likelihoods(flow, target, {"data": maps.data, "latents": latents.end}, config.map.pairs, device),
@@ -145,14 +149,8 @@ def run_one(name: str, config: ToyConfig, run_dir: Path, device: torch.device) -
     if isinstance(target, GaussianMixture):
         metrics["modes"] = {kind: mode_shares(target, points) for kind, points in {**clouds, "data": maps.data}.items()}
     measured = time.perf_counter()
-    drawn = Drawn(
-        title, maps, latents, torch.stack([nll(points).mean() for points in latents.points]), config.map.nll_shown
-    )
-    draw_panels([drawn], run_dir / "panels.png", config.map.dpi)
-    draw_snapshots([drawn], run_dir / "snapshots.png", config.map.dpi)
-    draw_field(flow, maps.data, title, run_dir / "field.png", config.map, device)
-    draw_flow(flow, maps.data, samples, title, run_dir / "flow.png", config.map, device)
-    draw_animation(drawn, run_dir / "optimisation.gif")
+    drawn = Drawn(title, maps, latents, nll_along, config.map.nll_shown)
+    draw(drawn, flow, samples, config.map, run_dir, device)
     parts = {
         "flow": flow.seconds,
         "latents": latents.seconds,
@@ -162,6 +160,18 @@ def run_one(name: str, config: ToyConfig, run_dir: Path, device: torch.device) -
     metrics = rounded({**metrics, "seconds": {**parts, "total": sum(parts.values())}})
     write_json(run_dir / "metrics.json", metrics)
     return metrics, drawn
+
+
+def draw(
+    drawn: Drawn, flow: FrozenFlow, samples: Tensor, config: MapConfig, run_dir: Path, device: torch.device
+) -> None:
+    """Every picture of one distribution, into its folder."""
+    data, title = drawn.maps.data, drawn.title
+    draw_panels([drawn], run_dir / "panels.png", config.dpi)
+    draw_snapshots([drawn], run_dir / "snapshots.png", config.dpi)
+    draw_field(flow, data, title, run_dir / "field.png", config, device)
+    draw_flow(flow, data, samples, title, run_dir / "flow.png", config, device)
+    draw_animation(drawn, run_dir / "optimisation.gif")
 
 
 @entry_point
@@ -175,7 +185,7 @@ def main() -> None:
         raise UserError("there is no CUDA device here: write --device cpu, or leave it out")
     device = best_device() if arguments.device == "auto" else torch.device(arguments.device)
     preset = Path(arguments.preset).stem
-    out = Path(arguments.out or ("runs/toy" if preset == "default" else f"runs/toy_{preset}"))
+    out = Path(arguments.out or ("runs/toy" if arguments.preset == "default" else f"runs/toy_{preset}"))
     finished = []
     for name in names:
         run_dir = out / (name if config.velocity == "trained" else f"{name}_{config.velocity}")

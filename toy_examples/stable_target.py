@@ -4,8 +4,9 @@ Eq. 3 regresses on ``x1 - x0`` of the one pair that made ``x_t``; what the netwo
 that could have. Most of the training goes into averaging the difference away. In the plane it can be averaged beforehand: under
 ``x0 ~ N(0, I)`` the posterior weights of samples ``x1`` given ``x_t`` are Gaussian in ``(x_t - t x1) / (1 - t)``, and a batch
 estimates the mean by self-normalised importance sampling ("Stable Target Field", Xu, Tong and Jaakkola, 2023). The weights see a
-batch and no density; their bias vanishes with the batch's size. In many dimensions a batch holds no second sample that could have
-made ``x_t``, and nothing is won.
+batch and no density. Given ``x_t`` and the batch this is exactly the mean over which of its samples made ``x_t``, so that the minimiser is
+Eq. 3's at any batch size; at one given ``x_t`` it is an estimate. In many dimensions a batch holds no second sample that could have made
+``x_t``, and nothing is won.
 """
 
 from __future__ import annotations

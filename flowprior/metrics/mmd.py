@@ -17,7 +17,8 @@ def squared_mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
         0 in expectation for samples of one distribution, so also below 0.
 
     Raises:
-        ValueError: fewer than two points on a side, or samples over different channels.
+        ValueError: fewer than two points on a side, samples over different channels, or a bandwidth that is not above 0, as the
+            median is where half of ``b``'s points coincide.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
@@ -25,7 +26,9 @@ def squared_mmd(a: Tensor, b: Tensor, bandwidth: float | None = None) -> float:
         )
     a, b = a.double(), b.double()
     within_b = torch.pdist(b)
-    bandwidth = bandwidth or within_b.median().item()
+    bandwidth = within_b.median().item() if bandwidth is None else bandwidth
+    if not bandwidth > 0:
+        raise ValueError(f"the kernel's bandwidth is above 0, not {bandwidth}: pass one where points coincide")
 
     def kernel(distance: Tensor) -> Tensor:
         return torch.exp(-distance.square() / (2 * bandwidth**2))

@@ -41,3 +41,11 @@ def test_it_is_zero_in_expectation_for_one_distribution() -> None:
 def test_one_point_is_refused() -> None:
     with pytest.raises(ValueError, match="two points"):
         squared_mmd(draw(1, 0), draw(5, 1))
+
+
+def test_a_kernel_without_width_is_refused() -> None:
+    for bandwidth in (0.0, -1.0):
+        with pytest.raises(ValueError, match="bandwidth"):
+            squared_mmd(draw(5, 0), draw(5, 1), bandwidth)
+    with pytest.raises(ValueError, match="coincide"):
+        squared_mmd(draw(5, 0), torch.zeros(6, 2))

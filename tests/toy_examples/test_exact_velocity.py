@@ -40,7 +40,7 @@ def test_the_flow_of_the_exact_velocity_has_the_exact_density(name: str) -> None
     )
 
 
-def test_no_other_velocity_has_a_lower_flow_matching_loss() -> None:
+def test_scaling_shifting_or_squeezing_the_velocity_raises_the_flow_matching_loss() -> None:
     target = distribution("mixture")
     best = exact_velocity(target)
     data = target.sample(4096, torch.Generator().manual_seed(2)).view(64, 64, 2)

@@ -50,6 +50,21 @@ def test_over_more_samples_it_comes_closer_to_the_exact_velocity() -> None:
     assert errors[2] < 0.5 * errors[1] < 0.1 * errors[0]
 
 
+def test_its_mean_at_a_point_is_the_exact_velocity_at_the_smallest_batch() -> None:
+    # Data are 0 or 1 on a line; x_t in a narrow bin, batches of two samples of which the first makes x_t.
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(2, (400_000, 2, 1), generator=generator).double()
+    noise, t = torch.randn(400_000, 1, generator=generator, dtype=torch.float64), torch.tensor(0.6)
+    x_t = 0.4 * noise + 0.6 * data[:, 0]
+    for centre in (-0.2, 0.3, 0.8):
+        inside = ((x_t - centre).abs() < 0.02).squeeze()
+        found = torch.cat([stable_target(n[None], d[:1], t[None], d) for n, d in zip(noise[inside], data[inside])])
+        one = torch.sigmoid((0.6 * x_t[inside] - 0.18) / 0.16)  # P(x1 = 1 | x_t)
+        exact = (one - x_t[inside]) / 0.4
+        error = found - exact
+        assert error.mean().abs() < 4 * error.std() / len(error) ** 0.5 and error.std() > 0.05
+
+
 def test_it_is_finite_up_to_the_end_of_the_path() -> None:
     noise, data, _ = pairs(50)
     for t in (0.0, 1 - 1e-6, 1.0):

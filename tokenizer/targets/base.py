@@ -16,6 +16,13 @@ from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint, write_tensors
 
 
+def spread_rows(total: int, wanted: int) -> Tensor:
+    """Up to ``wanted`` row numbers of a table of ``total`` rows, spread evenly from the first to the last."""
+    if total > 1 << 24:  # float32 does not hold the last row's number
+        return torch.arange(wanted) * (total - 1) // (wanted - 1)
+    return torch.linspace(0, total - 1, min(wanted, total)).long()
+
+
 class TargetFeatures(NamedTuple):
     """Features that the flow prior learns the distribution of."""
 
@@ -25,7 +32,7 @@ class TargetFeatures(NamedTuple):
 
     def fingerprint(self) -> str:
         """16 hex digits of shape and of up to 4,096 rows spread over the table."""
-        rows = torch.linspace(0, len(self.features) - 1, min(4096, len(self.features))).long()
+        rows = spread_rows(len(self.features), 4096)
         return tensors_fingerprint({"rows": self.features[rows], "shape": torch.tensor(self.features.shape)})
 
 
