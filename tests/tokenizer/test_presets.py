@@ -121,6 +121,15 @@ def test_a_dry_run_of_any_regulariser_reads_and_writes_nothing(name, tmp_path, m
     assert "parameters" in said and "memory" in said and not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_takes_the_size_of_the_prior_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load("digits")
+    prior = random_prior(config.model.channels)
+    prior.save(config.prior_folder)
+    parameters = sum(p.numel() for p in prior.velocity.parameters())
+    assert number(r"regulariser flow +0 trained +([\d,]+) frozen", dry_run(config)) == parameters
+
+
 @pytest.fixture
 def presets(tmp_path) -> Path:
     (tmp_path / "first.yaml").write_text("train: {steps: 5, seed: 1}\noptim: {lr: 0.5}\n")

@@ -6,11 +6,17 @@ from flowprior.errors import UserError
 from flowprior.training.config import build_config
 from flowprior.training.distributed import Workers
 from tokenizer.targets import TARGETS, TargetConfig, load_target
-from tokenizer.targets.base import TargetContext
+from tokenizer.targets.base import TargetContext, spread_rows
 
 
 def load(folder, seed: int = 0, **values):
     return load_target(build_config(TargetConfig, values), TargetContext(seed, folder, Workers()))
+
+
+@pytest.mark.parametrize("total", [1, 2, 5000, 20_000_000, 327_978_752])
+def test_rows_spread_over_a_table_reach_from_its_first_to_its_last(total):
+    rows = spread_rows(total, 4096)
+    assert rows[0] == 0 and rows[-1] == total - 1 and len(rows.unique()) == min(4096, total)
 
 
 def test_a_file_of_ones_own_is_the_target_as_it_is(tmp_path):
