@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
+LOST_PROCESS_EXIT = 1
 USER_ERROR_EXIT = 2
 NON_FINITE_EXIT = 3
 
@@ -24,49 +29,95 @@ class UserError(Exception):
 
 
 class NonFiniteLoss(Exception):
-    """The loss or its gradient is NaN or infinite. Nothing was stepped; the last checkpoint is as it was. Exit code 3."""
+    """Losses or gradients are NaN or infinite. Nothing was stepped; the last checkpoint is as it was. Exit code 3."""
+
+
+class LostProcess(Exception):
+    """Another process of the run is gone, and so this one cannot go on. Exit code 1."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, outside of the training loop's steps. Exit code 143."""
 
 
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a ``main`` so that a person's mistake becomes one line on stderr and exit code 2, and divergence one line and code 3."""
+    """Wrap a ``main`` so that whatever ends it early is one line on stderr and an exit code.
+
+    A person's mistake has code 2, divergence 3, the loss of another process 1, SIGTERM 143 and Ctrl-C 130.
+    """
 
     @functools.wraps(main)
     def guarded() -> None:
         try:
-            main()
+            with _sigterm_raises():
+                main()
         except UserError as error:
-            _say_once(f"error: {' '.join(str(error).split())}")
-            sys.exit(USER_ERROR_EXIT)
+            _end(f"error: {' '.join(str(error).split())}", USER_ERROR_EXIT)
         except NonFiniteLoss as error:
-            print(
-                f"stopped: {error}; the last checkpoint is intact (a lower optim.lr may help)",
-                file=sys.stderr,
-                flush=True,
-            )
-            sys.exit(NON_FINITE_EXIT)
+            _end(f"stopped: {error}; the last checkpoint is intact (a lower optim.lr may help)", NON_FINITE_EXIT)
+        except LostProcess as error:
+            if not _was_said():
+                print(f"stopped: {error}", file=sys.stderr, flush=True)
+            sys.exit(LOST_PROCESS_EXIT)
         except OSError as error:
             if error.errno is None:  # not the system's answer, but some library's own
                 raise
-            _say_once(f"error: {error.filename or 'input or output'}: {error.strerror}")
-            sys.exit(USER_ERROR_EXIT)
+            _end(f"error: {error.filename or 'input or output'}: {error.strerror}", USER_ERROR_EXIT)
+        except Terminated:
+            _end("stopped by SIGTERM; run the same command again to go on", 128 + signal.SIGTERM)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
-            sys.exit(130)
+            _end("interrupted; run the same command again to go on", 128 + signal.SIGINT)
+        except SystemExit as stop:
+            if isinstance(stop.code, int) and stop.code:
+                _note_exit_code(stop.code)
+            raise
 
     return guarded
 
 
-def _say_once(line: str) -> None:
-    """Print ``line``, from one of the processes only where the scripts started several.
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within, SIGTERM unwinds the stack as Ctrl-C does, so that temporary files and locks go."""
 
-    torchrun reports every failure as exit code 1, so the scripts learn from the file ``FLOWPRIOR_USER_ERROR`` that it was a mistake.
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+def _end(line: str, code: int) -> None:
+    """Print ``line``, from one of the processes only where the scripts started several, and exit."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, since another process was faster to end
+    if _note_exit_code(code):
+        print(line, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _note_exit_code(code: int) -> bool:
+    """Leave the exit code where the scripts look for it; whether this process is the first to do so.
+
+    torchrun reports every failure as exit code 1, so the scripts learn the run's own from the file ``FLOWPRIOR_EXIT_CODE``.
     """
-    note = os.environ.get("FLOWPRIOR_USER_ERROR")
-    if note:
-        try:
-            os.close(os.open(f"{note}.said", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            return
-        with open(note, "w") as file:
-            print(line, file=file)
-    print(line, file=sys.stderr, flush=True)
+    note = os.environ.get("FLOWPRIOR_EXIT_CODE")
+    if not note:
+        return True
+    try:
+        os.close(os.open(f"{note}.said", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    with open(note, "w") as file:
+        print(code, file=file)
+    return True
+
+
+def _was_said() -> bool:
+    note = os.environ.get("FLOWPRIOR_EXIT_CODE")
+    return bool(note) and os.path.exists(f"{note}.said")

@@ -20,6 +20,7 @@ from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.errors import UserError, entry_point
 from flowprior.training.distributed import distributed_workers
 from flowprior.training.files import read_json
+from flowprior.training.lock import sole_writer
 from flowprior.training.run_folder import Stopwatch
 from mar.config import read_config
 from mar.tokenizer import load_autoencoder
@@ -29,7 +30,8 @@ from tokenizer.autoencoder import Autoencoder
 @entry_point
 def main() -> None:
     config = read_config(__doc__)
-    with distributed_workers() as workers:
+    manifest = config.cache_folder / "manifest.json"
+    with distributed_workers() as workers, sole_writer(config.cache_folder, workers, manifest.is_file()):
         autoencoder = load_autoencoder(config, workers.device)
         images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
         origin = {
@@ -38,7 +40,6 @@ def main() -> None:
             "size": config.data.size,
             **config.cache.describe(),
         }
-        manifest = config.cache_folder / "manifest.json"
         if manifest.is_file():
             kept = read_json(manifest, "latent cache").get("origin") or {}
             if kept != origin:

@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from flowprior.data.latent_cache import LatentCache
-from flowprior.data.latent_scale import measure_statistics, store_statistics
+from flowprior.data.latent_scale import check_statistics, measure_statistics, store_statistics
 from flowprior.errors import UserError, entry_point
+from flowprior.training.distributed import Workers
+from flowprior.training.lock import sole_writer
 from mar.config import read_config
 
 
 @entry_point
 def main() -> None:
     folder, samples = parse(sys.argv[1:])
-    cache = LatentCache(folder, verify=False)
-    statistics = cache.manifest.get("statistics")
-    if statistics is None or statistics["images"] != min(samples, len(cache)):
-        statistics = measure_statistics(cache, samples)
-        store_statistics(folder, statistics)
+    with sole_writer(folder, Workers(), may_be_read_only=True):
+        cache = LatentCache(folder, verify=False)
+        statistics = cache.manifest.get("statistics")
+        if not isinstance(statistics, dict) or statistics.get("images") != min(samples, len(cache)):
+            statistics = measure_statistics(cache, samples)
+            store_statistics(folder, statistics)
+            cache.manifest["statistics"] = statistics
+        check_statistics(cache)
     print(describe(statistics))
 
 

@@ -20,8 +20,10 @@ from flowprior.data.image_archive import ImageArchive, archive_has_images
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import UserError, entry_point
 from flowprior.metrics import METRICS, Extractor, ImageSet, Statistics, evaluate_generation, half_half_fid
+from flowprior.training.archives import archive_members
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import file_sha256, read_json, write_json
+from flowprior.training.lock import sole_writer
 from mar.config import MARStageConfig, read_config
 from mar.generate import draw_sets, protocol_of_set, same_protocol, samples_file
 
@@ -31,7 +33,7 @@ ONE_PROCESS = Workers()
 @entry_point
 def main() -> None:
     config = read_config(__doc__)
-    with distributed_workers() as workers:
+    with distributed_workers() as workers, sole_writer(Path(config.run_dir) / "mar", workers, may_be_read_only=True):
         if config.evaluate.samples == "generate":
             draw_sets(config, workers)
         extractor = Extractor(
@@ -84,9 +86,7 @@ def open_reference(
         statistics = Statistics.load(file)
         return statistics, {"statistics": file.name, "count": statistics.count, "sha256": file_sha256(file)}
     known = {}
-    with np.load(file, allow_pickle=False) as arrays:
-        has_moments = {"mu", "sigma"} <= set(arrays.files)
-    if has_moments:
+    if {"mu.npy", "sigma.npy"} <= set(archive_members(file)):
         statistics = Statistics.load(file)
         known = {extractor.name: statistics}
         if statistics.spatial is not None:

@@ -29,11 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowprior.data.image_archive import ImageArchive, draw_parts, write_image_archive
+from flowprior.data.image_archive import ImageArchive, draw_parts, load_part, write_image_archive
 from flowprior.errors import UserError, entry_point
 from flowprior.training.config import to_dict
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import read_json, write_json
+from flowprior.training.lock import sole_writer
 from flowprior.training.pictures import save_sheet
 from mar.config import MARStageConfig, SampleConfig, read_config
 from mar.painter import Painter
@@ -49,7 +50,8 @@ def main() -> None:
         if arguments:
             draw_chosen(config, *load_painter(config, workers), arguments)
         else:
-            draw_sets(config, workers)
+            with sole_writer(Path(config.run_dir) / "mar", workers, may_be_read_only=True):
+                draw_sets(config, workers)
 
 
 def load_painter(config: MARStageConfig, workers: Workers) -> tuple[Painter, dict[str, Any]]:
@@ -185,7 +187,7 @@ def draw_chosen(config: MARStageConfig, painter: Painter, saved: dict[str, Any],
         if out.suffix == ".npz":
             write_image_archive(out, parts, labels.numpy())
         else:
-            images = np.concatenate([np.load(part, allow_pickle=False) for part in parts])
+            images = np.concatenate([load_part(part) for part in parts])
             columns = -(-count // len(classes)) if 1 < len(classes) <= count else 10  # a class in every row
             write_sheet(out, torch.from_numpy(images).permute(0, 3, 1, 2), min(columns, count))
         shutil.rmtree(folder)

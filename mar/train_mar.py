@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from flowprior.data.latent_cache import LatentCache
-from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.data.latent_scale import LatentNormaliser, check_statistics
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.training.distributed import Workers, distributed_workers
@@ -34,7 +34,7 @@ from tokenizer.autoencoder import Autoencoder
 def main() -> None:
     config = read_config(__doc__)
     folder = RunFolder(config.run_dir, "mar")
-    with distributed_workers() as workers:
+    with distributed_workers() as workers, folder.held(workers):
         autoencoder = load_autoencoder(config, workers.device)
         cache = open_cache(config, autoencoder, workers)
         normaliser = LatentNormaliser.from_statistics(cache.manifest["statistics"], config.cache.scale_per)
@@ -51,16 +51,17 @@ def main() -> None:
 
 
 def open_cache(config: MARStageConfig, autoencoder: Autoencoder, workers: Workers) -> LatentCache:
-    """The run's latent cache, verified by the first process; a :class:`UserError` when it is another autoencoder's or has no scale."""
+    """The run's latent cache, verified by the first process; a :class:`UserError` when it is of another autoencoder or crop,
+    or has no scale."""
     cache = LatentCache(config.cache_folder, config.train.seed, verify=workers.is_main)
-    if cache.manifest.get("origin", {}).get("autoencoder") != autoencoder.fingerprint:
+    kept, made_as = cache.manifest["origin"], {"size": config.data.size, **config.cache.describe()}
+    wanted = {"autoencoder": autoencoder.fingerprint, "images": kept.get("images"), **made_as}
+    if differing := sorted(name for name in kept | wanted if kept.get(name) != wanted.get(name)):
         raise UserError(
-            f"the latent cache {config.cache_folder} was made by another autoencoder: delete it and run `python -m mar.cache_latents`"
+            f"the latent cache {config.cache_folder} was made from another {', '.join(differing)}: delete it and run "
+            f"`python -m mar.cache_latents`"
         )
-    if "statistics" not in cache.manifest:
-        raise UserError(
-            f"the latent cache {config.cache_folder} has no scale: run `python -m mar.estimate_scale` first"
-        )
+    check_statistics(cache)
     return cache
 
 

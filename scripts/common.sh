@@ -55,13 +55,13 @@ launch() {
   if (( NNODES > 1 )); then
     rendezvous=(--node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:?set MASTER_ADDR to the first node}" --master_port "${MASTER_PORT:-29500}")
   fi
-  FLOWPRIOR_USER_ERROR=$(mktemp)
-  export FLOWPRIOR_USER_ERROR
+  FLOWPRIOR_EXIT_CODE=$(mktemp)
+  export FLOWPRIOR_EXIT_CODE
   "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
-  # torchrun reports every failure as 1; a person's mistake keeps its code 2.
-  if (( status )) && [[ -s $FLOWPRIOR_USER_ERROR ]]; then status=2; fi
-  rm -f "$FLOWPRIOR_USER_ERROR" "$FLOWPRIOR_USER_ERROR.said"
-  unset FLOWPRIOR_USER_ERROR
+  # torchrun reports every failure as 1; a person's mistake keeps its code 2, divergence 3, a signal 143.
+  if (( status )) && [[ -s $FLOWPRIOR_EXIT_CODE ]]; then status=$(< "$FLOWPRIOR_EXIT_CODE"); fi
+  rm -f "$FLOWPRIOR_EXIT_CODE" "$FLOWPRIOR_EXIT_CODE.said"
+  unset FLOWPRIOR_EXIT_CODE
   return "$status"
 }
 

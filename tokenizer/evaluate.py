@@ -17,8 +17,9 @@ from flowprior.data.images import ImageSource, open_images, to_model, to_uint8
 from flowprior.data.loader import ordered_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.training.config import config_from_command_line
-from flowprior.training.distributed import best_device
+from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import read_json, write_json
+from flowprior.training.lock import sole_writer
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.metrics import Meter, build_meters
 from tokenizer.train_ae import PRESETS, AEConfig
@@ -34,6 +35,12 @@ def main() -> None:
         raise UserError(f"there is no autoencoder at {folder / 'autoencoder'}: run `bash scripts/train_ae.sh` first")
     autoencoder = Autoencoder.load(folder / "autoencoder")
     check_crop(config, autoencoder)
+    with sole_writer(folder, Workers(), may_be_read_only=True):
+        evaluate(config, folder, autoencoder)
+
+
+def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
+    """Write and say the figures, unless just these are there."""
     images = open_images(config.held_out_data())
     meters = build_meters(chosen_metrics(config), config.meter_context(len(images), best_device()))
     protocol = {

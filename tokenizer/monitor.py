@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowprior.data.images import ImageSource, to_model, to_uint8
@@ -18,6 +17,7 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.metrics import KNNDensity
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
+from flowprior.training.files import read_tensors
 from flowprior.training.pictures import save_pairs
 from flowprior.training.reporting import read_log
 from flowprior.training.run_folder import RunFolder
@@ -77,9 +77,7 @@ class Monitor:
         self.context, self.names = meters, list(config.metrics)
         self.prior = prior.to(workers.device) if prior else None
         self.density = (
-            KNNDensity(load_file(target_samples)["samples"], k=config.neighbour)
-            if prior and target_samples.is_file()
-            else None
+            KNNDensity(read_samples(target_samples), k=config.neighbour) if prior and target_samples.is_file() else None
         )
 
     @torch.no_grad()
@@ -128,6 +126,16 @@ class Monitor:
             if len(points) > 2:
                 figures["alignment_knn_correlation"] = float(np.corrcoef(points.T)[0, 1])
         return figures
+
+
+def read_samples(file: Path) -> Tensor:
+    """The projected target features ``(n, C)`` that stage 1 left."""
+    samples = read_tensors(file, "target samples").get("samples")
+    if samples is None or samples.dim() != 2 or not samples.is_floating_point():
+        raise UserError(
+            f"{file} holds no 'samples' (n, channels): delete its folder and run `bash scripts/train_flowhead.sh`"
+        )
+    return samples
 
 
 def latent_figures(latents: Tensor) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowprior.errors import NonFiniteLoss
 from flowprior.training.distributed import Workers
-from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
+from flowprior.training.optim import OptimConfig, learning_rate, load_optimizer, make_optimizer
 
 
 class OwnNetwork:
@@ -22,13 +22,20 @@ class OwnNetwork:
         total_steps: of the schedule.
         workers: gradients are averaged over these processes.
         start_step: at which the schedule starts.
+        name: in the message when its loss is not finite.
     """
 
     def __init__(
-        self, module: nn.Module, optim: OptimConfig, total_steps: int, workers: Workers, start_step: int = 0
+        self,
+        module: nn.Module,
+        optim: OptimConfig,
+        total_steps: int,
+        workers: Workers,
+        start_step: int = 0,
+        name: str = "a network beside the autoencoder",
     ) -> None:
         self.module, self.optim, self.workers = module.to(workers.device), optim, workers
-        self.total_steps, self.start_step = total_steps, start_step
+        self.total_steps, self.start_step, self.name = total_steps, start_step, name
         self.optimizer = make_optimizer(self.module, optim)
 
     def minimise(self, loss: Tensor, step: int) -> None:
@@ -55,8 +62,12 @@ class OwnNetwork:
             if parameter.grad is not None:
                 self.workers.sum(parameter.grad).div_(self.workers.count)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip_norm or float("inf"))
-        if self.workers.any(~torch.isfinite(norm + loss))[0]:
-            raise NonFiniteLoss(f"step {step}: the loss of a network trained beside the autoencoder is not finite")
+        bad = ~torch.isfinite(norm + loss)
+        if self.workers.any(bad)[0]:
+            self.optimizer.zero_grad(set_to_none=True)
+            what = f"{self.name}'s loss" if not torch.isfinite(loss) else f"gradient of {self.name}" if bad else ""
+            found = [(rank, what) for rank, what in enumerate(self.workers.gather(what)) if what]
+            raise NonFiniteLoss("; ".join(f"process {rank}: {what}" for rank, what in found))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step - self.start_step, self.total_steps - self.start_step, self.optim)
         self.optimizer.step()
@@ -67,4 +78,4 @@ class OwnNetwork:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])

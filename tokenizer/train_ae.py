@@ -123,7 +123,7 @@ def main() -> None:
         print(dry_run(config))
         return
     folder = RunFolder(config.run_dir, "ae")
-    with distributed_workers() as workers:
+    with distributed_workers() as workers, folder.held(workers):
         prior = find_prior(config)
         images = open_images(config.data, config.train.seed)
         held_out = open_images(config.held_out_data())
@@ -215,7 +215,7 @@ def train(
     meters = config.meter_context(len(held_out), workers.device)
     monitor = Monitor(config.monitor, folder, held_out, prior, target_samples, meters, workers)
 
-    def after_step(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def train_beside(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         latents, figures = terms.pop("latents"), {}
         if "reconstruction" in terms:
             told = adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
@@ -228,7 +228,7 @@ def train(
         return monitor(autoencoder, step) if workers.is_main else {}
 
     with stopwatch.kept(workers):
-        figures = loop.run(training_batches(images, config.train, workers, loop.step), evaluate, after_step)
+        figures = loop.run(training_batches(images, config.train, workers, loop.step), evaluate, beside=train_beside)
     if workers.is_main:
         with loop.averaged_weights():
             figures = figures or monitor(autoencoder.eval(), loop.step)

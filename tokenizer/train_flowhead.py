@@ -75,7 +75,7 @@ class FlowHeadConfig:
 def main() -> None:
     config = config_from_command_line(FlowHeadConfig, Path(__file__).parent / "configs" / "flowhead", __doc__)
     folder = RunFolder(config.run_dir, "flowhead")
-    with distributed_workers() as workers:
+    with distributed_workers() as workers, folder.held(workers):
         stopwatch = Stopwatch(folder.path)
         folder.check(config, {})  # before a target is computed over the one that a finished run was made from
         context = TargetContext(config.train.seed, folder.path, workers, config.data, config.train.workers)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from flowprior.errors import UserError
+from flowprior.training.archives import load_pt
 from flowprior.training.config import option
 from flowprior.training.files import read_tensors
 
@@ -105,12 +105,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` or ``.pth`` file; nothing else is unpickled."""
     if file.suffix == ".safetensors" or not file.is_file():
         return read_tensors(file, "file of pretrained weights")
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
-        raise UserError(
-            f"the pretrained weights {file} cannot be read ({' '.join(str(error).split())[:160]})"
-        ) from error
+    weights = load_pt(file, "file of pretrained weights", map_location="cpu")
     if not isinstance(weights, dict):
         raise UserError(f"the pretrained weights {file} must hold a dictionary of tensors")
     return weights

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from flowprior.errors import UserError, entry_point
 from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_yaml
-from flowprior.training.distributed import best_device
+from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import write_json
+from flowprior.training.lock import sole_writer
 from toy_examples.animation import draw_animation
 from toy_examples.config import MapConfig, ToyConfig
 from toy_examples.density import negative_log_likelihood
@@ -190,9 +191,10 @@ def main() -> None:
     for name in names:
         run_dir = out / (name if config.velocity == "trained" else f"{name}_{config.velocity}")
         print(f"{name}: {run_dir}", flush=True)
-        if arguments.redo:
-            forget(run_dir, arguments.redo)
-        finished.append(run_one(name, config, run_dir, device))
+        with sole_writer(run_dir, Workers()):
+            if arguments.redo:
+                forget(run_dir, arguments.redo)
+            finished.append(run_one(name, config, run_dir, device))
     rows, drawn = zip(*finished)
     if len(names) > 1:
         draw_panels(list(drawn), out / "figure5.png", config.map.dpi)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
+from flowprior.training.archives import archive_members, load_pt, read_arrays
 
 
 def read_features(path: str | Path, key: str = "") -> Tensor:
@@ -32,14 +33,13 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
         if path.suffix == ".npy":
             table: Tensor | dict[str, Tensor] = _tensor(np.load(path, mmap_mode="r", allow_pickle=False))
         elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                chosen = _choose(path, list(arrays.keys()), key)
-                table = _tensor(arrays[chosen])
+            chosen = _choose(path, [name.removesuffix(".npy") for name in archive_members(path)], key)
+            table = _tensor(read_arrays(path, "feature file", (chosen,))[chosen])
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt") as tensors:  # memory-mapped, and no other tensor is touched
                 table = tensors.get_tensor(_choose(path, list(tensors.keys()), key))
         elif path.suffix in (".pt", ".pth"):
-            table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            table = load_pt(path, "feature file", map_location="cpu", mmap=True)
         else:
             raise UserError(f"features are read from .npy, .npz, .pt or .safetensors, not from '{path.name}'")
     except UserError:

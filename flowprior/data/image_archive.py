@@ -5,6 +5,7 @@ Parts are files of their own until the set is whole, so that an interrupted samp
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import zipfile
@@ -18,8 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from flowprior.errors import UserError
+from flowprior.training.archives import archive_members, check_expansion, read_arrays
 from flowprior.training.distributed import Workers
-from flowprior.training.files import flush_to_disk, read_json, write_json
+from flowprior.training.files import flush_to_disk, read_json, require_room, write_json
 
 IMAGES, LABELS = "arr_0", "labels"
 
@@ -58,6 +60,9 @@ def draw_parts(
         if files[number].is_file():
             continue
         images = draw(range(number * size, min((number + 1) * size, count)))
+        if number == mine.start:
+            image_bytes = images[0].numel()
+            require_room(folder, 2 * count * image_bytes, f"sets of {count} images, in parts and whole,")
         temporary = files[number].with_suffix(".tmp")
         try:
             with open(temporary, "wb") as file:
@@ -72,7 +77,7 @@ def draw_parts(
 
 def write_image_archive(path: Path, parts: list[Path], labels: np.ndarray) -> None:
     """Join the parts into ``path``, with ``labels (N,)`` beside them; no more than one part is in memory."""
-    shapes = [_load_part(part, "r").shape for part in parts]
+    shapes = [load_part(part, "r").shape for part in parts]
     header = {"descr": "|u1", "fortran_order": False, "shape": (sum(shape[0] for shape in shapes), *shapes[0][1:])}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -81,7 +86,7 @@ def write_image_archive(path: Path, parts: list[Path], labels: np.ndarray) -> No
             with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 for part in parts:
-                    member.write(_load_part(part).tobytes())
+                    member.write(load_part(part).tobytes())
             with archive.open(f"{LABELS}.npy", "w") as member:
                 np.lib.format.write_array(member, labels, allow_pickle=False)
         flush_to_disk(temporary)
@@ -90,7 +95,8 @@ def write_image_archive(path: Path, parts: list[Path], labels: np.ndarray) -> No
         temporary.unlink(missing_ok=True)
 
 
-def _load_part(part: Path, mmap_mode: str | None = None) -> np.ndarray:
+def load_part(part: Path, mmap_mode: str | None = None) -> np.ndarray:
+    """One of the files that :func:`draw_parts` returns."""
     try:
         return np.load(part, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -99,11 +105,7 @@ def _load_part(part: Path, mmap_mode: str | None = None) -> np.ndarray:
 
 def archive_has_images(path: str | Path) -> bool:
     """Whether ``path`` is an ``.npz`` with an array ``arr_0``."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return f"{IMAGES}.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return f"{IMAGES}.npy" in archive_members(path)
 
 
 class ImageArchive:
@@ -124,11 +126,15 @@ class ImageArchive:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"there is no file of images at {self.path}")
+        if zipfile.is_zipfile(self.path):
+            check_expansion(self.path, "file of images")
         with self._opened() as member:
             shape, _, dtype = _read_header(member)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not shape[0]:
             raise UserError(f"{IMAGES} in {self.path} must be uint8 (N, H, W, 3), not {dtype} {shape}")
         self.count, self.size = shape[0], (shape[1], shape[2])
+        if math.prod(shape) > member.size:
+            raise UserError(f"{self.path} ends within its images: restore or delete it")
         self.labels = self._read_labels()
 
     def batches(self, size: int = 128, part: int = 0, parts: int = 1) -> Iterator[Tensor]:
@@ -154,12 +160,8 @@ class ImageArchive:
         return _Member(self.path)
 
     def _read_labels(self) -> Tensor | None:
-        try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                name = next((name for name in (LABELS, "arr_1") if name in arrays.files), None)
-                labels = None if name is None else arrays[name]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"the labels in {self.path} cannot be read ({error})") from error
+        arrays = read_arrays(self.path, "file of images with labels", (LABELS, "arr_1"))
+        labels = arrays[LABELS] if LABELS in arrays else arrays.get("arr_1")
         if labels is None:
             return None
         if labels.shape != (self.count,) or labels.dtype.kind not in "iu":
@@ -177,9 +179,10 @@ class _Member:
         try:
             self.archive = zipfile.ZipFile(self.path)
             self.file: IO[bytes] = self.archive.open(f"{IMAGES}.npy")
+            self.size = self.archive.getinfo(f"{IMAGES}.npy").file_size
         except KeyError as error:
             raise UserError(f"{self.path} has no array '{IMAGES}' of images") from error
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        except Exception as error:  # of a damaged directory: zipfile and struct have several
             raise UserError(f"{self.path} cannot be read as .npz ({error})") from error
         return self
 

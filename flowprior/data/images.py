@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
@@ -20,6 +20,7 @@ from flowprior.training.files import tensors_fingerprint
 from flowprior.training.randomness import stream_seed
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # by content; others, such as EPS, would start other programs
 
 
 @dataclass
@@ -130,10 +131,11 @@ class FolderImages:
         """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
         file, config = self.files[key.index], self.config
         try:
-            with Image.open(file) as opened:
+            with Image.open(file, formats=FORMATS) as opened:
                 image = opened.convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"the image {file} cannot be read ({error}): mend or remove it") from error
+        except Exception as error:  # of a damaged file: Pillow's decoders have a dozen; of a bomb: its own
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"the image {file} cannot be read ({reason}): mend or remove it") from error
         random = _generator(self.seed, key)
         if key.epoch >= 0 and config.crop == "random_resized":
             box = random_resized_box(image.height, image.width, config.min_area, random)

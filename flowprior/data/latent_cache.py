@@ -25,7 +25,15 @@ from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
-from flowprior.training.files import file_sha256, read_json, write_json, write_tensors
+from flowprior.training.files import (
+    file_sha256,
+    read_json,
+    read_tensors,
+    require_room,
+    tensors_fingerprint,
+    write_json,
+    write_tensors,
+)
 from flowprior.training.randomness import stream_seed
 
 FORMAT_VERSION = 1
@@ -102,7 +110,7 @@ def write_latent_cache(
     workers: Workers,
     size: int | None = None,
 ) -> None:
-    """Encode every image and write the cache; shards that an interrupted run left are kept.
+    """Encode every image and write the cache; shards that an interrupted run left whole are kept.
 
     Args:
         folder: of the cache.
@@ -113,6 +121,9 @@ def write_latent_cache(
         origin: fingerprints of encoder and images: what a reader must agree with.
         workers: shards are dealt out to all processes.
         size: H; the images' own if not given.
+
+    Raises:
+        UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has not the room.
     """
     shards = math.ceil(len(images) / config.shard_images)
     mark = {"origin": str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))}
@@ -128,7 +139,7 @@ def write_latent_cache(
         dynamic_ncols=True,
     )
     with bar, torch.no_grad():
-        for shard in missing:
+        for place, shard in enumerate(missing):
             latents, labels = [], []
             for batch in itertools.islice(batches, len(ranges[shard])):
                 pictures = to_model(batch["image"].to(workers.device))
@@ -138,8 +149,14 @@ def write_latent_cache(
                     views = [draw_latents(v, [("cache", i, n) for i in indices]) for n, v in enumerate(views)]
                 latents.append(torch.stack(views, dim=1).to(DTYPES[config.dtype]).cpu())  # (B, views, T, C)
                 labels.append(batch["label"])
+                _check_finite(latents[-1], batch["index"], config.dtype)
                 bar.update(len(pictures))
-            write_tensors(files[shard], {"latents": torch.cat(latents), "labels": torch.cat(labels)}, mark)
+            tensors = {"latents": torch.cat(latents), "labels": torch.cat(labels)}
+            shard_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+            require_room(
+                folder, shard_bytes * (1 if place else len(missing)), f"the latent cache of {len(images)} images"
+            )
+            write_tensors(files[shard], tensors, mark | {"fingerprint": tensors_fingerprint(tensors)})
     workers.barrier()
     if workers.is_main:
         with safe_open(files[0], "pt") as first:
@@ -190,14 +207,24 @@ def _rows(shard: int, config: CacheConfig, images: ImageSource) -> int:
 
 
 def _is_shard(file: Path, mark: dict[str, str]) -> bool:
-    """Whether ``file`` is a whole shard of this very cache."""
+    """Whether ``file`` is a whole and unchanged shard of this very cache."""
     if not file.is_file():
         return False
     try:
         with safe_open(file, "pt") as shard:
-            return shard.metadata() == mark
-    except (SafetensorError, OSError):
+            kept = shard.metadata() or {}
+        return kept == mark | {"fingerprint": tensors_fingerprint(read_tensors(file, "shard"))}
+    except (SafetensorError, OSError, UserError):
         return False
+
+
+def _check_finite(latents: Tensor, index: Tensor, dtype: str) -> None:
+    finite = torch.isfinite(latents).flatten(1).all(1)  # (B,)
+    if not finite.all():
+        number = int(index[~finite][0])
+        raise UserError(
+            f"the latents of image {number} are not finite in {dtype}: write cache.dtype=float32, or train the autoencoder again"
+        )
 
 
 class LatentCache:
@@ -227,11 +254,17 @@ class LatentCache:
                 (folder / Path(entry["file"]).name, int(entry["rows"]), entry["sha256"])
                 for entry in self.manifest["shards"]
             ]
-            if not shards:
-                raise ValueError("it lists no shards")
-        except (KeyError, TypeError, ValueError) as error:
+            if not shards or min(self.count, self.num_classes, self.views, *self.shape) < 1:
+                raise ValueError("it lists no shards, or a number in it is not above 0")
+            if any(file.name != entry["file"] for (file, _, _), entry in zip(shards, self.manifest["shards"])):
+                raise ValueError("a shard's name leads out of its folder")
+            if not isinstance(self.manifest.get("origin"), dict) or not isinstance(
+                self.manifest.get("class_names"), list
+            ):
+                raise ValueError("it does not say what it was made from")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"the manifest of the latent cache {folder} is damaged ({error}): delete the cache"
+                f"{folder / 'manifest.json'} is damaged ({error}): delete the latent cache {folder}, and cache again"
             ) from error
         self.latents: list[Tensor] = []
         labels: list[Tensor] = []
@@ -244,11 +277,13 @@ class LatentCache:
                 with safe_open(file, "pt") as shard:
                     self.latents.append(shard.get_tensor("latents"))
                     labels.append(shard.get_tensor("labels"))
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise UserError(
                     f"the latent cache's file {file} is damaged ({error}): delete the cache {folder}"
                 ) from error
-            if self.latents[-1].shape != (rows, self.views, self.shape[0], self.shape[1] * (2 if self.moments else 1)):
+            width = self.shape[1] * (2 if self.moments else 1)
+            whole = self.latents[-1].shape == (rows, self.views, self.shape[0], width) and labels[-1].shape == (rows,)
+            if not whole or not self.latents[-1].is_floating_point() or labels[-1].dtype != torch.int64:
                 raise UserError(
                     f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {folder}"
                 )

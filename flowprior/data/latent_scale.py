@@ -69,6 +69,21 @@ def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[
     }
 
 
+def check_statistics(cache: LatentCache) -> dict[str, Any]:
+    """The statistics in the cache's manifest; a :class:`UserError` where there are none, or not of its channels."""
+    file = cache.folder / "manifest.json"
+    if "statistics" not in cache.manifest:
+        raise UserError(f"the latent cache {cache.folder} has no scale: run `python -m mar.estimate_scale` first")
+    statistics = cache.manifest["statistics"]
+    try:
+        rows = [statistics["channel_mean"], statistics["channel_std"], [statistics["scale"]] * cache.shape[1]]
+        if torch.tensor(rows, dtype=torch.float64).isfinite().all() and min(rows[1]) >= 0 < statistics["scale"]:
+            return statistics
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    raise UserError(f"the statistics in {file} are damaged: delete them there and run `python -m mar.estimate_scale`")
+
+
 def store_statistics(folder: Path, statistics: dict[str, Any]) -> None:
     """Put the statistics into the cache's manifest."""
     manifest = read_json(folder / "manifest.json", "latent cache")

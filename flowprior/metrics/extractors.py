@@ -23,6 +23,7 @@ from flowprior.errors import UserError
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.metrics.statistics import Statistics, StreamingMoments
+from flowprior.training.archives import load_pt
 from flowprior.training.files import tensors_fingerprint
 
 CHUNK = 4096
@@ -268,7 +269,7 @@ def _inception_weights(weights_path: str | Path | None) -> Path:
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot fetch the Inception weights {file_name} ({error}); {advice}") from None
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_pt(path, "file of Inception weights", map_location="cpu")
         recognised = tuple(weights["fc.weight"].shape) == (1008, 2048)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
         raise UserError(f"{path} is damaged or no file of Inception weights; {advice}") from error

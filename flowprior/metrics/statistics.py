@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowprior.errors import UserError
+from flowprior.training.archives import archive_members, read_arrays
 from flowprior.training.distributed import Workers
 from flowprior.training.files import write_bytes
 
@@ -96,19 +97,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"there is no statistics file {path}; fid_stats/README.md says how to make or get one")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not an .npz file")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            # Only what is used: a foreign file may carry pickled or very large arrays of its own.
-            read = {"mu", "sigma", "count", "extractor", "crop"}
-            read |= {"mu_s", "sigma_s"} if "sigma_s" in archive.files else set()
-            wanted = [name for name in archive.files if name in read]
-            others = {name: np.empty(0) for name in archive.files if name not in wanted}
-            arrays = others | {name: archive[name] for name in wanted}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise UserError(f"{path} cannot be read: it is a zip file, but what lies in it are not arrays")
-    return arrays
+    # Only what is used: a foreign file may carry pickled or very large arrays of its own.
+    wanted = {"mu", "sigma", "count", "extractor", "crop"}
+    wanted |= {"mu_s", "sigma_s"} if "sigma_s.npy" in archive_members(path) else set()
+    arrays = read_arrays(path, "statistics file", wanted)
+    return {name: np.empty(0) if array is None else array for name, array in arrays.items()}
 
 
 def _optional_count(arrays: dict[str, np.ndarray]) -> int | None:

@@ -1,32 +1,38 @@
 """Checkpoints of named objects. A checkpoint is a folder, and counts only once it carries its final name.
 
 ``step_00001200/`` holds one ``<name>.safetensors`` per object whose state is tensors alone, one ``<name>.pt`` (tensors and
-plain values, read with ``weights_only=True``) per optimiser, and ``manifest.json`` with the step and every file's size and SHA-256.
+plain values, read with ``weights_only=True``) per optimiser, and ``manifest.json`` with the step, and of every file the size, the SHA-256
+and the names of the entries that it must hold.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 
-from flowprior.errors import UserError
+from flowprior.errors import NonFiniteLoss, UserError
+from flowprior.training.archives import load_pt
 from flowprior.training.files import (
     file_sha256,
     flush_to_disk,
     read_json,
     read_tensors,
+    require_room,
     write_bytes,
     write_json,
     write_tensors,
 )
+from flowprior.training.optim import load_optimizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Stateful(Protocol):
@@ -63,23 +69,30 @@ class Checkpoints:
 
         Raises:
             UserError: the disk is full or not writable; the checkpoints that were there still are.
+            NonFiniteLoss: there are values in the state that are not finite; nothing was written.
         """
+        states = {name: item.state_dict() for name, item in self.objects.items()}
+        for name, state in states.items():
+            if bad := next((entry for entry, value in named_entries(state) if not _is_finite(value)), None):
+                raise NonFiniteLoss(f"after step {step} '{bad}' of '{name}' is not finite, and was not saved")
         final = self.path(step)
+        require_room(self.folder, sum(map(_size, states.values())), f"the checkpoint {final}")
         temporary = self.folder / f".{final.name}.tmp"
         try:
-            self._save(step, temporary, final)
+            self._save(step, states, temporary, final)
+            self._prune()
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(
                 f"cannot write the checkpoint {final} ({error}): make room, then run the same command again"
             ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
-    def _save(self, step: int, temporary: Path, final: Path) -> None:
+    def _save(self, step: int, states: dict[str, dict[str, Any]], temporary: Path, final: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         files = {}
-        for name, item in self.objects.items():
-            state = item.state_dict()
+        for name, state in states.items():
             if all(isinstance(value, torch.Tensor) for value in state.values()):
                 file = temporary / f"{name}.safetensors"
                 write_tensors(file, state)
@@ -88,15 +101,26 @@ class Checkpoints:
                 buffer = io.BytesIO()
                 torch.save(state, buffer)
                 write_bytes(file, buffer.getvalue())
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+            entries = [entry for entry, _ in named_entries(state)]
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file), "entries": entries}
         write_json(temporary / "manifest.json", {"format": FORMAT_VERSION, "step": step, "files": files})
         flush_to_disk(temporary)
         if final.exists():
             shutil.rmtree(final)
         os.rename(temporary, final)
         flush_to_disk(self.folder)
+
+    def _prune(self) -> None:
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old))
+            going = self.folder / f".{self.path(old).name}.tmp"
+            shutil.rmtree(going, ignore_errors=True)
+            os.rename(self.path(old), going)  # so that no half of a checkpoint ever counts as one
+            shutil.rmtree(going)
+
+    def sweep(self) -> None:
+        """Remove what a killed process left of checkpoints that it was writing or pruning."""
+        for remains in self.folder.glob(".step_*.tmp"):
+            shutil.rmtree(remains, ignore_errors=True)
 
     def load_latest(self, device: torch.device | str = "cpu") -> int:
         """Put the newest checkpoint's state into the objects.
@@ -112,28 +136,71 @@ class Checkpoints:
             return 0
         folder = self.path(steps[-1])
         remedy = f"delete {folder} to go on from the checkpoint before it"
-        manifest = read_json(folder / "manifest.json", "checkpoint manifest")
-        files = manifest.get("files")
-        if manifest.get("format") != FORMAT_VERSION or not isinstance(files, dict):
-            raise UserError(f"the checkpoint {folder} is of another version of this code: {remedy}")
-        expected = {Path(name).stem for name in files}
-        if expected != set(self.objects):
-            differing = ", ".join(sorted(expected ^ set(self.objects)))
-            raise UserError(f"the checkpoint {folder} and this run differ in what they save ({differing}): {remedy}")
-        for name, entry in files.items():
-            file = folder / Path(name).name
-            if not file.is_file() or not isinstance(entry, dict) or file_sha256(file) != entry.get("sha256"):
-                raise UserError(f"the checkpoint file {file} is missing or damaged: {remedy}")
+        for file, state in self._read(folder, steps[-1], remedy, device).items():
+            item = self.objects[file.stem]
             try:
-                if file.suffix == ".safetensors":
-                    state = read_tensors(file, "checkpoint file")
+                if isinstance(item, torch.optim.Optimizer):
+                    load_optimizer(item, state)
                 else:
-                    state = torch.load(file, map_location=device, weights_only=True)
-                self.objects[file.stem].load_state_dict(state)
-            except UserError:
-                raise
-            except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
+                    item.load_state_dict(state)
+            except Exception as error:  # modules, optimisers and others have each their own
                 raise UserError(
                     f"{file} does not fit this run ({' '.join(str(error).split())[:200]}): {remedy}"
                 ) from error
         return steps[-1]
+
+    def _read(self, folder: Path, step: int, remedy: str, device: torch.device | str) -> dict[Path, dict[str, Any]]:
+        """The state in every file; each of them, and each entry in it, is there and unchanged."""
+        manifest = read_json(folder / "manifest.json", "checkpoint manifest")
+        files = manifest.get("files")
+        if manifest.get("format") != FORMAT_VERSION or not isinstance(files, dict):
+            raise UserError(f"the checkpoint {folder} is of another version of this code: {remedy}")
+        if manifest.get("step") != step:
+            raise UserError(f"{folder / 'manifest.json'} is of step {manifest.get('step')}: {remedy}")
+        expected = {Path(name).stem for name in files}
+        if expected != set(self.objects):
+            differing = ", ".join(sorted(expected ^ set(self.objects)))
+            raise UserError(f"the checkpoint {folder} and this run differ in what they save ({differing}): {remedy}")
+        states = {}
+        for name, entry in files.items():
+            file = folder / Path(name).name
+            if not _is_as_written(file, name, entry):
+                raise UserError(f"the checkpoint file {file} is missing or damaged: {remedy}")
+            if file.suffix == ".safetensors":
+                state = read_tensors(file, "checkpoint file")
+            else:
+                state = load_pt(file, "checkpoint file", map_location=device)
+            there = {entry for entry, _ in named_entries(state)}
+            if differing := sorted(there ^ set(map(str, entry.get("entries") or []))):
+                raise UserError(f"the checkpoint file {file} is not whole ({', '.join(differing[:3])}): {remedy}")
+            states[file] = state
+        return states
+
+
+def named_entries(state: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``(dotted name, value)`` of every leaf of nested dictionaries and lists; empty ones are leaves."""
+    children = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+    if not children:
+        yield prefix, state
+    for name, value in children:
+        yield from named_entries(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _is_as_written(file: Path, name: str, entry: Any) -> bool:
+    """Whether ``file`` is the one that a manifest's entry ``name`` describes."""
+    if file.name != name or not isinstance(entry, dict) or not isinstance(entry.get("entries"), list):
+        return False
+    if not file.is_file() or file.stat().st_size != entry.get("bytes"):
+        return False
+    return file_sha256(file) == entry.get("sha256")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _size(state: Any) -> int:
+    tensors = [value for _, value in named_entries(state) if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -16,6 +16,7 @@ import yaml
 from flowprior.errors import UserError
 
 C = TypeVar("C")
+LARGEST_YAML_BYTES = 1 << 20
 
 
 def option(default: Any, help: str, *, changes_result: bool = True) -> Any:
@@ -108,7 +109,11 @@ def _coerce(hint: Any, value: Any, dotted: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; a :class:`UserError` if there is none."""
     try:
+        if path.stat().st_size > LARGEST_YAML_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
         values = yaml.safe_load(path.read_text())
+        if _unfolded_size(values) > LARGEST_YAML_BYTES:
+            raise ValueError("its aliases unfold without end")
     except (
         OSError,
         ValueError,
@@ -119,6 +124,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is not None and not isinstance(values, dict):
         raise UserError(f"the config {path} must hold 'option: value' lines")
     return values or {}
+
+
+def _unfolded_size(value: Any, known: dict[int, int] | None = None) -> int:
+    """Values in ``value``, every alias counted as often as it is used; a RecursionError where one holds itself."""
+    known = {} if known is None else known
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -6,12 +6,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as torch_distributed
 from torch import Tensor
 
-from flowprior.errors import UserError
+from flowprior.errors import LostProcess, UserError
+
+# What gloo and NCCL say, as plain RuntimeErrors, when the process at the other end of a connection is gone.
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,22 @@ class Workers:
         stacked = torch.stack([torch.as_tensor(flag, device=self.device).float() for flag in flags])
         return [value > 0 for value in self.sum(stacked).tolist()]
 
+    def share(self, value: Any) -> Any:
+        """The first process's ``value`` (plain data), in every process."""
+        if self.count == 1:
+            return value
+        values = [value]
+        torch_distributed.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's ``value`` (plain data) by rank, in every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        torch_distributed.all_gather_object(values, value)
+        return values
+
 
 def best_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
@@ -70,7 +90,12 @@ def best_device() -> torch.device:
 
 @contextlib.contextmanager
 def distributed_workers() -> Iterator[Workers]:
-    """The :class:`Workers` of this process, from torchrun's environment; leaves the process group on the way out."""
+    """The :class:`Workers` of this process, from torchrun's environment; leaves the process group on the way out.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+        LostProcess: another process ended while this one waited for it.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     device = best_device()
     if count == 1:
@@ -87,5 +112,11 @@ def distributed_workers() -> Iterator[Workers]:
     torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Workers(torch_distributed.get_rank(), count, device)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in PEER_IS_GONE):
+            raise
+        raise LostProcess(
+            "another process of the run ended; run the same command again to go on from the last checkpoint"
+        ) from error
     finally:
         torch_distributed.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from flowprior.errors import UserError
 
+LARGEST_JSON_BYTES = 64 << 20
+SPARE_BYTES = 1 << 20  # for names, folders and what else a file system keeps beside the data
+
 
 def flush_to_disk(path: Path) -> None:
     """fsync a file, or a folder's entries."""
@@ -22,6 +26,21 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_room(folder: Path, needed_bytes: int, what: str) -> None:
+    """A :class:`UserError` that names ``what`` unless the disk of ``folder``, which need not be there yet, has the room for it."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed_bytes + SPARE_BYTES:
+        raise UserError(
+            f"{what} takes {_amount(needed_bytes)} and {_amount(free)} are free in {folder}: make room there, then run the same "
+            f"command again, or write run_dir=<a folder on another disk>"
+        )
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -44,10 +63,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The object in a JSON file; a :class:`UserError` that names ``what`` and the file if there is none."""
     try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise ValueError(f"it has {_amount(path.stat().st_size)}")
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"there is no {what} at {path}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"the {what} {path} cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"the {what} {path} must hold a JSON object")

@@ -44,10 +44,15 @@ class TrainConfig:
     checkpoint_steps: int = option(500, "save every so many steps; 0: at the end only", changes_result=False)
     keep_checkpoints: int = option(2, "how many checkpoints stay", changes_result=False)
     tensorboard: bool = option(True, "write TensorBoard files as well", changes_result=False)
+    non_finite_steps: int = option(
+        3, "so many steps in a row with a loss or gradient that is NaN or infinite end the run; fewer are skipped"
+    )
 
     def __post_init__(self) -> None:
         if min(self.steps, self.global_batch, self.accumulation, self.log_steps, self.keep_checkpoints) < 1:
             raise ValueError("steps, global_batch, accumulation, log_steps and keep_checkpoints are at least 1")
+        if self.non_finite_steps < 1:
+            raise ValueError("non_finite_steps is at least 1, which ends the run at the first of them")
         if min(self.eval_steps, self.checkpoint_steps, self.workers) < 0:
             raise ValueError("eval_steps, checkpoint_steps and workers cannot be negative")
 
@@ -66,6 +71,19 @@ class Objective(Protocol):
     """A module whose forward takes a batch and its noise, and returns named scalar terms; ``loss`` is the one that is minimised."""
 
     def __call__(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]: ...
+
+
+class SkippedSteps:
+    """How many steps were skipped since their loss or gradient was not finite; a part of the checkpoint."""
+
+    def __init__(self) -> None:
+        self.total, self.in_a_row = 0, 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"total": torch.tensor(self.total), "in_a_row": torch.tensor(self.in_a_row)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.total, self.in_a_row = int(state["total"]), int(state["in_a_row"])
 
 
 class TrainingLoop:
@@ -107,11 +125,16 @@ class TrainingLoop:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
             forward = DistributedDataParallel(forward, device_ids=devices, broadcast_buffers=False)
         self.objective, self.forward = objective, forward
-        objects: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, **(saved or {})}
+        self.skipped = SkippedSteps()
+        objects: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, "skipped": self.skipped}
+        objects |= saved or {}
         if self.ema is not None:
             objects["ema"] = self.ema
         self.checkpoints = Checkpoints(folder / "checkpoints", objects, config.keep_checkpoints) if folder else None
         self.step = self.checkpoints.load_latest(workers.device) if self.checkpoints else 0
+        workers.barrier()  # nobody removes anything before everybody has read
+        if self.checkpoints and workers.is_main:
+            self.checkpoints.sweep()
         self.log = RunLog(folder, self.step, config.tensorboard) if folder and workers.is_main else None
         half = config.precision == "bfloat16" or (config.precision == "auto" and workers.device.type == "cuda")
         self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
@@ -123,18 +146,27 @@ class TrainingLoop:
         batches: Iterable[dict[str, Tensor]],
         evaluate: Callable[[int], dict[str, float]] | None = None,
         after_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
+        beside: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
     ) -> dict[str, float]:
         """Train until ``config.steps``.
+
+        A step whose loss or gradient is not finite in some process is skipped in all of them: no weight, average or moment changes,
+        the count goes into the log as ``skipped_steps``, and the next step comes with its own samples and noise.
 
         Args:
             batches: micro-batches from position ``step * accumulation`` on, this process's share of each.
             evaluate: called in every process, every ``eval_steps`` and at the end, with averaged weights in place and no
                 gradients; its figures are logged.
-            after_step: called with the step's terms and the step, for networks that train beside the model. Terms that are not scalars
-                are those of all of this process's micro-batches, one after the other.
+            after_step: called with the step's terms and the step. Terms that are not scalars are those of all of this process's
+                micro-batches, one after the other.
+            beside: called likewise, but before the model's weights move, for networks that train beside it; the figures that it returns
+                are logged. If it raises :class:`NonFiniteLoss`, in all processes, the model keeps still as well.
 
         Returns:
             The last evaluation's figures; empty where this call had no step left to make.
+
+        Raises:
+            NonFiniteLoss: ``config.non_finite_steps`` steps in a row were skipped.
         """
         evaluated: dict[str, float] = {}
         stream, config = iter(batches), self.config
@@ -151,18 +183,21 @@ class TrainingLoop:
         window_start = time.perf_counter()
         with self._signals_noted(), bar:
             while self.step < config.steps:
-                terms = self._train_step(stream)
-                if after_step is not None:
+                terms = self._train_step(stream, beside)
+                if terms and after_step is not None:
                     terms |= after_step(terms, self.step)
-                window.append({name: value.detach() for name, value in terms.items() if value.dim() == 0})
+                if terms:
+                    window.append({name: value.detach() for name, value in terms.items() if value.dim() == 0})
                 self.step += 1
                 bar.update()
                 last = self.step == config.steps
                 if self.step % config.log_steps == 0 or last:
                     figures = self._mean_over(window)
                     figures["steps_per_second"] = len(window) / (time.perf_counter() - window_start)
+                    if self.skipped.total:
+                        figures["skipped_steps"] = self.skipped.total
                     self._write(figures)
-                    bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+                    bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
                     window, window_start = [], time.perf_counter()
                 if evaluate is not None and (last or (config.eval_steps and self.step % config.eval_steps == 0)):
                     evaluated = self._evaluated(evaluate)
@@ -186,13 +221,39 @@ class TrainingLoop:
             self.log.close()
         return evaluated
 
-    def _train_step(self, stream: Any) -> dict[str, Tensor]:
-        """One optimiser step over ``accumulation`` micro-batches; returns the mean of their scalar terms and all rows of the others."""
-        config, workers = self.config, self.workers
-        rate = learning_rate(self.step, config.steps, self.optim)
+    def _train_step(self, stream: Any, beside: Callable | None = None) -> dict[str, Tensor]:
+        """One optimiser step over ``accumulation`` micro-batches; returns the mean of their scalar terms and all rows of the others,
+        or nothing where the step was skipped."""
+        rate = learning_rate(self.step, self.config.steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.objective.train()
+        sums, whole = self._accumulate(stream)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        bad_somewhere, self.stopping = self.workers.any(
+            ~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None
+        )
+        if bad_somewhere:
+            return self._skip(self._what_is_not_finite({**sums, **whole}))
+        terms = {**sums, **whole, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
+        if beside is not None:
+            try:
+                terms |= beside(terms, self.step)
+            except NonFiniteLoss as error:
+                return self._skip(str(error))
+        if self.optim.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.skipped.in_a_row = 0
+        return terms
+
+    def _accumulate(self, stream: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients of all micro-batches' mean loss; returns the mean of their scalar terms, and all rows of the others."""
+        config, workers = self.config, self.workers
         sums: dict[str, Tensor] = {}
         samples: dict[str, list[Tensor]] = {}
         for micro in range(config.accumulation):
@@ -210,24 +271,33 @@ class TrainingLoop:
                     sums[name] = sums.get(name, 0) + value.detach() / config.accumulation
                 else:
                     samples.setdefault(name, []).append(value.detach())
-        whole = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in samples.items()}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
-        bad_somewhere, self.stopping = workers.any(~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None)
-        if bad_somewhere:
-            bad = [
-                name
-                for name, value in {**sums, **whole, "gradient norm": norm}.items()
-                if not torch.isfinite(value).all()
-            ]
-            raise NonFiniteLoss(
-                f"step {self.step}, process {workers.rank}: not finite: {', '.join(bad) or 'another process knows what'}"
-            )
-        self.optimizer.step()
+        return sums, {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in samples.items()}
+
+    def _what_is_not_finite(self, terms: dict[str, Tensor]) -> str:
+        """Terms and gradients, with the processes that met them; every process calls this."""
+        own = [name for name, value in terms.items() if "/" not in name and not torch.isfinite(value).all()]
+        own = own or [
+            f"gradient of {name}"
+            for name, parameter in self.objective.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        found = [(rank, names[:4]) for rank, names in enumerate(self.workers.gather(own)) if names]
+        with_terms = [(rank, names) for rank, names in found if not names[0].startswith("gradient of ")]
+        # Gradients are sums over all processes: of those that are not finite, the terms tell whose they are.
+        told = "; ".join(f"process {rank}: {', '.join(names)}" for rank, names in with_terms or found)
+        return told or "the gradient's norm is too large for a number"
+
+    def _skip(self, problem: str) -> dict[str, Tensor]:
+        """Leave everything as it was before this step, and end the run after too many of its kind."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.step)
-        return {**sums, **whole, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
+        self.skipped.total += 1
+        self.skipped.in_a_row += 1
+        message, most = f"step {self.step} is not finite ({problem})", self.config.non_finite_steps
+        if self.skipped.in_a_row >= most:
+            raise NonFiniteLoss(message if most == 1 else f"{message}, nor were the {most - 1} before it")
+        if self.workers.is_main:
+            print(f"note: {message}: skipped", file=sys.stderr, flush=True)
+        return {}
 
     @torch.no_grad()
     def _evaluated(self, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -58,3 +58,12 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     ]
     fused = all(p.device.type in ("cuda", "cpu") for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put ``state`` into ``optimizer``; a ``ValueError`` for moments that are not of their parameters' shapes, which torch accepts."""
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size(())):
+                raise ValueError(f"the optimiser's '{name}' is not of its parameter's shape {tuple(parameter.shape)}")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from flowprior.training.files import write_bytes
+
 
 def save_sheet(path: Path, images: Tensor, columns: int, enlarge: int = 1) -> None:
     """Write uint8 images ``(N, 3, H, W)`` as a PNG with ``columns`` images in a row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     images = images.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
-    save_image(make_grid(images.float() / 255, nrow=columns, padding=2, pad_value=1.0), path)
+    buffer = io.BytesIO()
+    save_image(make_grid(images.float() / 255, nrow=columns, padding=2, pad_value=1.0), buffer, format="png")
+    write_bytes(path, buffer.getvalue())
 
 
 def save_pairs(path: Path, above: Tensor, below: Tensor, columns: int = 8) -> None:

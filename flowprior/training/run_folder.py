@@ -15,6 +15,7 @@ from flowprior.errors import UserError
 from flowprior.training.config import changed_options, read_yaml, to_dict
 from flowprior.training.distributed import Workers
 from flowprior.training.files import read_json, write_bytes, write_json
+from flowprior.training.lock import sole_writer
 
 
 class RunFolder:
@@ -41,12 +42,19 @@ class RunFolder:
     def is_complete(self) -> bool:
         return self.result_file.is_file()
 
+    def held(self, workers: Workers) -> contextlib.AbstractContextManager[None]:
+        """Within, no other run writes into the folder; a :class:`UserError` that names the owner when one does."""
+        return sole_writer(self.path, workers, may_be_read_only=self.is_complete())
+
     def has_begun(self) -> bool:
         """Whether there is anything to lose: a result, or a checkpoint."""
         return self.is_complete() or any((self.path / "checkpoints").glob("step_*"))
 
     def check(self, config: Any, inputs: dict[str, str]) -> list[str]:
         """What differs between this config with these inputs and the folder's run; a :class:`UserError` if that run has begun."""
+        for file in (self.config_file, self.inputs_file):
+            if self.has_begun() and not file.is_file():
+                raise UserError(f"{self.path} holds a run without its {file.name}: restore the file, or {self.remedy}")
         changes = (
             changed_options(type(config), read_yaml(self.config_file), to_dict(config))
             if self.config_file.is_file()
@@ -101,7 +109,10 @@ class Stopwatch:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "seconds"
-        self.before = float(self.file.read_text()) if self.file.is_file() else 0.0
+        try:
+            self.before = float(self.file.read_text()) if self.file.is_file() else 0.0
+        except ValueError as error:
+            raise UserError(f"{self.file} is damaged: delete it, and the stage's seconds are counted anew") from error
         self.start = time.perf_counter()
 
     def seconds(self) -> float:

@@ -121,7 +121,7 @@ def several_processes(folder: Path) -> None:
     with distributed_workers() as workers:
         plain = train(folder / "plain", small_config(accumulation=1), workers, dropout=0.0)
         train(folder / "dropout", small_config(accumulation=1), workers)
-        poisoned = make_loop(folder / "poisoned", small_config(accumulation=1), workers)
+        poisoned = make_loop(folder / "poisoned", small_config(accumulation=1, non_finite_steps=1), workers)
         before, message = state_hash(poisoned), ""
         try:
             poisoned.run(training_batches(Points(poisoned=7), poisoned.config, workers))

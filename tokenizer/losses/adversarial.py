@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowprior.errors import NonFiniteLoss
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
@@ -76,7 +77,8 @@ class Adversary:
         self.config, self.train, self.workers = config, train, workers
         self.discriminator = build_discriminator(config.discriminator, image_size).to(workers.device)
         trained = self.discriminator.trained
-        self.own = OwnNetwork(trained, config.optim, max(train.steps, config.start_step), workers, config.start_step)
+        total_steps = max(train.steps, config.start_step)
+        self.own = OwnNetwork(trained, config.optim, total_steps, workers, config.start_step, "the discriminator")
         self.lecam, self.game = LeCam(config.lecam_decay).to(workers.device), GAN_LOSSES[config.kind]
 
     def weight_at(self, step: int) -> float:
@@ -112,6 +114,7 @@ class Adversary:
         """
         slots, trained = self.train.accumulation, self.discriminator.trained
         trained.requires_grad_(True)
+        before = [buffer.clone() for buffer in trained.buffers()]
         sums: dict[str, Tensor] = {}
         for slot, (real, fake) in enumerate(zip(images.chunk(slots), reconstruction.chunk(slots))):
             self.discriminator.train()
@@ -123,7 +126,12 @@ class Adversary:
             (terms["discriminator"] / slots).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() / slots
-        self.own.step(sums["discriminator"], step)
+        try:
+            self.own.step(sums["discriminator"], step)
+        except NonFiniteLoss:
+            for buffer, value in zip(trained.buffers(), before):  # spectral norm's, which the forward pass moved
+                buffer.copy_(value)
+            raise
         means = self.workers.sum(torch.stack([sums["logits_real"], sums["logits_fake"]])) / self.workers.count
         self.lecam.update(*means)
         return sums

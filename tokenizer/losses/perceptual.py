@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.errors import UserError
+from flowprior.training.archives import load_pt
 from flowprior.training.files import read_tensors
 
 VGG_FILE = "vgg16-397923af.pth"
@@ -58,7 +59,7 @@ class PerceptualLoss(nn.Module):
             if file.suffix == ".safetensors":
                 tensors = read_tensors(file, "file of VGG-16 weights")
             else:
-                tensors = torch.load(file, map_location="cpu", weights_only=True)
+                tensors = load_pt(file, "file of VGG-16 weights", map_location="cpu")
             with torch.no_grad():
                 for (
                     name,

@@ -57,7 +57,8 @@ class Regulariser(nn.Module, ABC):
         """The unweighted term, a scalar. Where the config says ``needs_features``, ``batch`` holds ``feature_patches`` and ``feature_global``."""
 
     def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
-        """Called after the autoencoder's step with its detached float32 latents ``(B, T, C)``; returns figures to log."""
+        """Called in every step, just before the autoencoder's weights move, with its detached float32 latents ``(B, T, C)``; returns
+        figures to log. A NonFiniteLoss that it raises, as an OwnNetwork does in all processes, makes the step be skipped."""
         return {}
 
     def saved(self) -> dict[str, Stateful]:

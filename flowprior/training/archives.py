@@ -1,0 +1,100 @@
+"""Archives of arrays from other people: ``.npz`` and ``.pt``. Sizes are checked before memory is taken, and no code is run."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowprior.errors import UserError
+
+# Deflate makes a thousand bytes of one, at most. Arrays that are worth keeping are nowhere near that.
+LARGEST_EXPANSION = 200
+ALWAYS_ALLOWED_BYTES = 64 << 20
+
+
+def check_expansion(path: Path, what: str) -> None:
+    """A :class:`UserError` for a zip file that is damaged, or that would take far more memory than it takes on the disk."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # of a damaged directory: zipfile and struct have several
+        raise UserError(f"the {what} {path} cannot be read ({_reason(error)})") from error
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > ALWAYS_ALLOWED_BYTES + LARGEST_EXPANSION * path.stat().st_size:
+        raise UserError(
+            f"the {what} {path} would unpack to {unpacked / 1e9:.1f} GB, and was not: get it from its source"
+        )
+
+
+def archive_members(path: str | Path) -> list[str]:
+    """The names of the files in an ``.npz``; none where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (
+        Exception
+    ):  # of a damaged directory: zipfile and struct have several; whoever reads the arrays names the file
+        return []
+
+
+def read_arrays(path: Path, what: str, wanted: Container[str] | None = None) -> dict[str, np.ndarray | None]:
+    """The arrays in an ``.npz`` by name; None for those that are not ``wanted``, which are not read.
+
+    Raises:
+        UserError: it is damaged, a bomb, or holds objects.
+    """
+    check_expansion(path, what)
+    arrays: dict[str, np.ndarray | None] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if wanted is not None and name not in wanted:
+                    arrays[name] = None
+                    continue
+                with archive.open(member) as file:
+                    arrays[name] = _read_array(file, member.file_size)
+    except Exception as error:  # of a damaged file: zipfile, the decompressors and numpy's header parser have a dozen
+        raise UserError(f"the {what} {path} cannot be read ({_reason(error)})") from error
+    return arrays
+
+
+def _read_array(file: Any, size: int) -> np.ndarray:
+    """The array in a member of ``size`` bytes, which is what its header must ask for."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds objects, not numbers")
+    count = 1
+    for length in shape:  # in whole numbers that do not overflow
+        count *= length
+    if count * dtype.itemsize > size:
+        raise ValueError(f"an array of shape {shape} in {size} bytes")
+    data = file.read(count * dtype.itemsize)
+    if file.read(1):  # to the end, where zipfile compares the checksum
+        raise ValueError(f"more than an array of shape {shape}")
+    return np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def load_pt(path: Path, what: str, **options: Any) -> Any:
+    """What ``torch.load`` reads from ``path`` without running code; options as there.
+
+    Raises:
+        UserError: it is damaged, a bomb, or holds more than tensors and plain values.
+    """
+    if zipfile.is_zipfile(path):
+        check_expansion(path, what)
+    try:
+        return torch.load(path, weights_only=True, **options)
+    except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
+        raise UserError(f"the {what} {path} is damaged ({_reason(error)}): restore or delete it") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
