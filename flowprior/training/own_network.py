@@ -1,4 +1,4 @@
-"""A network that is trained by a loss of its own beside the autoencoder: a regulariser's, or the discriminator."""
+"""A network that is trained by a loss of its own beside the model: a discriminator, or a regulariser's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 
 class OwnNetwork:
     """Module and optimiser as one checkpointed object, alike in every process. It is no submodule of what holds it, so that the
-    autoencoder's optimiser leaves it alone.
+    model's optimiser leaves it alone.
 
     Args:
         module: the network; it must start alike in every process (seed its initialisation).
@@ -56,7 +56,7 @@ class OwnNetwork:
                 self.workers.sum(parameter.grad).div_(self.workers.count)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip_norm or float("inf"))
         if self.workers.any(~torch.isfinite(norm + loss))[0]:
-            raise NonFiniteLoss(f"step {step}: the loss of a network trained beside the autoencoder is not finite")
+            raise NonFiniteLoss(f"step {step}: the loss of a network trained beside the model is not finite")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step - self.start_step, self.total_steps - self.start_step, self.optim)
         self.optimizer.step()
