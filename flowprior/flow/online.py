@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flowprior.flow.distribution import PATH_WEIGHTS, DistributionTerms
-from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.distribution import PATH_WEIGHTS, distribution_loss
+from flowprior.flow.losses import Velocity, alignment_loss, flow_matching_loss
 from flowprior.flow.path import group_size_for
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.config import option
@@ -135,10 +135,20 @@ class OnlineFlow:
             raise ValueError(f"this online flow is over sequences of {self.tokens} tokens, not of {tokens}")
         return tokens
 
-    @torch.no_grad()
-    def observe(self, terms: DistributionTerms) -> None:
-        """Take what a loss found out about this flow into the measure of its lag, at the next update."""
-        self.seen += torch.stack([terms.claimed, terms.found])
+    def loss(self, prior: Velocity, latents: Tensor, *, both: bool = False, **draws: Any) -> Tensor:
+        """The divergence of the latents' distribution from the prior's, and Eq. 5 added where it is to be ``both``.
+
+        What this finds out about the flow itself is taken into :attr:`lag` by the next update.
+
+        Args:
+            prior: ``v_p``.
+            latents, draws: as in :func:`flowprior.flow.distribution.distribution_loss`.
+        """
+        draws["group_size"] = self.group_size(latents.shape[-2], draws.get("group_size", 1)) if latents.dim() > 1 else 1
+        terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.config.t_max, **draws)
+        if torch.is_grad_enabled():
+            self.seen += torch.stack([terms.claimed, terms.found])
+        return terms.loss + alignment_loss(prior, latents, **draws) if both else terms.loss
 
     @property
     def lag(self) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from flowprior.errors import UserError
 from flowprior.flow import likelihood
-from flowprior.flow.distribution import distribution_loss
 from flowprior.flow.losses import alignment_loss
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.online import OnlineFlow
@@ -98,21 +97,14 @@ class FlowPrior(nn.Module):
             ValueError: latents of another number of channels, an unknown objective, or one that needs ``online`` without it.
         """
         self._check_channels(latents)
+        draws = {"pairs": pairs, "group_size": group_size, "noise": noise, "t": t, "generator": generator}
         if objective == "likelihood":
-            return alignment_loss(
-                self.velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator
-            )
+            return alignment_loss(self.velocity, latents, **draws)
         if objective not in get_args(Alignment):
             raise ValueError(f"objective {objective!r} is unknown: write one of {', '.join(get_args(Alignment))}")
         if online is None:
             raise ValueError(f"objective {objective!r} needs the latents' own flow: pass online=OnlineFlow(prior)")
-        size = online.group_size(latents.shape[-2], group_size) if latents.dim() > 1 else 1
-        draws = {"pairs": pairs, "group_size": size, "noise": noise, "t": t, "generator": generator}
-        config = online.config
-        terms = distribution_loss(online, self.velocity, latents, weight=config.weight, t_max=config.t_max, **draws)
-        if torch.is_grad_enabled():
-            online.observe(terms)
-        return terms.loss + alignment_loss(self.velocity, latents, **draws) if objective == "both" else terms.loss
+        return online.loss(self.velocity, latents, both=objective == "both", **draws)
 
     def project(self, features: Tensor) -> Tensor:
         """Raw target features ``(..., d2)`` in the flow's space, ``(..., C)``."""
