@@ -62,6 +62,10 @@ class Regulariser(nn.Module, ABC):
         """Called after the autoencoder's step with its detached float32 latents ``(B, T, C)``; returns figures to log."""
         return {}
 
+    def own_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
+        """What :meth:`after_step` minimises, where it trains a network: for a step's arithmetic to be counted."""
+        return None
+
     def saved(self) -> dict[str, Stateful]:
         """What a resumed run needs: by default this module's state, if it has any."""
         return {self.name: self} if self.state_dict() else {}
