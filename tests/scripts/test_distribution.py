@@ -5,7 +5,8 @@ import math
 import shutil
 
 import pytest
-from test_pipeline import kill_once_it_has_saved, losses, read
+
+from runs import kill_once_it_has_saved, losses, read
 
 WORDS = [
     "regulariser.flow.objective=distribution",
