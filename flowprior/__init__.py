@@ -1,8 +1,9 @@
 """Give a latent space a shape: flow priors as regularisers ("Aligning Latent Spaces with Flow Priors", arXiv 2506.05240)."""
 
 from flowprior.errors import UserError
+from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.velocity import VelocityMLP
 
 __version__ = "0.1.0"
-__all__ = ["FlowPrior", "UserError", "VelocityMLP", "__version__"]
+__all__ = ["FlowPrior", "OnlineFlow", "OnlineFlowConfig", "UserError", "VelocityMLP", "__version__"]

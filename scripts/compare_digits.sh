@@ -2,21 +2,37 @@
 # What alignment does on the digits: the same autoencoder and generator with and without it, over several seeds.
 #   bash scripts/compare_digits.sh
 #   SEEDS="0 1 2" REGULARISERS="none flow" JOBS=2 bash scripts/compare_digits.sh
-# JOBS runs go on at once, with one thread each. Prints the table and writes runs/comparison/digits.json; run again, it goes on.
+#   PRESET=digits_textual RUNS=runs/textual REGULARISERS="none likelihood_0.01 distribution_0.1" bash scripts/compare_digits.sh
+# An entry is a regulariser's name, or one of the flow's objectives with a weight; the latter are held off and ramped alike (SCHEDULE).
+# AE_WORDS and MAR_WORDS are options of the stages; STAGES=ae leaves the generators out. JOBS runs go on at once, with one thread each.
+# Prints the table and writes $RUNS/digits.json; run again, it goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SEEDS=${SEEDS:-0 1 2}
 REGULARISERS=${REGULARISERS:-none flow}
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
-RUNS=runs/comparison
+RUNS=${RUNS:-runs/comparison}
+SCHEDULE=${SCHEDULE:-regulariser.flow.start_step=500 regulariser.flow.ramp_steps=300}
+STAGES=${STAGES:-ae mar}
+AE_WORDS=${AE_WORDS:-} MAR_WORDS=${MAR_WORDS:-}
 ensure_environment
-export PYTHON OMP_NUM_THREADS=1 PRESET=digits DATA= NPROC=1 NNODES=1
+export PYTHON OMP_NUM_THREADS=1 PRESET DATA= NPROC=1 NNODES=1
 mkdir -p "$RUNS"
+
+# The options of an entry of REGULARISERS.
+options_of() {
+  case $1 in
+    likelihood_* | distribution_* | both_*)
+      echo "regulariser.name=flow regulariser.flow.objective=${1%%_*} regulariser.flow.weight=${1#*_} $SCHEDULE" ;;
+    *) echo "regulariser.name=$1" ;;
+  esac
+}
 
 # All stages of one regulariser and one seed, after the seed's prior.
 one_run() {
   local regulariser=$1 seed=$2 folder=$RUNS/$1_seed$2
-  bash scripts/train_ae.sh "run_dir=$folder" "prior=$RUNS/prior_seed$seed/flowhead/prior" "regulariser.name=$regulariser" "train.seed=$seed" &&
-    bash scripts/train_mar.sh "run_dir=$folder" "train.seed=$seed" "sample.seed=$seed"
+  # shellcheck disable=SC2046,SC2086  # words are meant to be split
+  bash scripts/train_ae.sh "run_dir=$folder" "prior=$RUNS/prior_seed$seed/flowhead/prior" $(options_of "$regulariser") "train.seed=$seed" $AE_WORDS &&
+    { [[ $STAGES == ae ]] || bash scripts/train_mar.sh "run_dir=$folder" "train.seed=$seed" "sample.seed=$seed" $MAR_WORDS; }
 }
 
 # COMMAND NAME ARGUMENT...: start it in the background once fewer than JOBS run, with its output in a log of that name.
@@ -36,4 +52,4 @@ for seed in $SEEDS; do
   for regulariser in $REGULARISERS; do in_background one_run "${regulariser}_seed$seed" "$regulariser" "$seed"; done
 done
 wait
-"$PYTHON" scripts/compare_table.py "$RUNS" --seeds $SEEDS --regularisers $REGULARISERS
+"$PYTHON" scripts/compare_table.py "$RUNS" --seeds $SEEDS --stages $STAGES --regularisers $REGULARISERS

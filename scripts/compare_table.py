@@ -11,16 +11,21 @@ import statistics
 import sys
 from pathlib import Path
 
-COLUMNS = ("psnr", "rfid", "fid", "best_cfg", "recognised", "inception_score", "precision", "recall", "latent_std")
+COLUMNS = ("psnr", "rfid", "fid", "best_cfg", "recognised", "inception_score", "precision", "recall")
+LATENTS = (
+    "latent_std",
+    "target_std",
+    "latent_effective_rank",
+    "target_effective_rank",
+    "latent_sliced_wasserstein",
+    "latent_sliced_wasserstein_floor",
+)
 
 
-def figures_of(run: Path) -> dict[str, float]:
-    """The figures of one run; the generator's at its best guidance scale by FID."""
-    missing = [
-        f
-        for f in (run / "ae" / "evaluation.json", run / "ae" / "result.json", run / "mar" / "evaluation.json")
-        if not f.is_file()
-    ]
+def figures_of(run: Path, stages: list[str]) -> dict[str, float]:
+    """The figures of one run; the generator's, where it is among the stages, at its best guidance scale by FID."""
+    needed = [run / "ae" / "result.json", *(run / stage / "evaluation.json" for stage in stages)]
+    missing = [f for f in needed if not f.is_file()]
     if missing:
         print(
             f"error: {missing[0]} is not there: see {run}.log, and run `bash scripts/compare_digits.sh` again",
@@ -28,23 +33,22 @@ def figures_of(run: Path) -> dict[str, float]:
         )
         sys.exit(2)
     reconstruction = json.loads((run / "ae" / "evaluation.json").read_text())["metrics"]
-    evaluation = json.loads((run / "mar" / "evaluation.json").read_text())
     latents = json.loads((run / "ae" / "result.json").read_text())
+    reconstruction |= {name: latents[name] for name in LATENTS if name in latents}
+    if "mar" not in stages:
+        return reconstruction
+    evaluation = json.loads((run / "mar" / "evaluation.json").read_text())
     best = evaluation.get("best_cfg") or min(evaluation["metrics"], key=float)
     halves = {"half_half_fid": evaluation["half_half_fid"]["mean"]} if "half_half_fid" in evaluation else {}
-    return (
-        reconstruction
-        | evaluation["metrics"][best]
-        | {"best_cfg": float(best), "latent_std": latents["latent_std"]}
-        | halves
-    )
+    return reconstruction | evaluation["metrics"][best] | {"best_cfg": float(best)} | halves
 
 
 def shown_columns(table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Every figure that some run has: the usual ones in their order, then the others; deviations within one run are left to the JSON."""
     names = dict.fromkeys(name for row in table.values() for name in row)
-    others = [name for name in names if name not in (*COLUMNS, "half_half_fid") and not name.endswith("_std")]
-    return [name for name in COLUMNS if name in names] + others
+    usual = (*COLUMNS, *LATENTS)
+    others = [name for name in names if name not in (*usual, "half_half_fid") and not name.endswith("_std")]
+    return [name for name in usual if name in names] + others
 
 
 def main() -> None:
@@ -52,10 +56,11 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", nargs="+", required=True)
     parser.add_argument("--regularisers", nargs="+", required=True)
+    parser.add_argument("--stages", nargs="+", default=["ae", "mar"], help="ae, or ae mar")
     arguments = parser.parse_args()
     table = {}
     for regulariser in arguments.regularisers:
-        runs = [figures_of(arguments.runs / f"{regulariser}_seed{seed}") for seed in arguments.seeds]
+        runs = [figures_of(arguments.runs / f"{regulariser}_seed{seed}", arguments.stages) for seed in arguments.seeds]
         shared = [name for name in runs[0] if all(name in run for run in runs)]
         table[regulariser] = {
             name: {
@@ -66,10 +71,12 @@ def main() -> None:
             for name in shared
         }
     columns = shown_columns(table)
-    print(f"{'':<10}" + "".join(f"{name:>22}" for name in columns))
+    first, width = max(map(len, table)) + 2, max(22, *(len(name) + 2 for name in columns))
+    print(" " * first + "".join(f"{name:>{width}}" for name in columns))
     for regulariser, row in table.items():
         cells = (f"{row[name]['mean']:.3f} +- {row[name]['std']:.3f}" if name in row else "-" for name in columns)
-        print(f"{regulariser:<10}" + "".join(f"{cell:>22}" for cell in cells))
+        print(f"{regulariser:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    generated = {name: row["fid"]["mean"] for name, row in table.items() if "fid" in row}
     if {"none", "flow"} <= table.keys() and all("fid" in table[name] for name in ("none", "flow")):
         ratios = [f / n for f, n in zip(table["flow"]["fid"]["seeds"], table["none"]["fid"]["seeds"])]
         table["fid_ratio_flow_to_none"] = {
@@ -79,6 +86,8 @@ def main() -> None:
         print(
             f"FID with flow / FID with none: {table['fid_ratio_flow_to_none']['of_means']:.3f} (per seed {', '.join(f'{r:.3f}' for r in ratios)})"
         )
+    if generated:
+        print(f"lowest FID: {min(generated, key=generated.get)}")
     (arguments.runs / "digits.json").write_text(json.dumps(table, indent=1) + "\n")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowprior.flow.online import OnlineFlow
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
@@ -45,11 +46,20 @@ def parameter_counts(objective: AutoencoderObjective) -> dict[str, tuple[int, in
         "features": list(objective.features.parameters()) if objective.features else [],
     }
     parts |= {f"regulariser {r.name}": list(r.parameters()) for r in objective.regularisers}
+    parts |= {
+        f"online flow of {name}": list(flow.velocity.parameters()) for name, flow in online_flows(objective).items()
+    }
     return {
         name: (sum(p.numel() for p in group if p.requires_grad), sum(p.numel() for p in group if not p.requires_grad))
         for name, group in parts.items()
         if group
     }
+
+
+def online_flows(objective: AutoencoderObjective) -> dict[str, OnlineFlow]:
+    """The networks of the latents themselves, by the regulariser that has one."""
+    saved = {r.name: item for r in objective.regularisers for item in r.saved().values()}
+    return {name: item for name, item in saved.items() if isinstance(item, OnlineFlow)}
 
 
 def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
@@ -79,6 +89,12 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
             told = adversary.discriminator_terms(terms["images"], terms["reconstruction"], random)
             told["discriminator"].backward()
         flop["discriminator, its own step"] = counter.get_total_flops()
+    for regulariser in objective.regularisers:
+        with FlopCounterMode(display=False) as counter:
+            loss = regulariser.own_loss(terms["latents"], random)
+            if loss is not None:
+                loss.backward()
+                flop[f"regulariser {regulariser.name}, its own step"] = counter.get_total_flops()
     activations = sum(size for size, _ in kept.values())
     return StepCost({name: count / COUNTED_IMAGES for name, count in flop.items()}, activations / COUNTED_IMAGES)
 
@@ -101,6 +117,8 @@ def by_part(counter: FlopCounterMode, objective: AutoencoderObjective) -> dict[s
         outermost = [n for n in inside if not any(n != other and n.startswith(other + ".") for other in inside)]
         if total := sum(counts[name] for name in outermost):
             flop[part] = total
+    for name, online in online_flows(objective).items():  # no module of the objective: counted under its class
+        flop[f"regulariser {name}"] += counts.get(type(online.velocity).__name__, 0)
     if objective.adversary is not None:
         flop["discriminator, for the autoencoder"] = counter.get_total_flops() - sum(flop.values())
     return flop
@@ -118,7 +136,7 @@ def describe_step(objective: AutoencoderObjective, train: TrainConfig, optim: Op
     ]
     total = sum(cost.flop.values())
     lines += [f"  {name:<34} {count / 1e9:>13,.1f} {100 * count / total:>6.2f} %" for name, count in cost.flop.items()]
-    alignment = cost.flop.get("regulariser flow", 0.0)
+    alignment = sum(cost.flop.get(name, 0.0) for name in ("regulariser flow", "regulariser flow, its own step"))
     lines += [
         f"  {'all':<34} {total / 1e9:>13,.1f}",
         f"a step of {train.global_batch} images: {total * train.global_batch / 1e12:,.1f} TFLOP",

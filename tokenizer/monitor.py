@@ -15,6 +15,7 @@ from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics import KNNDensity
+from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.files import read_tensors
@@ -76,9 +77,9 @@ class Monitor:
         self.keys = [keys[first : first + 128] for first in range(0, len(keys), 128)]
         self.context, self.names = meters, list(config.metrics)
         self.prior = prior.to(workers.device) if prior else None
-        self.density = (
-            KNNDensity(read_samples(target_samples), k=config.neighbour) if prior and target_samples.is_file() else None
-        )
+        target = read_samples(target_samples) if prior and target_samples.is_file() else None
+        self.density = None if target is None else KNNDensity(target, k=config.neighbour)
+        self.target = None if target is None else TargetCloud(target)
 
     @torch.no_grad()
     def __call__(self, autoencoder: Autoencoder, step: int) -> dict[str, float]:
@@ -118,6 +119,7 @@ class Monitor:
             tokens = latents.flatten(0, 1)
             rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[: self.config.latents]
             figures["knn_log_distance"] = self.density.log_distance(tokens.cpu()[rows])
+            figures |= self.target.figures(tokens.cpu()[rows])
             names = ("alignment", "knn_log_distance")
             earlier = [
                 row for row in read_log(self.folder.path / "log.jsonl") if names[1] in row and row["step"] < step
@@ -136,6 +138,26 @@ def read_samples(file: Path) -> Tensor:
             f"{file} holds no 'samples' (n, channels): delete its folder and run `bash scripts/train_flowhead.sh`"
         )
     return samples
+
+
+class TargetCloud:
+    """The projected target features ``(N, C)`` as what latents are compared with."""
+
+    def __init__(self, samples: Tensor) -> None:
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+        self.rows, self.others = samples[order].tensor_split(2)
+
+    def figures(self, latents: Tensor) -> dict[str, float]:
+        """The target's standard deviation and effective rank, and the sliced Wasserstein distance of ``latents (N, C)`` to it beside
+        its floor, the distance of other rows of the target, all of them equally many."""
+        size = min(len(latents), len(self.rows))
+        about = latent_figures(self.rows.unsqueeze(1))
+        return {
+            "target_std": about["latent_std"],
+            "target_effective_rank": about["latent_effective_rank"],
+            "latent_sliced_wasserstein": sliced_wasserstein(latents[:size], self.rows[:size]),
+            "latent_sliced_wasserstein_floor": sliced_wasserstein(self.others[:size], self.rows[:size]),
+        }
 
 
 def latent_figures(latents: Tensor) -> dict[str, float]:

@@ -148,7 +148,7 @@ def build_objective(
             load_features(config.features, context) if folder else untrained_features(config.features, config.data.size)
         )
     seed_global_generators(config.train.seed, "regularisers and discriminator")
-    context = RegulariserContext(prior, config.model, num_classes, config.train.seed, workers, features)
+    context = RegulariserContext(prior, config.model, num_classes, config.train.seed, workers, features, config.train)
     regularisers = build_regularisers(config.regulariser, context)
     adversarial = config.loss.adversarial
     adversary = Adversary(adversarial, config.data.size, config.train, workers) if adversarial.weight else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from flowprior.flow.online import OnlineFlowConfig
+from flowprior.flow.prior import Alignment
 from flowprior.training.config import option
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
@@ -31,17 +33,26 @@ class FlowConfig:
 
 @dataclass
 class LatentConfig:
-    """Stage 2: free latents on the frozen flow's L_align. ``train.global_batch`` is how many; all of them are in every step."""
+    """Stage 2: free latents, aligned to the frozen flow. ``train.global_batch`` is how many; all of them are in every step."""
 
+    objective: Alignment = option(
+        "likelihood",
+        "likelihood: the paper's, each point descends L_align; distribution: the points' distribution is matched with the target's; "
+        "both: the sum",
+    )
+    start_std: float = option(1.0, "standard deviation of the latents at the start")
     pairs: int = option(1, "(t, noise) pairs per latent and step")
     group_size: int = option(1, "how many latents share a time; 1: none")
     record_pairs: int = option(32, "(t, noise) pairs of the recorded L_align")
+    online: OnlineFlowConfig = option(OnlineFlowConfig, "")
     train: TrainConfig = option(TrainConfig, "")
     optim: OptimConfig = option(OptimConfig, "")
 
     def __post_init__(self) -> None:
         if min(self.pairs, self.group_size, self.record_pairs) < 1:
             raise ValueError("pairs, group_size and record_pairs are at least 1")
+        if not self.start_std > 0:
+            raise ValueError(f"start_std must be above 0, not {self.start_std}")
 
 
 @dataclass

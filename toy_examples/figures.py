@@ -73,6 +73,22 @@ def draw_snapshots(drawn: list[Drawn], file: Path, dpi: int) -> None:
         save(figure, file, dpi)
 
 
+def draw_objectives(drawn: dict[str, list[Drawn]], file: Path, dpi: int) -> None:
+    """Where the latents of each objective end, over the NLL and data; a row per objective, a column per distribution."""
+    with plt.rc_context(STYLE):
+        columns = len(next(iter(drawn.values())))
+        size = (2.3 * columns + 0.3, 2.6 * len(drawn))
+        figure, rows = plt.subplots(len(drawn), columns, figsize=size, layout="constrained", squeeze=False)
+        for axes, (objective, runs) in zip(rows, drawn.items()):
+            for axis, one in zip(axes, runs):
+                heat_map(axis, one.maps, one.maps.nll, one.nll_shown)
+                scatter_data(axis, one.maps.data, s=2)
+                _latents(axis, one.latents.end, size=4)
+                axis.set(xticks=[], yticks=[], title=f"{one.title}: NLL {one.nll_along[-1]:.2f}")
+            axes[0].set_ylabel(objective)
+        save(figure, file, dpi)
+
+
 def spread_records(count: int, wanted: int) -> list[int]:
     """Indices of ``wanted`` records, closer together where the latents move most: at the start."""
     return [round((count - 1) * (k / (wanted - 1)) ** 2) for k in range(wanted)]

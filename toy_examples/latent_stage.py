@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from flowprior.flow.likelihood import alignment_per_token
 from flowprior.flow.losses import alignment_loss
+from flowprior.flow.online import OnlineFlow
 from flowprior.flow.path import group_size_for
+from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.files import read_tensors, write_tensors
@@ -21,6 +23,8 @@ from flowprior.training.randomness import StepRandom, stream_seed
 from flowprior.training.run_folder import RunFolder, Stopwatch
 from toy_examples.config import LatentConfig
 from toy_examples.flow_stage import CHANNELS, REMEDY, FrozenFlow
+
+ONLINE_WIDTH, ONLINE_DEPTH = 128, 3  # beside a closed form, which has no sizes
 
 
 @dataclass
@@ -57,31 +61,43 @@ class AlignedLatents:
 
 
 class Latents(nn.Module):
-    """``(N, 2)`` free points, drawn from N(0, I)."""
+    """``(N, 2)`` free points, drawn from N(0, std^2 I)."""
 
-    def __init__(self, number: int, seed: int) -> None:
+    def __init__(self, number: int, seed: int, std: float = 1.0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(stream_seed(seed, "latents"))
-        self.points = nn.Parameter(torch.randn(number, CHANNELS, generator=generator))
+        self.points = nn.Parameter(std * torch.randn(number, CHANNELS, generator=generator))
 
 
 class AlignmentObjective(nn.Module):
-    """Eq. 5 as a function of the latents alone."""
+    """Eq. 5, or the divergence that an online flow takes, as a function of the latents alone."""
 
-    def __init__(self, latents: Latents, velocity: Callable[[Tensor, Tensor], Tensor], config: LatentConfig) -> None:
+    def __init__(
+        self,
+        latents: Latents,
+        velocity: Callable[[Tensor, Tensor], Tensor],
+        config: LatentConfig,
+        online: OnlineFlow | None = None,
+    ) -> None:
         super().__init__()
-        self.latents, self.config = latents, config
+        self.latents, self.config, self.online = latents, config, online
         self.velocity = lambda x, t: velocity(
             x, t
         )  # held by a function, a frozen network is no part of what is trained
 
+    def groups(self) -> Tensor:
+        """The points as ``(N / size, size, 2)``."""
+        points = self.latents.points
+        return points.view(-1, group_size_for(len(points), self.config.group_size), CHANNELS)
+
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        config, points = self.config, self.latents.points
-        groups = points.view(-1, group_size_for(len(points), config.group_size), CHANNELS)  # (N / size, size, 2)
+        config, groups = self.config, self.groups()
         noise = random.normal("noise", len(groups), config.pairs, *groups.shape[1:])
         t = random.times("t", len(groups), config.pairs, 1)
-        loss = alignment_loss(self.velocity, groups, pairs=config.pairs, group_size=groups.shape[1], noise=noise, t=t)
-        return {"loss": loss}
+        draws = {"pairs": config.pairs, "group_size": groups.shape[1], "noise": noise, "t": t}
+        if self.online is None:
+            return {"loss": alignment_loss(self.velocity, groups, **draws)}
+        return {"loss": self.online.loss(self.velocity, groups, both=config.objective == "both", **draws)}
 
 
 class Snapshots:
@@ -107,14 +123,26 @@ class Snapshots:
         self.by_step = {step: (points, alignment) for step, points, alignment in rows}
 
 
+def online_flow(flow: FrozenFlow, config: LatentConfig, workers: Workers) -> OnlineFlow:
+    """The latents' own flow. It starts as the frozen one; beside a closed form, as a fresh network."""
+    network = flow.velocity
+    if not isinstance(network, VelocityMLP):
+        generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "online flow"))
+        network = VelocityMLP(CHANNELS, ONLINE_WIDTH, ONLINE_DEPTH, generator=generator).to(workers.device)
+    steps, seed = config.train.steps, config.train.seed
+    return OnlineFlow(network, config.online, total_updates=steps, seed=seed, workers=workers)
+
+
 def align_latents(flow: FrozenFlow, config: LatentConfig, run_dir: Path, device: torch.device) -> AlignedLatents:
-    """Minimise Eq. 5 over the latents, resumed or reused where it can be; they are looked at every ``eval_steps``."""
+    """Minimise ``config.objective`` over the latents, resumed or reused where it can be; they are looked at every ``eval_steps``."""
     folder, workers = RunFolder(run_dir, "latents", REMEDY), Workers(device=device)
     folder.open(LatentRun(flow.fingerprint, config), workers)
     file = folder.path / "latents.safetensors"
     if not folder.is_complete():
         stopwatch = Stopwatch(folder.path)
-        latents, snapshots = Latents(config.train.global_batch, config.train.seed).to(device), Snapshots()
+        latents = Latents(config.train.global_batch, config.train.seed, config.start_std).to(device)
+        online = online_flow(flow, config, workers) if config.objective != "likelihood" else None
+        objective, snapshots = AlignmentObjective(latents, flow.velocity, config, online), Snapshots()
 
         def look(step: int) -> dict[str, float]:
             points = latents.points.detach()
@@ -123,20 +151,23 @@ def align_latents(flow: FrozenFlow, config: LatentConfig, run_dir: Path, device:
             snapshots.record(step, points, alignment)
             return {"alignment": alignment}
 
+        def follow(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+            return online.update(objective.groups())
+
         with stopwatch.kept(workers):
             look(0)
             loop = TrainingLoop(
-                AlignmentObjective(latents, flow.velocity, config),
+                objective,
                 latents,
                 config.train,
                 config.optim,
                 workers,
                 folder.path,
-                saved={"snapshots": snapshots},
+                saved={"snapshots": snapshots} | ({"online_flow": online} if online else {}),
                 description="latents",
             )
             nothing: Iterator[dict[str, Tensor]] = ({} for _ in count())
-            loop.run(nothing, evaluate=look)
+            loop.run(nothing, evaluate=look, after_step=follow if online else None)
         write_tensors(file, snapshots.state_dict())
         folder.complete({"steps": config.train.steps, "seconds": round(stopwatch.seconds(), 2)})
     else:

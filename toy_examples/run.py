@@ -1,7 +1,8 @@
 """``python toy_examples/run.py --distribution spiral``: both stages, the figures, and a table.
 
 Writes ``runs/toy/spiral/{flow,latents,*.png,optimisation.gif,metrics.json}``; with ``--distribution all`` also the paper's
-Figures 5 and 6 as one sheet each. The same command again reuses what is complete and resumes what is not.
+Figures 5 and 6 as one sheet each. What ``--objective distribution`` or ``both`` makes on the same flow lies in a folder of that name
+there; ``--objective all`` runs all three, and compares them. The same command again reuses what is complete and resumes what is not.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 if __package__ in (None, ""):
     ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from flowprior.errors import UserError, entry_point
+from flowprior.flow.prior import Alignment
 from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_yaml
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import write_json
@@ -36,7 +39,7 @@ from toy_examples.animation import draw_animation
 from toy_examples.config import MapConfig, ToyConfig
 from toy_examples.density import negative_log_likelihood
 from toy_examples.distributions import DISTRIBUTIONS, GaussianMixture, distribution
-from toy_examples.figures import Drawn, draw_panels, draw_snapshots
+from toy_examples.figures import Drawn, draw_objectives, draw_panels, draw_snapshots
 from toy_examples.flow_figures import draw_field, draw_flow
 from toy_examples.flow_stage import FrozenFlow, exact_flow, trained_flow
 from toy_examples.latent_stage import align_latents
@@ -52,8 +55,9 @@ from toy_examples.measures import (
     rounded,
     velocity_error,
 )
-from toy_examples.summary import summary
+from toy_examples.summary import comparison, summary
 
+OBJECTIVES = get_args(Alignment)
 PRESETS = Path(__file__).parent / "configs"
 FLAGS = {
     "steps": ("flow.train.steps", "steps of the flow's training"),
@@ -64,6 +68,7 @@ FLAGS = {
     "latents": ("latents.train.global_batch", "number of latents"),
     "latent-steps": ("latents.train.steps", "steps of the latents"),
     "latent-lr": ("latents.optim.lr", "learning rate of the latents"),
+    "start-std": ("latents.start_std", "standard deviation of the latents at the start"),
     "velocity": ("velocity", "trained, or exact: the closed form in the network's place"),
     "density": ("density.kind", "exact, or kde: the paper's kernel estimate"),
 }
@@ -79,6 +84,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         epilog=f"every option:\n{fields}",
     )
     parser.add_argument("--distribution", default="spiral", help=f"one of {', '.join(DISTRIBUTIONS)}, or all [spiral]")
+    parser.add_argument(
+        "--objective",
+        help=f"of the latents, {', '.join(OBJECTIVES)}, or all [as in the preset: likelihood] (latents.objective)",
+    )
     parser.add_argument(
         "--preset",
         default="default",
@@ -117,18 +126,26 @@ def config_of(arguments: argparse.Namespace) -> ToyConfig:
     )
 
 
-def forget(run_dir: Path, stage: str) -> None:
-    """Delete what ``stage`` left, and what stands on it."""
-    for name in ("flow", "latents") if stage == "flow" else ("latents",):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+def forget(run_dir: Path, stage: str, objectives: list[str]) -> None:
+    """Delete what ``stage`` left, and what stands on it: every objective's latents on the flow."""
+    if stage == "flow":
+        shutil.rmtree(run_dir / "flow", ignore_errors=True)
+    for objective in OBJECTIVES if stage == "flow" else objectives:
+        shutil.rmtree(folder_of(objective, run_dir) / "latents", ignore_errors=True)
 
 
-def run_one(name: str, config: ToyConfig, run_dir: Path, device: torch.device) -> tuple[dict[str, Any], Drawn]:
+def folder_of(objective: str, run_dir: Path) -> Path:
+    """Where latents, figures and numbers of an objective lie: beside the flow that all share, or in a folder there."""
+    return run_dir if objective == "likelihood" else run_dir / objective
+
+
+def run_one(name: str, config: ToyConfig, flow_dir: Path, device: torch.device) -> tuple[dict[str, Any], Drawn]:
     """Both stages, the figures and the numbers of one distribution; returns what ``metrics.json`` holds, and what was drawn."""
     target, title = distribution(name), name.replace("_", " ")
     flow = (
-        exact_flow(target, name) if config.velocity == "exact" else trained_flow(target, config.flow, run_dir, device)
+        exact_flow(target, name) if config.velocity == "exact" else trained_flow(target, config.flow, flow_dir, device)
     )
+    run_dir = folder_of(config.latents.objective, flow_dir)
     latents = align_latents(flow, config.latents, run_dir, device)
     start = time.perf_counter()
     nll = negative_log_likelihood(target, config.density)
@@ -138,6 +155,7 @@ def run_one(name: str, config: ToyConfig, run_dir: Path, device: torch.device) -
     nll_along = torch.stack([nll(points).mean() for points in latents.points])
     metrics = {
         "distribution": name,
+        "objective": config.latents.objective,
         "velocity": config.velocity,
         "density": config.density.kind,
         **correlations(latents.alignment, nll_along, maps, config.map),
@@ -182,24 +200,38 @@ def main() -> None:
     for name in names:
         distribution(name)
     config = config_of(arguments)
+    if arguments.objective not in (None, "all", *OBJECTIVES):
+        raise UserError(f"there is no objective '{arguments.objective}': choose one of {', '.join(OBJECTIVES)}, or all")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device here: write --device cpu, or leave it out")
     device = best_device() if arguments.device == "auto" else torch.device(arguments.device)
     preset = Path(arguments.preset).stem
     out = Path(arguments.out or ("runs/toy" if arguments.preset == "default" else f"runs/toy_{preset}"))
-    finished = []
+    objectives = {"all": list(OBJECTIVES), None: [config.latents.objective]}.get(
+        arguments.objective, [arguments.objective]
+    )
+    finished: dict[str, list[tuple[dict[str, Any], Drawn]]] = {objective: [] for objective in objectives}
     for name in names:
         run_dir = out / (name if config.velocity == "trained" else f"{name}_{config.velocity}")
         print(f"{name}: {run_dir}", flush=True)
         with sole_writer(run_dir, Workers()):
             if arguments.redo:
-                forget(run_dir, arguments.redo)
-            finished.append(run_one(name, config, run_dir, device))
-    rows, drawn = zip(*finished)
-    if len(names) > 1:
-        draw_panels(list(drawn), out / "figure5.png", config.map.dpi)
-        draw_snapshots(list(drawn), out / "figure6.png", config.map.dpi)
-    print(summary(rows))
+                forget(run_dir, arguments.redo, objectives)
+            for objective in objectives:
+                one = replace(config, latents=replace(config.latents, objective=objective))
+                finished[objective].append(run_one(name, one, run_dir, device))
+    for objective, runs in finished.items():
+        rows, drawn = zip(*runs)
+        if len(names) > 1:
+            sheets = folder_of(objective, out)
+            draw_panels(list(drawn), sheets / "figure5.png", config.map.dpi)
+            draw_snapshots(list(drawn), sheets / "figure6.png", config.map.dpi)
+        print(f"objective {objective}\n{summary(rows)}")
+    if len(objectives) > 1:
+        draw_objectives(
+            {o: [drawn for _, drawn in runs] for o, runs in finished.items()}, out / "objectives.png", config.map.dpi
+        )
+        print(comparison([row for runs in zip(*finished.values()) for row, _ in runs]))
 
 
 if __name__ == "__main__":

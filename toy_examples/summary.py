@@ -37,6 +37,18 @@ ROWS = (
 )
 
 
+COMPARED = (
+    ("NLL - data's", lambda one: one["nll"]["latents_after"] - one["nll"]["data"]),
+    ("SW", lambda one: one["sliced_wasserstein"]["latents"]),
+    ("of floor", lambda one: one["sliced_wasserstein"]["latents"] / one["sliced_wasserstein"]["fresh_data"]),
+    ("MMD^2", lambda one: one["squared_mmd"]["latents"]),
+    ("floor", lambda one: one["squared_mmd"]["fresh_data"]),
+    ("largest mode", lambda one: one["modes"]["latents"]["largest"] if "modes" in one else None),
+    ("of data", lambda one: one["modes"]["data"]["largest"] if "modes" in one else None),
+    ("seconds", lambda one: one["seconds"]["latents"]),
+)
+
+
 def summary(metrics: Iterable[dict[str, Any]]) -> str:
     """A text table of what ``metrics.json`` holds for each distribution; rows that none of them has are left out."""
     metrics = list(metrics)
@@ -46,6 +58,20 @@ def summary(metrics: Iterable[dict[str, Any]]) -> str:
         if any(value is not None for value in values):
             digits = 0 if path.startswith("seconds") else 3
             lines.append((label, *("-" if value is None else f"{value:.{digits}f}" for value in values)))
+    return _aligned(lines)
+
+
+def comparison(metrics: Iterable[dict[str, Any]]) -> str:
+    """A text table with a line for each run: how the latents of its objective lie to the data, and the seconds of stage 2."""
+    lines = [("distribution, objective", *(label for label, _ in COMPARED))]
+    for one in metrics:
+        values = [value(one) for _, value in COMPARED]
+        cells = ("-" if value is None else f"{value:.{1 if value >= 10 else 4}f}" for value in values)
+        lines.append((f"{one['distribution']}, {one['objective']}", *cells))
+    return _aligned(lines)
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> str:
     label_width, *widths = (max(map(len, column)) for column in zip(*lines))
     return "\n".join(
         "  ".join([line[0].ljust(label_width), *(cell.rjust(width) for cell, width in zip(line[1:], widths))])

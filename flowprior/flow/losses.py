@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,52 @@ from flowprior.flow.path import group_size_for, path_sample
 from flowprior.training.randomness import stratified_uniform
 
 Velocity = Callable[..., Tensor]
+
+
+class PathDraw(NamedTuple):
+    """Random points of the path, in groups of tokens that share a time."""
+
+    x_t: Tensor  # (..., P, n / size, size, C)
+    velocity: Tensor  # alike: of the path, x1 - x0
+    t: Tensor  # (..., P, n / size, 1)
+
+
+def draw_on_path(
+    data: Tensor,
+    *,
+    pairs: int = 1,
+    group_size: int = 1,
+    noise: Tensor | None = None,
+    t: Tensor | None = None,
+    t_max: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> PathDraw:
+    """Points of the path at every token of ``data (..., n, C)``; arguments as in :func:`flow_matching_loss`.
+
+    Args:
+        t_max: the times, drawn or given, are multiplied by it.
+
+    Raises:
+        ValueError: ``data`` holds no token.
+    """
+    if not data.numel():
+        raise ValueError("there are no tokens to take the loss of")
+    data = data.float()
+    if data.dim() == 1:
+        data = data.unsqueeze(0)
+    *lead, n, channels = data.shape
+    size = group_size_for(n, group_size)
+    if noise is None:
+        noise = torch.randn(*lead, pairs, n, channels, generator=generator, device=data.device)
+    if t is None:
+        shape = (*lead, pairs, n // size)
+        t = stratified_uniform(torch.Size(shape).numel(), generator, data.device).view(shape)
+    if t_max != 1:
+        t = t * t_max
+    grouped = data.view(*lead, 1, n // size, size, channels)
+    t = t.unsqueeze(-1)  # (..., P, n / size, 1)
+    point = path_sample(noise.view(*lead, -1, n // size, size, channels), grouped, t)  # (..., P, n / size, size, C)
+    return PathDraw(point.x_t, point.velocity, t)
 
 
 def flow_matching_loss(
@@ -40,24 +87,13 @@ def flow_matching_loss(
     Returns:
         A scalar. The gradient reaches whatever requires it: the network when it is trained, ``data`` when that is a latent.
     """
-    if not data.numel():
-        raise ValueError("there are no tokens to take the loss of")
-    data = data.float()
-    if data.dim() == 1:
-        data = data.unsqueeze(0)
-    *lead, n, channels = data.shape
-    size = group_size_for(n, group_size)
-    if noise is None:
-        noise = torch.randn(*lead, pairs, n, channels, generator=generator, device=data.device)
-    if t is None:
-        shape = (*lead, pairs, n // size)
-        t = stratified_uniform(torch.Size(shape).numel(), generator, data.device).view(shape)
-    grouped = data.view(*lead, 1, n // size, size, channels)
-    t = t.unsqueeze(-1)  # (..., P, n / size, 1)
-    point = path_sample(noise.view(*lead, -1, n // size, size, channels), grouped, t)  # (..., P, n / size, size, C)
-    condition = () if cond is None else (cond.reshape(*lead, 1, n // size, size, cond.shape[-1]),)
-    predicted = velocity(point.x_t, t, *condition)  # (..., P, n / size, size, C)
-    return (predicted.float() - point.velocity).square().mean()
+    draw = draw_on_path(data, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator)
+    condition = ()
+    if cond is not None:
+        *lead, _, groups, size, _ = draw.x_t.shape
+        condition = (cond.reshape(*lead, 1, groups, size, cond.shape[-1]),)
+    predicted = velocity(draw.x_t, draw.t, *condition)  # (..., P, n / size, size, C)
+    return (predicted.float() - draw.velocity).square().mean()
 
 
 def alignment_loss(velocity: Velocity, latents: Tensor, **options) -> Tensor:

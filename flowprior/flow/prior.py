@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from flowprior.errors import UserError
 from flowprior.flow import likelihood
 from flowprior.flow.losses import alignment_loss
 from flowprior.flow.objective import FlowMatchingObjective
+from flowprior.flow.online import OnlineFlow
 from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
 from flowprior.flow.velocity import VelocityMLP
@@ -33,6 +34,7 @@ from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
 
 FORMAT_VERSION = 1
+Alignment = Literal["likelihood", "distribution", "both"]
 
 
 class FlowPrior(nn.Module):
@@ -78,20 +80,31 @@ class FlowPrior(nn.Module):
         noise: Tensor | None = None,
         t: Tensor | None = None,
         generator: torch.Generator | None = None,
+        objective: Alignment = "likelihood",
+        online: OnlineFlow | None = None,
     ) -> Tensor:
-        """Eq. 5 per channel, a scalar whose gradient reaches ``latents (..., n, C)`` only.
+        """What draws ``latents (..., n, C)`` to the target, per channel: a scalar whose gradient reaches them only.
 
         Args:
             latents: in the flow's space; every token counts for itself.
             pairs, group_size, noise, t, generator: as in :func:`flowprior.flow.losses.flow_matching_loss`.
+            objective: ``likelihood`` is Eq. 5, which each latent descends by itself, to the target's densest places;
+                ``distribution`` the divergence of all latents' distribution from the target's
+                (:func:`flowprior.flow.distribution.distribution_loss`); ``both`` their sum.
+            online: the latents' own flow, for the latter two; call its ``update`` after the latents' step.
 
         Raises:
-            ValueError: latents of another number of channels.
+            ValueError: latents of another number of channels, an unknown objective, or one that needs ``online`` without it.
         """
         self._check_channels(latents)
-        return alignment_loss(
-            self.velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator
-        )
+        draws = {"pairs": pairs, "group_size": group_size, "noise": noise, "t": t, "generator": generator}
+        if objective == "likelihood":
+            return alignment_loss(self.velocity, latents, **draws)
+        if objective not in get_args(Alignment):
+            raise ValueError(f"objective {objective!r} is unknown: write one of {', '.join(get_args(Alignment))}")
+        if online is None:
+            raise ValueError(f"objective {objective!r} needs the latents' own flow: pass online=OnlineFlow(prior)")
+        return online.loss(self.velocity, latents, both=objective == "both", **draws)
 
     def project(self, features: Tensor) -> Tensor:
         """Raw target features ``(..., d2)`` in the flow's space, ``(..., C)``."""

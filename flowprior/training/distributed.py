@@ -88,6 +88,13 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def current_workers(device: torch.device) -> Workers:
+    """This process among those of the process group that the caller has set up, if any."""
+    if not (torch_distributed.is_available() and torch_distributed.is_initialized()):
+        return Workers(device=device)
+    return Workers(torch_distributed.get_rank(), torch_distributed.get_world_size(), device)
+
+
 @contextlib.contextmanager
 def distributed_workers() -> Iterator[Workers]:
     """The :class:`Workers` of this process, from torchrun's environment; leaves the process group on the way out.

@@ -207,9 +207,9 @@ def test_the_table_prints_whatever_the_runs_have_in_common(tmp_path, monkeypatch
         sys, "argv", ["compare_table.py", str(tmp_path), "--seeds", "0", "1", "--regularisers", "none", "flow"]
     )
     runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
-    head, none, flow, ratio = capsys.readouterr().out.splitlines()
+    head, none, flow, ratio, lowest = capsys.readouterr().out.splitlines()
     assert head.split() == ["psnr", "fid", "best_cfg", "precision", "latent_std", "ssim", "my_figure"]
     assert none.count("+-") == 7 and flow.count("+-") == 5 and flow.split().count("-") == 2
-    assert ratio.startswith("FID with flow / FID with none: 0.500")
+    assert ratio.startswith("FID with flow / FID with none: 0.500") and lowest == "lowest FID: flow"
     table = json.loads((tmp_path / "digits.json").read_text())
     assert table["none"]["half_half_fid"]["mean"] == 1.0 and table["none"]["fid"]["seeds"] == [2.0, 4.0]

@@ -1,21 +1,14 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from flowprior.flow.prior import FlowPrior
+from runs import kill_once_it_has_saved, losses, read
 from tokenizer.autoencoder import Autoencoder
-
-
-def read(path) -> dict:
-    return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
 def test_the_stages_leave_everything_that_the_next_ones_and_the_report_read(pipeline):
@@ -113,17 +106,6 @@ def test_options_that_change_no_result_are_taken(pipeline, scripts):
     assert again.returncode == 0 and "complete" in again.stdout
 
 
-def kill_once_it_has_saved(command: dict, checkpoint) -> None:
-    """Start ``command`` in a process group of its own, and kill the whole group once ``checkpoint`` is there."""
-    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=os.setpgrp)
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.parametrize("name, stage", [("train_flowhead", "flowhead"), ("train_ae", "ae"), ("train_mar", "mar")])
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(pipeline, scripts, tmp_path, name, stage):
     for needed in ("flowhead", "ae", "latents"):
@@ -166,14 +148,6 @@ def test_a_damaged_shard_stops_the_generator_before_its_first_step(pipeline, scr
     refused = scripts.run("train_mar", run_dir=tmp_path)
     assert refused.returncode == 2 and str(shard) in refused.stderr
     assert len(refused.stderr.splitlines()) == 1 and not (tmp_path / "mar").exists()
-
-
-def losses(run_dir, stage: str) -> list[float]:
-    return [
-        row["loss"]
-        for row in map(json.loads, (run_dir / stage / "log.jsonl").read_text().splitlines())
-        if "loss" in row
-    ]
 
 
 @pytest.mark.parametrize("name, stage", [("train_flowhead", "flowhead"), ("train_ae", "ae")])

@@ -11,11 +11,11 @@ from flowprior.training.config import build_config
 from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint
 from flowprior.training.optim import OptimConfig
+from flowprior.training.own_network import OwnNetwork
 from flowprior.training.randomness import StepRandom
 from flowprior.training.run_folder import RunFolder
 from tokenizer import train_ae
 from tokenizer.autoencoder import Autoencoder, Encoded
-from tokenizer.own_network import OwnNetwork
 from tokenizer.regularisers.base import Regulariser
 
 STEPS = 8

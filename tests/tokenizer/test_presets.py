@@ -91,6 +91,16 @@ def test_a_dry_run_counts_what_the_parts_are_and_alignment_adds_less_than_5_perc
     assert number(r"all +([\d.,]+)\n", said.split("arithmetic")[1]) == pytest.approx(total, abs=0.5)
 
 
+def test_a_dry_run_counts_the_online_flow_with_its_own_step():
+    config = load("digits_distribution")
+    said = dry_run(config)
+    prior = number(r"regulariser flow +0 trained +([\d,]+) frozen", said)
+    assert number(r"online flow of flow +([\d,]+) trained +0 frozen", said) == prior
+    assert number(r"regulariser flow, its own step +([\d.,]+) ", said) > 0
+    config.regulariser.flow.objective = "likelihood"
+    assert number(r"alignment adds ([\d.]+) %", said) > number(r"alignment adds ([\d.]+) %", dry_run(config))
+
+
 def test_a_dry_run_counts_lpips_and_the_discriminator_too():
     config = load("digits_none")
     config.loss.perceptual_weight = config.loss.adversarial.weight = 1.0

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from toy_examples.distributions import DISTRIBUTIONS
-from toy_examples.run import config_of, parse
+from toy_examples.run import OBJECTIVES, config_of, parse
 from toy_examples.summary import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +75,37 @@ def test_a_second_run_reuses_the_flow_and_the_latents(finished: tuple[Path, subp
     assert again.returncode == 0, again.stderr
     assert "flow: complete" in again.stdout and "latents: complete" in again.stdout
     assert (out / "spiral" / "flow" / "prior" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_all_objectives_stand_on_one_flow_and_are_compared(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, _ = finished
+    before = (out / "spiral" / "latents" / "latents.safetensors").read_bytes()
+    result = run("--distribution", "spiral", "--out", str(out), *TINY, "--objective", "all")
+    assert result.returncode == 0, result.stderr
+    assert "flow: complete" in result.stdout
+    assert (out / "spiral" / "latents" / "latents.safetensors").read_bytes() == before
+    ends = [before, *((out / "spiral" / o / "latents" / "latents.safetensors").read_bytes() for o in OBJECTIVES[1:])]
+    assert len(set(ends)) == 3 and Image.open(out / "objectives.png").size[1] > 0
+    lines = result.stdout.splitlines()[-4:]
+    assert "of floor" in lines[0] and [line.split()[1] for line in lines[1:]] == list(OBJECTIVES)
+    for objective in OBJECTIVES[1:]:
+        assert json.loads((out / "spiral" / objective / "metrics.json").read_text())["objective"] == objective
+
+
+def test_latents_start_as_broad_as_they_are_told_to(tmp_path: Path) -> None:
+    words = ["--distribution", "mixture", "--velocity", "exact", "--out", str(tmp_path), *TINY]
+    result = run(*words, "--start-std", "3", "--latents", "400", "--latent-steps", "1", "--objective", "distribution")
+    assert result.returncode == 0, result.stderr
+    points = load_file(tmp_path / "mixture_exact" / "distribution" / "latents" / "latents.safetensors")["points"]
+    assert 2.7 < points[0].std() < 3.3
+
+
+def test_an_unknown_objective_exits_with_two_and_names_the_three() -> None:
+    result = run("--objective", "mode")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1 and all(name in result.stderr for name in OBJECTIVES)
 
 
 def test_a_flow_of_other_options_is_refused_in_one_line(

@@ -15,6 +15,7 @@ from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
+from flowprior.training.own_network import OwnNetwork
 from flowprior.training.randomness import StepRandom
 from tokenizer.losses.consistency import consistency_loss
 from tokenizer.losses.diff_augment import DRAWS, KINDS, diff_augment
@@ -23,7 +24,6 @@ from tokenizer.losses.discriminators.base import exact_weights
 from tokenizer.losses.gan import GAN_LOSSES
 from tokenizer.losses.lecam import LeCam
 from tokenizer.losses.schedule import ramp
-from tokenizer.own_network import OwnNetwork
 
 
 @dataclass

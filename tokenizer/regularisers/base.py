@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowprior.flow.prior import FlowPrior
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.distributed import Workers
+from flowprior.training.loop import TrainConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import AutoencoderConfig, Encoded
 from tokenizer.features import FeatureModel
@@ -25,14 +26,15 @@ class RegulariserContext(NamedTuple):
     seed: int
     workers: Workers
     features: FeatureModel | None = None  # there whenever a chosen config says needs_features
+    train: TrainConfig = TrainConfig()  # of the autoencoder
 
 
 class Regulariser(nn.Module, ABC):
     """One term on the latents, weighted by its config.
 
     A subclass implements :meth:`term`. Parameters that it registers are trained with the autoencoder's optimiser. One that trains
-    a network by a loss of its own holds it in an :class:`~tokenizer.own_network.OwnNetwork`, steps that in :meth:`after_step`, and
-    names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
+    a network by a loss of its own holds it in an :class:`~flowprior.training.own_network.OwnNetwork`, steps that in
+    :meth:`after_step`, and names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
     :mod:`tokenizer.latent_maps` in :meth:`adapt`: the map belongs to the autoencoder, which applies it wherever it encodes.
     """
 
@@ -60,6 +62,10 @@ class Regulariser(nn.Module, ABC):
         """Called in every step, just before the autoencoder's weights move, with its detached float32 latents ``(B, T, C)``; returns
         figures to log. A NonFiniteLoss that it raises, as an OwnNetwork does in all processes, makes the step be skipped."""
         return {}
+
+    def own_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
+        """What :meth:`after_step` minimises, where it trains a network: for a step's arithmetic to be counted."""
+        return None
 
     def saved(self) -> dict[str, Stateful]:
         """What a resumed run needs: by default this module's state, if it has any."""

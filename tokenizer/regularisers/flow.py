@@ -1,4 +1,4 @@
-"""Alignment of every latent token to a frozen flow prior: the method (Eq. 5)."""
+"""Alignment of latent tokens to a frozen flow prior: each by itself (Eq. 5), or their distribution to the prior's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.path import group_size_for
-from flowprior.flow.prior import FlowPrior
+from flowprior.flow.prior import Alignment
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
+from tokenizer.losses.schedule import ramp
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
 
 
@@ -21,34 +24,74 @@ class FlowConfig:
     """The flow regulariser."""
 
     needs_prior: ClassVar[bool] = True
+    objective: Alignment = option(
+        "likelihood",
+        "likelihood: the paper's, every token climbs to the target's dense places; distribution: the tokens' distribution is matched "
+        "with the target's; both: the sum",
+    )
     weight: float = option(0.01, "of the alignment loss (per channel)")
+    start_step: int = option(0, "step from which alignment counts; the online flow learns from the first step on")
+    ramp_steps: int = option(0, "from then on alignment reaches its weight linearly over so many steps")
     pairs: int = option(4, "(t, noise) pairs per token")
     group_size: int = option(8, "tokens of an image that share a time; 1 as in the paper")
+    online: OnlineFlowConfig = option(OnlineFlowConfig, "")
 
     def __post_init__(self) -> None:
-        if min(self.pairs, self.group_size) < 1 or self.weight < 0:
-            raise ValueError("pairs and group_size are at least 1, and weight cannot be negative")
+        if min(self.pairs, self.group_size) < 1 or min(self.weight, self.start_step, self.ramp_steps) < 0:
+            raise ValueError(
+                "pairs and group_size are at least 1; weight, start_step and ramp_steps cannot be negative"
+            )
 
     def build(self, context: RegulariserContext) -> FlowRegulariser:
-        return FlowRegulariser(self, context.prior)
+        return FlowRegulariser(self, context)
 
 
 class FlowRegulariser(Regulariser):
     name = "flow"
 
-    def __init__(self, config: FlowConfig, prior: FlowPrior) -> None:
+    def __init__(self, config: FlowConfig, context: RegulariserContext) -> None:
         super().__init__(config.weight)
-        self.prior, self.pairs, self.group_size = prior, config.pairs, config.group_size
+        self.config, self.prior, self.online = config, context.prior, None
+        if config.objective != "likelihood":
+            self.online = OnlineFlow(
+                context.prior,
+                config.online,
+                tokens=context.model.tokens,
+                total_updates=context.train.steps,
+                seed=context.seed,
+                micro_batches=context.train.accumulation,
+                workers=context.workers,
+            )
+
+    def weight_at(self, step: int) -> float:
+        return self.weight * ramp(step, self.config.start_step, self.config.ramp_steps)
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        images, tokens, channels = encoded.latents.shape
-        size = group_size_for(tokens, self.group_size)
-        noise = random.normal("alignment noise", images, self.pairs, tokens, channels)
-        t = random.times("alignment t", images, self.pairs, tokens // size)
-        return self.prior.alignment_loss(encoded.latents, pairs=self.pairs, group_size=size, noise=noise, t=t)
+        config, (images, tokens, channels) = self.config, encoded.latents.shape
+        size = group_size_for(tokens, config.group_size)
+        if self.online is not None:
+            size = self.online.group_size(tokens, size)
+        noise = random.normal("alignment noise", images, config.pairs, tokens, channels)
+        t = random.times("alignment t", images, config.pairs, tokens // size)
+        draws = {"pairs": config.pairs, "group_size": size, "noise": noise, "t": t}
+        return self.prior.alignment_loss(encoded.latents, objective=config.objective, online=self.online, **draws)
+
+    def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
+        return self.online.update(latents) if self.online is not None else {}
+
+    def own_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
+        if self.online is None:
+            return None
+        (images, tokens, channels), config = latents.shape, self.online.config
+        size = self.online.group_size(tokens, config.group_size)
+        noise = random.normal("online noise", images, config.pairs, tokens, channels)
+        t = random.times("online t", images, config.pairs, tokens // size)
+        draws = {"group_size": size, "noise": noise, "t": t}
+        return sum(flow_matching_loss(self.online.velocity, latents, **draws) for _ in range(config.steps))
 
     def saved(self) -> dict[str, Stateful]:
-        return {}  # the prior is frozen: it lies in its own folder
+        return {"online_flow": self.online} if self.online is not None else {}  # the prior lies in its own folder
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"prior": self.prior.fingerprint, "target": self.prior.target}
+        about = {"objective": self.config.objective, "prior": self.prior.fingerprint, "target": self.prior.target}
+        return super().describe() | about

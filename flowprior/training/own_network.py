@@ -1,4 +1,4 @@
-"""A network that is trained by a loss of its own beside the autoencoder: a regulariser's, or the discriminator."""
+"""A network that is trained by a loss of its own beside the model: a discriminator, or a regulariser's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowprior.training.optim import OptimConfig, learning_rate, load_optimizer,
 
 class OwnNetwork:
     """Module and optimiser as one checkpointed object, alike in every process. It is no submodule of what holds it, so that the
-    autoencoder's optimiser leaves it alone.
+    model's optimiser leaves it alone.
 
     Args:
         module: the network; it must start alike in every process (seed its initialisation).
@@ -32,7 +32,7 @@ class OwnNetwork:
         total_steps: int,
         workers: Workers,
         start_step: int = 0,
-        name: str = "a network beside the autoencoder",
+        name: str = "a network beside the model",
     ) -> None:
         self.module, self.optim, self.workers = module.to(workers.device), optim, workers
         self.total_steps, self.start_step, self.name = total_steps, start_step, name

@@ -1,0 +1,241 @@
+"""The flow of latents that are still moving: trained on them step by step beside whatever makes them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.flow.distribution import PATH_WEIGHTS, distribution_loss
+from flowprior.flow.losses import Velocity, alignment_loss, flow_matching_loss
+from flowprior.flow.path import group_size_for
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.config import option
+from flowprior.training.distributed import Workers, current_workers
+from flowprior.training.ema import EMA
+from flowprior.training.optim import OptimConfig
+from flowprior.training.own_network import OwnNetwork
+from flowprior.training.randomness import StepRandom, stream_seed
+
+if TYPE_CHECKING:
+    from flowprior.flow.prior import FlowPrior
+
+LAG_DECAY = 0.95
+
+
+@dataclass
+class OnlineOptimConfig(OptimConfig):
+    """The online flow's optimiser: as fast as it may be, since what it learns does not stand still."""
+
+    lr: float = option(1e-3, "peak learning rate")
+    betas: tuple[float, float] = option((0.9, 0.99), "AdamW's moments")
+    schedule: Literal["cosine", "constant"] = option("constant", "after the warm-up: cosine or constant")
+    ema_decay: float = option(0.9, "decay of the averaged weights that latents meet; 0 switches averaging off")
+
+
+@dataclass
+class OnlineFlowConfig:
+    """The flow of the latents, and the divergence that is taken with it."""
+
+    scope: Literal["token", "sequence"] = option(
+        "token",
+        "token: every token is a sample of one distribution; sequence: all tokens of a sequence together are, and the target is "
+        "independent tokens",
+    )
+    weight: Literal["plain", "kl", "noise"] = option(
+        "plain", f"of the times of the path, one of {', '.join(PATH_WEIGHTS)}: see docs/distribution_alignment.md"
+    )
+    t_max: float = option(0.98, "end of the path that counts, below 1")
+    steps: int = option(1, "steps of the online flow per step of the latents")
+    pairs: int = option(1, "(t, noise) pairs per token in a step of the online flow")
+    group_size: int = option(8, "tokens that share a time in a step of the online flow")
+    optim: OnlineOptimConfig = option(OnlineOptimConfig, "")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_max < 1:
+            raise ValueError(f"t_max lies between 0 and 1, not at {self.t_max}")
+        if min(self.steps, self.pairs, self.group_size) < 1:
+            raise ValueError("steps, pairs and group_size are at least 1")
+
+
+class OnlineFlow:
+    """``v_q``: a flow that starts as the prior and follows the latents' distribution, with its optimiser and average.
+
+    Example::
+
+        online = OnlineFlow(prior)
+        loss = loss + 0.1 * prior.alignment_loss(latents, objective="distribution", online=online)
+        loss.backward(), optimizer.step()
+        online.update(latents)
+
+    One object in every process; all processes call :meth:`update` together, each with as many latents. Its noise is a function of
+    the seed and of the number of updates, so that a resumed run and another number of processes draw the same.
+
+    Args:
+        prior: what the latents are aligned to, or its network, on the device where the work is to be done.
+        config: see the class.
+        tokens: per sequence; needed where ``config.scope`` is ``sequence``.
+        total_updates: length of a cosine schedule.
+        seed: of the noise, and of a sequence flow's weights.
+        micro_batches: in how many equal parts, one after the other, each process's latents were made (gradient accumulation).
+        workers: this process among those of the run; by default as ``torch.distributed`` is set up.
+    """
+
+    def __init__(
+        self,
+        prior: FlowPrior | VelocityMLP,
+        config: OnlineFlowConfig | None = None,
+        *,
+        tokens: int = 0,
+        total_updates: int = 1,
+        seed: int = 0,
+        micro_batches: int = 1,
+        workers: Workers | None = None,
+    ) -> None:
+        self.config, self.seed, self.micro_batches = config or OnlineFlowConfig(), seed, micro_batches
+        network = prior if isinstance(prior, VelocityMLP) else prior.velocity
+        self.workers = workers or current_workers(next(network.parameters()).device)
+        if self.config.scope == "sequence":
+            if tokens < 1:
+                raise ValueError("the flow of whole sequences is built for a number of tokens: pass tokens=")
+            velocity: nn.Module = SequenceVelocity(network, tokens, stream_seed(seed, "online flow"))
+        else:
+            velocity = copy.deepcopy(network).requires_grad_(True)
+        self.tokens, optim = tokens, self.config.optim
+        self.own = OwnNetwork(velocity, optim, total_updates * self.config.steps, self.workers)
+        self.ema = EMA(velocity, optim.ema_decay) if optim.ema_decay else None
+        self.updates = 0
+        self.seen = torch.zeros(2, device=self.workers.device)  # claimed and found since the last update
+        self.power = torch.zeros(2, device=self.workers.device)  # their running means
+
+    @property
+    def velocity(self) -> nn.Module:
+        """The network that is trained."""
+        return self.own.module
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """``v_q(x, t)`` of the averaged weights, without gradients."""
+        if self.ema is None:
+            return self.velocity(x, t)
+        return torch.func.functional_call(self.velocity, self.ema.average, (x, t))
+
+    def group_size(self, tokens: int, wanted: int) -> int:
+        """How many of ``tokens`` share a time where ``wanted`` would: all of them when sequences are the samples.
+
+        Raises:
+            ValueError: sequences of another length than the flow was built for.
+        """
+        if self.config.scope == "token":
+            return group_size_for(tokens, wanted)
+        if tokens != self.tokens:
+            raise ValueError(f"this online flow is over sequences of {self.tokens} tokens, not of {tokens}")
+        return tokens
+
+    def loss(self, prior: Velocity, latents: Tensor, *, both: bool = False, **draws: Any) -> Tensor:
+        """The divergence of the latents' distribution from the prior's, and Eq. 5 added where it is to be ``both``.
+
+        What this finds out about the flow itself is taken into :attr:`lag` by the next update.
+
+        Args:
+            prior: ``v_p``.
+            latents, draws: as in :func:`flowprior.flow.distribution.distribution_loss`.
+        """
+        draws["group_size"] = self.group_size(latents.shape[-2], draws.get("group_size", 1)) if latents.dim() > 1 else 1
+        terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.config.t_max, **draws)
+        if torch.is_grad_enabled():
+            self.seen += torch.stack([terms.claimed, terms.found])
+        return terms.loss + alignment_loss(prior, latents, **draws) if both else terms.loss
+
+    @property
+    def lag(self) -> Tensor:
+        """How far the latents are ahead of this flow, in the direction from the prior to it; 0 where it is right.
+
+        With ``claimed = E w |v_q - v_p|^2`` and ``found = E w <y - x0 - v_p, v_q - v_p>``, running means over updates, the difference
+        ``found - claimed`` by the larger of the two. Given ``x_t``, ``y - x0`` has the latents' true velocity as its mean, so that the two are
+        equal where ``v_q`` is right. Towards 1 the latents are further from the target than ``v_q`` knows; at -1 nothing of the difference
+        that it claims is real (any more), and below it points the wrong way. 0 before the first update.
+        """
+        claimed, found = self.power
+        return (found - claimed) / torch.maximum(found.abs(), claimed).clamp(min=1e-30)
+
+    def update(self, latents: Tensor) -> dict[str, Tensor]:
+        """Train ``v_q`` on ``latents (..., n, C)``, or ``(B, C)``, by Eq. 3; after the step of whatever made them.
+
+        Returns:
+            ``online_loss``, Eq. 3 per channel of this process's latents in the last step, and ``online_lag``.
+
+        Raises:
+            NonFiniteLoss: in some process; nothing was stepped.
+        """
+        latents, config = latents.detach().float(), self.config
+        if latents.dim() == 2:
+            latents = latents.unsqueeze(1 if config.scope == "token" else 0)
+        latents = latents.flatten(0, -3)  # (B, n, C)
+        size = self.group_size(latents.shape[1], config.group_size)
+        for step in range(self.updates * config.steps, (self.updates + 1) * config.steps):
+            noise, t = self._draw(step, latents, size)
+            loss = flow_matching_loss(self.velocity, latents, group_size=size, noise=noise, t=t)
+            self.own.minimise(loss, step)
+            if self.ema is not None:
+                self.ema.update(step)
+        self.updates += 1
+        seen = self.workers.sum(self.seen.clone())
+        self.power = torch.lerp(self.power, seen, 1 - min(LAG_DECAY, (self.updates - 1) / (self.updates + 9)))
+        self.seen.zero_()
+        return {"online_loss": loss.detach(), "online_lag": self.lag}
+
+    def _draw(self, step: int, latents: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Noise ``(B, P, n, C)`` and times ``(B, P, n / size)``, by the latents' places in the global batch."""
+        batch, n, channels = latents.shape
+        part, pairs = batch // self.micro_batches, self.config.pairs
+        noises, times = [], []
+        for micro in range(self.micro_batches):
+            slot, slots = micro * self.workers.count + self.workers.rank, self.micro_batches * self.workers.count
+            random = StepRandom(self.seed, step, slot, slots, self.workers.device)
+            noises.append(random.normal("online noise", part, pairs, n, channels))
+            times.append(random.times("online t", part, pairs, n // size))
+        return torch.cat(noises), torch.cat(times)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        average = {"ema": self.ema.state_dict()} if self.ema is not None else {}
+        return {
+            "own": self.own.state_dict(),
+            **average,
+            "updates": self.updates,
+            "power": self.power,
+            "seen": self.seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.own.load_state_dict(state["own"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.updates = state["updates"]
+        self.power, self.seen = (state[name].to(self.workers.device) for name in ("power", "seen"))
+
+
+class SequenceVelocity(nn.Module):
+    """Velocity of whole sequences: the prior's at every token, and a correction that sees all of them and starts at zero.
+
+    Args:
+        prior: of single tokens; it stays frozen, and is no part of this module's state.
+        tokens: per sequence.
+        seed: of the correction's weights.
+    """
+
+    def __init__(self, prior: VelocityMLP, tokens: int, seed: int) -> None:
+        super().__init__()
+        self.prior = lambda x, t: prior(x, t)
+        generator = torch.Generator().manual_seed(seed)
+        self.correction = VelocityMLP(tokens * prior.channels, prior.width, prior.depth, generator=generator)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """``x (..., n, C)`` and ``t (..., 1)``, one time per sequence, to ``(..., n, C)``."""
+        with torch.no_grad():
+            v_p = self.prior(x, t)  # (..., n, C)
+        return v_p + self.correction(x.flatten(-2), t.squeeze(-1)).view(x.shape)
