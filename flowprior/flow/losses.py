@@ -47,17 +47,26 @@ def flow_matching_loss(
         data = data.unsqueeze(0)
     *lead, n, channels = data.shape
     size = group_size_for(n, group_size)
-    if noise is None:
-        noise = torch.randn(*lead, pairs, n, channels, generator=generator, device=data.device)
-    if t is None:
-        shape = (*lead, pairs, n // size)
-        t = stratified_uniform(torch.Size(shape).numel(), generator, data.device).view(shape)
+    noise, t = draw_pairs(data, pairs, size, noise, t, generator)
     grouped = data.view(*lead, 1, n // size, size, channels)
     t = t.unsqueeze(-1)  # (..., P, n / size, 1)
     point = path_sample(noise.view(*lead, -1, n // size, size, channels), grouped, t)  # (..., P, n / size, size, C)
     condition = () if cond is None else (cond.reshape(*lead, 1, n // size, size, cond.shape[-1]),)
     predicted = velocity(point.x_t, t, *condition)  # (..., P, n / size, size, C)
     return (predicted.float() - point.velocity).square().mean()
+
+
+def draw_pairs(
+    data: Tensor, pairs: int, size: int, noise: Tensor | None, t: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """``noise (..., P, n, C)`` and stratified ``t (..., P, n / size)`` for ``data (..., n, C)``; what is given stays as it is."""
+    *lead, n, channels = data.shape
+    if noise is None:
+        noise = torch.randn(*lead, pairs, n, channels, generator=generator, device=data.device)
+    if t is None:
+        shape = (*lead, pairs, n // size)
+        t = stratified_uniform(torch.Size(shape).numel(), generator, data.device).view(shape)
+    return noise, t
 
 
 def alignment_loss(velocity: Velocity, latents: Tensor, **options) -> Tensor:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from flowprior.errors import UserError
 from flowprior.flow import likelihood
-from flowprior.flow.losses import alignment_loss
+from flowprior.flow.losses import alignment_loss, draw_pairs
 from flowprior.flow.objective import FlowMatchingObjective
+from flowprior.flow.path import group_size_for
 from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
+from flowprior.flow.time_grid import KeptModulations, TimeGrid
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import (
@@ -52,6 +54,7 @@ class FlowPrior(nn.Module):
     def __init__(self, velocity: VelocityMLP, target_map: TargetMap, target: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.velocity, self.target_map, self.target = velocity, target_map, dict(target or {})
+        self._kept = KeptModulations()
         self.requires_grad_(False)
         self.eval()
 
@@ -78,19 +81,33 @@ class FlowPrior(nn.Module):
         noise: Tensor | None = None,
         t: Tensor | None = None,
         generator: torch.Generator | None = None,
+        grid: TimeGrid | None = None,
     ) -> Tensor:
         """Eq. 5 per channel, a scalar whose gradient reaches ``latents (..., n, C)`` only.
 
         Args:
             latents: in the flow's space; every token counts for itself.
             pairs, group_size, noise, t, generator: as in :func:`flowprior.flow.losses.flow_matching_loss`.
+            grid: times are moved to those of a grid, whose modulations are computed in the first call and kept until grid, weights, device
+                or autocast change: half of the arithmetic. :class:`~flowprior.flow.time_grid.TimeGrid` says what that does to the expectation.
 
         Raises:
-            ValueError: latents of another number of channels.
+            ValueError: latents of another number of channels, or a grid while the network's weights require gradients.
         """
         self._check_channels(latents)
+        if grid is None:
+            return alignment_loss(
+                self.velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator
+            )
+        tokens = latents if latents.dim() > 1 else latents.unsqueeze(0)
+        noise, t = draw_pairs(tokens, pairs, group_size_for(tokens.shape[-2], group_size), noise, t, generator)
+        strata, rows = grid.strata(t), self._kept.of(self.velocity, grid)  # (..., P, n / size), [(count, 3 W), ...]
+
+        def velocity(x: Tensor, _: Tensor) -> Tensor:
+            return self.velocity.velocity(x, [row[strata.unsqueeze(-1)] for row in rows])
+
         return alignment_loss(
-            self.velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=t, generator=generator
+            velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=grid.times(strata)
         )
 
     def project(self, features: Tensor) -> Tensor:
