@@ -17,9 +17,11 @@ from mar.attention import block_at, gather_tokens
 from mar.generator import Generator
 from mar.sampler import SamplerConfig, sample_latents
 
-# Of Li et al. 2024 (arXiv 2406.11838) but for the head, whose MLP is the flow prior's; and one for the embedded digits.
+# Of Li et al. 2024 (arXiv 2406.11838) but for the head, whose MLP is the flow prior's; MAR-B with fewer buffer tokens, whose arithmetic they
+# are a third of at 64 latent tokens; and one for the embedded digits.
 SIZES = {
     "mar_base": dict(width=768, encoder_depth=12, decoder_depth=12, heads=12, buffer_tokens=64, head_width=1024, head_depth=6),
+    "mar_efficient": dict(width=768, encoder_depth=12, decoder_depth=12, heads=12, buffer_tokens=16, head_width=1024, head_depth=6),
     "mar_large": dict(width=1024, encoder_depth=16, decoder_depth=16, heads=16, buffer_tokens=64, head_width=1280, head_depth=8),
     "mar_huge": dict(width=1280, encoder_depth=20, decoder_depth=20, heads=16, buffer_tokens=64, head_width=1536, head_depth=12),
     "mar_digits": dict(width=128, encoder_depth=3, decoder_depth=3, heads=4, buffer_tokens=4, head_width=128, head_depth=3),

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from flowprior.flow.solver import EVALUATIONS_PER_STEP, integrate
-from flowprior.flow.velocity import time_features
+from flowprior.flow.velocity import VelocityMLP, time_features
 from flowprior.training.config import option
 from mar.attention import KeysValues, block_beside, gather_tokens
+from mar.cuda_graphs import Replayed
 
 if TYPE_CHECKING:
     from mar.model import MAR
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class SamplerConfig:
-    """How latents are drawn. The defaults are the paper's; ``skip_unread``, ``share_first``, ``share_times`` and ``one_batch`` change
-    speed and memory, and images by rounding only; ``encoder_every`` above 1 is an approximation."""
+    """How latents are drawn. The defaults are the paper's; ``skip_unread``, ``share_first``, ``share_times``, ``one_batch`` and ``cuda_graphs``
+    change speed and memory, and images by rounding only; ``encoder_every`` above 1 is an approximation."""
 
     ar_steps: int = option(64, "autoregressive steps; at most the number of tokens")
     head_steps: int = option(100, "steps of the flow head's solver per token")
-    solver: Literal["euler", "midpoint", "heun"] = option("euler", "of the flow head")
+    solver: Literal["euler", "ab2", "midpoint", "heun"] = option("euler", "of the flow head")
     head_evaluations: int = option(
         0,
         "evaluations of the flow head per token, in place of head_steps; an odd one of midpoint or heun is a last Euler step",
@@ -43,6 +44,9 @@ class SamplerConfig:
     share_first: bool = option(False, "while no token is known, run the transformer once per class")
     share_times: bool = option(True, "embed each of the solver's times once for all tokens and steps")
     one_batch: bool = option(True, "guided and unguided half in one batch; off: in turn, with half the memory")
+    cuda_graphs: bool = option(
+        False, "on a GPU, replay the head's evaluations as CUDA graphs: one launch in place of some eighty"
+    )
     encoder_every: int = option(
         1, "renew the known tokens' encoding every so many steps; between, new tokens see the old ones, not the reverse"
     )
@@ -88,14 +92,14 @@ def sample_latents(model: MAR, labels: Tensor, seeds: list[int], cfg: float, con
     halves = [labels] if cfg == 1 else [labels, torch.full_like(labels, model.num_classes)]
     groups = [torch.cat(halves)] if config.one_batch else halves
     contexts = [Context(model, group, config) for group in groups]
-    times = TimeCodes(model, config.share_times)
+    head = Head(model.head, TimeCodes(model, config.share_times), config.cuda_graphs)
     known = 0
     for known_next in known_after_steps(tokens, min(config.ar_steps, tokens)):
         wanted = order[:, known:known_next]  # (B, n)
         conds = [context.step(latents, order[:, :known], wanted) for context in contexts]
         start = gather_tokens(noise, wanted)  # (B, n, C)
         scale = guidance(cfg, known_next, tokens, config.cfg_schedule)
-        drawn = solve(head_velocity(model, conds, batch, scale, config.cfg_interval, times), start, config)
+        drawn = solve(head_velocity(head, conds, batch, scale, config.cfg_interval), start, config)
         latents.scatter_(1, wanted.unsqueeze(-1).expand(-1, -1, model.channels), drawn)
         known = known_next
     return latents
@@ -168,30 +172,49 @@ class TimeCodes:
         return code
 
 
+class Head:
+    """The flow head under conditions that are embedded once for all of its evaluations.
+
+    Args:
+        network: the head.
+        times: embeds the solver's times.
+        cuda_graphs: replay its evaluations, where they run on a GPU.
+    """
+
+    def __init__(self, network: VelocityMLP, times: TimeCodes, cuda_graphs: bool) -> None:
+        self.network, self.times = network, times
+        self._evaluation = Replayed(self._evaluate) if cuda_graphs else self._evaluate
+
+    def __call__(self, x: Tensor, t: float, embedded: Tensor) -> Tensor:
+        """The velocity of ``x (B, n, C)`` at time ``t`` under each of ``embedded (G, n, W)``, G a multiple of B: ``(G, n, C)``, float32."""
+        return self._evaluation(x, self.times(t), embedded)
+
+    def _evaluate(self, x: Tensor, time: Tensor, embedded: Tensor) -> Tensor:
+        network, code = self.network, time + embedded  # (G, n, W)
+        modulations = [block.modulation(code) for block in network.blocks] + [network.output.modulation(code)]
+        return network.velocity(x.repeat(len(embedded) // len(x), 1, 1), modulations).float()
+
+
 def head_velocity(
-    model: MAR, conds: list[Tensor], batch: int, scale: float, interval: tuple[float, float], times: TimeCodes
+    head: Head, conds: list[Tensor], batch: int, scale: float, interval: tuple[float, float]
 ) -> Callable[[Tensor, float], Tensor]:
     """The guided velocity ``v(x, t)`` of tokens ``x (B, n, C)``.
 
     Args:
+        head: the flow head.
         conds: ``(B, n, W)`` alone, the two halves in one tensor ``(2 B, n, W)``, or one after the other.
         batch: B.
         scale: of the guidance within ``interval`` of flow times.
-        times: embeds them.
     """
-    head = model.head
-    embedded = [head.embed_condition(cond) for cond in conds]  # does not depend on time: once for all evaluations
+    embedded = [
+        head.network.embed_condition(cond) for cond in conds
+    ]  # does not depend on time: once for all evaluations
     guided = sum(map(len, conds)) == 2 * batch
-
-    def under(x: Tensor, t: float, cond: Tensor) -> Tensor:
-        code = times(t) + cond  # (G, n, W)
-        modulations = [block.modulation(code) for block in head.blocks] + [head.output.modulation(code)]
-        return head.velocity(x.repeat(len(cond) // len(x), 1, 1), modulations).float()
 
     def velocity(x: Tensor, t: float) -> Tensor:
         if not guided or not interval[0] <= t <= interval[1]:
-            return under(x, t, embedded[0][:batch])
-        conditional, unconditional = torch.cat([under(x, t, cond) for cond in embedded]).chunk(2)
+            return head(x, t, embedded[0][:batch])
+        conditional, unconditional = torch.cat([head(x, t, cond) for cond in embedded]).chunk(2)
         return unconditional + scale * (conditional - unconditional)
 
     return velocity

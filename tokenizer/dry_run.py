@@ -77,6 +77,7 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
 
     objective.log_steps = 0
     flop: dict[str, float] = {}
+    objective.train()(batch, random)  # what is computed once and kept for many steps is no part of one
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             terms = objective.train()(batch, random)

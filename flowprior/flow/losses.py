@@ -47,11 +47,7 @@ def draw_on_path(
         data = data.unsqueeze(0)
     *lead, n, channels = data.shape
     size = group_size_for(n, group_size)
-    if noise is None:
-        noise = torch.randn(*lead, pairs, n, channels, generator=generator, device=data.device)
-    if t is None:
-        shape = (*lead, pairs, n // size)
-        t = stratified_uniform(torch.Size(shape).numel(), generator, data.device).view(shape)
+    noise, t = draw_pairs(data, pairs, size, noise, t, generator)
     if t_max != 1:
         t = t * t_max
     grouped = data.view(*lead, 1, n // size, size, channels)
@@ -94,6 +90,19 @@ def flow_matching_loss(
         condition = (cond.reshape(*lead, 1, groups, size, cond.shape[-1]),)
     predicted = velocity(draw.x_t, draw.t, *condition)  # (..., P, n / size, size, C)
     return (predicted.float() - draw.velocity).square().mean()
+
+
+def draw_pairs(
+    data: Tensor, pairs: int, size: int, noise: Tensor | None, t: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """``noise (..., P, n, C)`` and stratified ``t (..., P, n / size)`` for ``data (..., n, C)``; what is given stays as it is."""
+    *lead, n, channels = data.shape
+    if noise is None:
+        noise = torch.randn(*lead, pairs, n, channels, generator=generator, device=data.device)
+    if t is None:
+        shape = (*lead, pairs, n // size)
+        t = stratified_uniform(torch.Size(shape).numel(), generator, data.device).view(shape)
+    return noise, t
 
 
 def alignment_loss(velocity: Velocity, latents: Tensor, **options) -> Tensor:

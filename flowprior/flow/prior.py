@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from flowprior.errors import UserError
 from flowprior.flow import likelihood
-from flowprior.flow.losses import alignment_loss
+from flowprior.flow.losses import alignment_loss, draw_pairs
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.online import OnlineFlow
+from flowprior.flow.path import group_size_for
 from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
+from flowprior.flow.time_grid import KeptModulations, TimeGrid
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import (
@@ -54,6 +56,7 @@ class FlowPrior(nn.Module):
     def __init__(self, velocity: VelocityMLP, target_map: TargetMap, target: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.velocity, self.target_map, self.target = velocity, target_map, dict(target or {})
+        self._kept = KeptModulations()
         self.requires_grad_(False)
         self.eval()
 
@@ -82,6 +85,7 @@ class FlowPrior(nn.Module):
         generator: torch.Generator | None = None,
         objective: Alignment = "likelihood",
         online: OnlineFlow | None = None,
+        grid: TimeGrid | None = None,
     ) -> Tensor:
         """What draws ``latents (..., n, C)`` to the target, per channel: a scalar whose gradient reaches them only.
 
@@ -92,19 +96,50 @@ class FlowPrior(nn.Module):
                 ``distribution`` the divergence of all latents' distribution from the target's
                 (:func:`flowprior.flow.distribution.distribution_loss`); ``both`` their sum.
             online: the latents' own flow, for the latter two; call its ``update`` after the latents' step.
+            grid: for ``likelihood``: times are moved to those of a grid, whose modulations are computed in the first call and kept until
+                grid, weights, device or autocast change: half of the arithmetic. :class:`~flowprior.flow.time_grid.TimeGrid` says what that
+                does to the expectation.
 
         Raises:
-            ValueError: latents of another number of channels, an unknown objective, or one that needs ``online`` without it.
+            ValueError: latents of another number of channels, an unknown objective, one that needs ``online`` without it or that has no use
+                for a grid with one, or a grid while the network's weights require gradients.
         """
         self._check_channels(latents)
         draws = {"pairs": pairs, "group_size": group_size, "noise": noise, "t": t, "generator": generator}
         if objective == "likelihood":
-            return alignment_loss(self.velocity, latents, **draws)
+            return (
+                alignment_loss(self.velocity, latents, **draws)
+                if grid is None
+                else self._on_grid(latents, grid, **draws)
+            )
         if objective not in get_args(Alignment):
             raise ValueError(f"objective {objective!r} is unknown: write one of {', '.join(get_args(Alignment))}")
+        if grid is not None:
+            raise ValueError(f"objective {objective!r} takes no grid of times: leave it out")
         if online is None:
             raise ValueError(f"objective {objective!r} needs the latents' own flow: pass online=OnlineFlow(prior)")
         return online.loss(self.velocity, latents, both=objective == "both", **draws)
+
+    def _on_grid(
+        self,
+        latents: Tensor,
+        grid: TimeGrid,
+        *,
+        pairs: int,
+        group_size: int,
+        noise: Tensor | None,
+        t: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Eq. 5 at times of ``grid``, with kept modulations."""
+        tokens = latents if latents.dim() > 1 else latents.unsqueeze(0)
+        noise, t = draw_pairs(tokens, pairs, group_size_for(tokens.shape[-2], group_size), noise, t, generator)
+        strata, rows = grid.strata(t), self._kept.of(self.velocity, grid)  # (..., P, n / size), [(count, 3 W), ...]
+
+        def velocity(x: Tensor, _: Tensor) -> Tensor:
+            return self.velocity.velocity(x, [row[strata.unsqueeze(-1)] for row in rows])
+
+        return alignment_loss(velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=grid.times(strata))
 
     def project(self, features: Tensor) -> Tensor:
         """Raw target features ``(..., d2)`` in the flow's space, ``(..., C)``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2}
+EVALUATIONS_PER_STEP = {"euler": 1, "ab2": 1, "midpoint": 2, "heun": 2}
 
 
 def integrate(
@@ -23,8 +23,9 @@ def integrate(
     Args:
         velocity: ``v(x, t)`` with a scalar ``t``.
         x: state at ``t_start``, any shape.
-        steps: number of steps; the velocity is evaluated once (``euler``) or twice (``midpoint``, ``heun``) in each.
-        method: first order ``euler``; second order ``midpoint`` or ``heun``.
+        steps: number of steps; the velocity is evaluated once (``euler``, ``ab2``) or twice (``midpoint``, ``heun``) in each.
+        method: first order ``euler``; second order ``midpoint``, ``heun``, or ``ab2``, the two-step Adams-Bashforth method (Hairer, Norsett
+            and Wanner, Solving ODEs I, III.1), which extrapolates from the step before and starts with an Euler step.
         t_start, t_end: from noise to data by default; swapped, the flow runs backward.
 
     Returns:
@@ -38,10 +39,13 @@ def integrate(
     if steps < 1:
         raise ValueError(f"a solver takes at least one step, not {steps}")
     length = (t_end - t_start) / steps
+    before = None
     for step in range(steps):
         t = t_start + step * length
         v = velocity(x, t)
-        if method == "midpoint":
+        if method == "ab2":
+            v, before = v if before is None else 1.5 * v - 0.5 * before, v
+        elif method == "midpoint":
             v = velocity(x + 0.5 * length * v, t + 0.5 * length)
         elif method == "heun":
             v = 0.5 * (v + velocity(x + length * v, t + length))

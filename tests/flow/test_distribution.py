@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import random_prior, random_velocity
 
 from flowprior import OnlineFlow
 from flowprior.flow.distribution import PATH_WEIGHTS, distribution_loss
 from flowprior.flow.losses import alignment_loss
 from flowprior.flow.path import path_sample
+from networks import random_prior, random_velocity
 
 LAMBDA = {"plain": lambda t: (1 - t) / t**2, "kl": torch.ones_like, "noise": lambda t: (1 - t) ** 2 / t**2}
 T_MAX, MEAN, STD = 0.9, 0.8, 1.5  # of the latents; the target is N(0, 0.6^2)

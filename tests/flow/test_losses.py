@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import random_prior, random_velocity
 
 from flowprior.flow.losses import alignment_loss, flow_matching_loss
+from networks import random_prior, random_velocity
 
 
 def slow_loss(velocity, data, noise, t, size, cond=None):

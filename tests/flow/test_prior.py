@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import random_prior
 
 from flowprior import FlowPrior, UserError
+from networks import random_prior
 
 
 def blobs(count, generator):

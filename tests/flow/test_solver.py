@@ -19,7 +19,7 @@ def error(method, steps):
     return abs(integrate(growth, torch.ones((), dtype=torch.float64), steps, method).item() - math.exp(math.sin(3) / 3))
 
 
-@pytest.mark.parametrize("method, order", [("euler", 1), ("midpoint", 2), ("heun", 2)])
+@pytest.mark.parametrize("method, order", [("euler", 1), ("ab2", 2), ("midpoint", 2), ("heun", 2)])
 def test_halving_the_step_divides_the_error_as_the_methods_order_says(method, order):
     assert error(method, 200) / error(method, 400) == pytest.approx(2**order, rel=0.1)
 
@@ -70,7 +70,7 @@ def test_a_sample_is_decided_by_its_generator_and_carries_no_graph():
 
 
 def test_an_unknown_method_and_no_steps_are_refused():
-    with pytest.raises(ValueError, match="euler, midpoint, heun"):
+    with pytest.raises(ValueError, match="euler, ab2, midpoint, heun"):
         integrate(growth, torch.ones(1), 5, "rk4")
     with pytest.raises(ValueError, match="at least one step"):
         integrate(growth, torch.ones(1), 0)

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from networks import random_velocity
 
 from flowprior import VelocityMLP
 from flowprior.flow.velocity import time_features
+from networks import random_velocity
 
 
 @pytest.mark.parametrize("cond_channels, count", [(0, 34_978_848), (768, 35_766_304)])

@@ -49,6 +49,7 @@ LABELS = torch.tensor([0, 3, 3, 4])
     "size, whole, head",
     [
         ("mar_base", 207_517_216, 35_766_304),
+        ("mar_efficient", 207_517_216 - 2 * 48 * 768, 35_766_304),
         ("mar_large", 477_781_536, 72_250_912),
         ("mar_huge", 941_723_680, 151_231_520),
     ],
@@ -70,7 +71,7 @@ def test_a_size_goes_with_its_own_numbers_only():
     assert MARConfig(size="mar_large", head_depth=8).head_depth == 8
     with pytest.raises(ValueError, match="mar_large has width 1024"):
         MARConfig(size="mar_large", width=512)
-    with pytest.raises(ValueError, match="mar_base, mar_large, mar_huge, mar_digits"):
+    with pytest.raises(ValueError, match="mar_base, mar_efficient, mar_large, mar_huge, mar_digits"):
         MARConfig(size="mar_xxl")
 
 

@@ -109,6 +109,7 @@ SAVINGS = {
     "share_first": (True, False),
     "share_times": (True, False),
     "one_batch": (True, False),
+    "cuda_graphs": (True, False),
 }
 
 
@@ -140,7 +141,7 @@ def test_approximate_reuse_and_limited_guidance_save_arithmetic(model):
 
 
 @pytest.mark.parametrize("one_batch", [True, False])
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+@pytest.mark.parametrize("solver", ["euler", "ab2", "midpoint", "heun"])
 @given(evaluations=st.integers(1, 9), cfg=st.sampled_from([1.0, 2.0]))
 def test_the_head_is_evaluated_as_often_as_is_asked_for(model, solver, one_batch, evaluations, cfg):
     calls = []
@@ -152,7 +153,9 @@ def test_the_head_is_evaluated_as_often_as_is_asked_for(model, solver, one_batch
     assert len(calls) == 3 * evaluations * halves
 
 
-@pytest.mark.parametrize("solver, steps, evaluations", [("euler", 7, 7), ("heun", 4, 8), ("midpoint", 4, 8)])
+@pytest.mark.parametrize(
+    "solver, steps, evaluations", [("euler", 7, 7), ("ab2", 7, 7), ("heun", 4, 8), ("midpoint", 4, 8)]
+)
 def test_evaluations_that_divide_into_steps_are_those_steps(model, solver, steps, evaluations):
     found = sample_latents(model, LABELS, SEEDS, 2.0, settings(solver=solver, head_evaluations=evaluations))
     assert torch.equal(found, sample_latents(model, LABELS, SEEDS, 2.0, settings(solver=solver, head_steps=steps)))
@@ -208,7 +211,7 @@ def test_a_sample_depends_on_its_seed_and_label_and_on_nothing_else(model):
     )
 
 
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+@pytest.mark.parametrize("solver", ["euler", "ab2", "midpoint", "heun"])
 def test_all_solvers_approach_the_same_sample(model, solver):
     exact = sample_latents(model, LABELS, SEEDS, 1.5, settings(head_steps=400, solver="midpoint"))
     errors = [

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from networks import random_prior
 
 from flowprior.errors import UserError
 from flowprior.training.config import build_config
 from flowprior.training.distributed import Workers
 from flowprior.training.randomness import StepRandom
+from networks import random_prior
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
 from tokenizer.features import FeatureConfig, FeatureContext, load_features
 from tokenizer.features.timm import TimmFeatures

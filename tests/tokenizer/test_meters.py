@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from full_recipe import random_vgg
-from networks import random_prior
 
 from flowprior.data.digits import digit_images
 from flowprior.data.images import ImageConfig, open_images, to_model
@@ -11,6 +9,8 @@ from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_d
 from flowprior.training.distributed import Workers
 from flowprior.training.reporting import RunLog
 from flowprior.training.run_folder import RunFolder
+from full_recipe import random_vgg
+from networks import random_prior
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics import MeterContext, build_meters

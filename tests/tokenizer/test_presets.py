@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import random_prior
 
 from flowprior.errors import UserError
 from flowprior.training.config import build_config, read_preset
 from flowprior.training.distributed import Workers
+from networks import random_prior
 from tokenizer.regularisers import chosen_configs
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective, dry_run
 

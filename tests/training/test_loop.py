@@ -9,16 +9,16 @@ import sys
 import time
 
 import pytest
-import small_run
 import torch
-from small_run import Points, make_loop, small_config, state_hash, train
 
+import small_run
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig, learning_rate
 from flowprior.training.reporting import read_log
+from small_run import Points, make_loop, small_config, state_hash, train
 
 
 class Stop(Exception):

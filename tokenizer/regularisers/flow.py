@@ -11,6 +11,7 @@ from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.path import group_size_for
 from flowprior.flow.prior import Alignment
+from flowprior.flow.time_grid import TimeGrid
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.config import option
 from flowprior.training.randomness import StepRandom
@@ -34,13 +35,19 @@ class FlowConfig:
     ramp_steps: int = option(0, "from then on alignment reaches its weight linearly over so many steps")
     pairs: int = option(4, "(t, noise) pairs per token")
     group_size: int = option(8, "tokens of an image that share a time; 1 as in the paper")
+    time_grid: int = option(
+        0, "take the times from a grid of so many, whose modulations are kept; 0: compute them anew for every time"
+    )
+    grid_steps: int = option(100, "steps after which the grid has another random offset, so that every time is uniform")
     online: OnlineFlowConfig = option(OnlineFlowConfig, "")
 
     def __post_init__(self) -> None:
-        if min(self.pairs, self.group_size) < 1 or min(self.weight, self.start_step, self.ramp_steps) < 0:
-            raise ValueError(
-                "pairs and group_size are at least 1; weight, start_step and ramp_steps cannot be negative"
-            )
+        if min(self.weight, self.start_step, self.ramp_steps, self.time_grid) < 0:
+            raise ValueError("weight, start_step, ramp_steps and time_grid cannot be negative")
+        if min(self.pairs, self.group_size, self.grid_steps) < 1:
+            raise ValueError("pairs, group_size and grid_steps are at least 1")
+        if self.time_grid and self.objective != "likelihood":
+            raise ValueError(f"time_grid serves the objective likelihood, not {self.objective}: write time_grid=0")
 
     def build(self, context: RegulariserContext) -> FlowRegulariser:
         return FlowRegulariser(self, context)
@@ -74,6 +81,8 @@ class FlowRegulariser(Regulariser):
         noise = random.normal("alignment noise", images, config.pairs, tokens, channels)
         t = random.times("alignment t", images, config.pairs, tokens // size)
         draws = {"pairs": config.pairs, "group_size": size, "noise": noise, "t": t}
+        if config.time_grid:
+            draws["grid"] = TimeGrid(config.time_grid, random.uniform_of_period("alignment grid", config.grid_steps))
         return self.prior.alignment_loss(encoded.latents, objective=config.objective, online=self.online, **draws)
 
     def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:

@@ -1,0 +1,110 @@
+"""Measure what is expensive, on whatever device there is; prints a table and writes a JSON file.
+
+bash scripts/benchmark.sh [--quick] [--only CASE ...] [--out FILE]
+bash scripts/benchmark.sh --readme      write the README's tables anew from scripts/benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowprior.errors import UserError, entry_point
+from flowprior.training.files import write_json
+from scripts.benchmarks.cases import CASES
+from scripts.benchmarks.measure import Effort, measure
+from scripts.benchmarks.table import put_into, terminal
+
+EFFORTS = {"tiny": Effort(1, 0.0), "quick": Effort(3, 0.3), "full": Effort(3, 1.0), "gpu": Effort(7, 2.0)}
+LIBRARIES = ("torch", "torchvision", "timm", "numpy")
+
+
+@entry_point
+def main() -> None:
+    arguments = parse(sys.argv[1:])
+    if arguments.readme:
+        put_into(Path("README.md"))
+        return
+    # A process for every case: memory is counted from zero, and given back. None of them has touched the device before it forks.
+    result: dict[str, Any] = {"quick": arguments.quick, "cases": {}}
+    start = time.perf_counter()
+    for name in arguments.only or CASES:
+        answer = in_process(name, arguments)
+        result |= {"machine": answer["machine"], "versions": answer["versions"]}
+        result["cases"][name] = answer["figures"]
+        print(f"{name}: measured ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+    result["seconds"] = time.perf_counter() - start
+    write_json(arguments.out, result)
+    print(terminal(result))
+    print(f"{arguments.out}: all figures ({result['seconds']:.0f} s)")
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line; what argparse objects to becomes a :class:`UserError`."""
+    parser = argparse.ArgumentParser(
+        prog="bash scripts/benchmark.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller batches and fewer rounds: under 3 minutes")
+    parser.add_argument("--tiny", action="store_true", help="networks of toy size, to see that everything runs")
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"), help="[runs/benchmark.json]")
+    parser.add_argument("--readme", action="store_true", help="measure nothing: write the README's tables")
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{message} (--help lists every option)")
+
+    parser.error = refuse  # type: ignore[assignment]
+    return parser.parse_args(words)
+
+
+def in_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`measured` says in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(measured(name, arguments)))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise UserError(f"the case '{name}' failed: its error is above") from None
+    finally:
+        process.join()
+
+
+def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One case's figures, and what they were measured on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    level = "tiny" if arguments.tiny else "gpu" if device.type == "cuda" else "quick" if arguments.quick else "full"
+    effort = EFFORTS["quick" if arguments.quick and level != "tiny" else level]
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(CASES[name](level, device, Path(folder)), device, effort)
+    machine = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if device.type == "cuda" else "float32",
+    }
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return {"figures": figures, "machine": machine, "versions": {"python": platform.python_version(), **versions}}
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it, and how many of its cores there are."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+if __name__ == "__main__":
+    main()

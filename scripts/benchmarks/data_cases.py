@@ -1,0 +1,109 @@
+"""Caching latents, reading them, loading images, and evaluating."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flowprior.data.images import ImageConfig, open_images
+from flowprior.data.latent_cache import CacheConfig, LatentCache, write_latent_cache
+from flowprior.data.loader import training_batches
+from flowprior.metrics import Extractor, ImageSet, evaluate_generation
+from flowprior.training.config import build_config, read_preset
+from flowprior.training.distributed import Workers
+from flowprior.training.loop import TrainConfig
+from mar.cache_latents import make_encode
+from scripts.benchmarks.measure import Case
+from tokenizer.autoencoder import Autoencoder
+from tokenizer.train_ae import PRESETS, AEConfig
+
+
+def _first(source: object, count: int) -> object:
+    """The digits, cut to ``count`` images."""
+    source.images, source.labels = source.images[:count], source.labels[:count]  # type: ignore[attr-defined]
+    return source
+
+
+def latent_caching(level: str, device: torch.device, folder: Path) -> Case:
+    """The digits, as they are repeated in a GPU's case, through the encoder into a cache on disk, its checksum included."""
+    preset, count = {"tiny": ("digits", 32), "gpu": ("imagenet_qwen", 1797)}.get(level, ("digits", 512))
+    config = build_config(AEConfig, read_preset(PRESETS / f"{preset}.yaml", PRESETS))
+    config.model.encoder.pretrained = False
+    autoencoder = Autoencoder(config.model).requires_grad_(False).to(device)
+    images, workers = _first(open_images(ImageConfig(size=config.data.size)), count), Workers(device=device)
+    cache = CacheConfig()
+
+    def call() -> None:
+        shutil.rmtree(folder / "cached", ignore_errors=True)
+        encode = make_encode(autoencoder, cache, device)
+        write_latent_cache(folder / "cached", images, encode, cache, {}, workers)  # type: ignore[arg-type]
+
+    return Case(
+        f"{count} images of {config.data.size} px, preset {preset}", "images", count, {"encode and write": call}
+    )
+
+
+def cache_reading(level: str, device: torch.device, folder: Path) -> Case:
+    """Batches of 256 training images in random order, from a cache of 64 x 32 latents; on a GPU that holds it, where it lies."""
+    count, batch = (64, 8) if level == "tiny" else (20_000, 256)
+
+    class Blank:
+        num_classes, class_names = 10, [str(n) for n in range(10)]
+
+        def __len__(self) -> int:
+            return count
+
+        def batch(self, keys: list) -> dict[str, torch.Tensor]:
+            index = torch.tensor([key.index for key in keys])
+            return {"image": torch.zeros(len(keys), 3, 1, 1, dtype=torch.uint8), "label": index % 10, "index": index}
+
+    config = CacheConfig(batch=4096)
+    write_latent_cache(folder / "read", Blank(), lambda x: torch.randn(len(x), 64, 32), config, {}, Workers())
+    cache = LatentCache(folder / "read", verify=False)
+    cache.hold_on(device)
+    stream = iter(training_batches(cache, TrainConfig(global_batch=batch), Workers(device=device)))
+
+    def call() -> object:
+        return {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
+
+    return Case(f"{batch} of {count} images, 64 x 32, float16", "images", batch, {"read": call})
+
+
+def image_loading(level: str, device: torch.device, folder: Path) -> Case:
+    """JPEG files of 500 x 375 pixels, decoded, cropped to 256 and mirrored in the training's process, or in two others beside it."""
+    count, batch, size = (8, 4, 32) if level == "tiny" else (256, 32, 256)
+    random = np.random.default_rng(0)
+    (folder / "images" / "class").mkdir(parents=True)
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        picture = coarse.resize((500, 375), Image.Resampling.BICUBIC)
+        picture.save(folder / "images" / "class" / f"{number:04d}.jpg", quality=90)
+    images = open_images(ImageConfig(source="folder", path=str(folder / "images"), size=size, flip=True))
+    streams = {}
+    for processes in (0, 2) if level != "gpu" else (0, 8, 16):
+        config = TrainConfig(global_batch=batch, workers=processes)
+        streams[f"{processes} processes"] = iter(training_batches(images, config, Workers(device=device)))
+
+    def call(stream: object) -> object:
+        batch = next(stream)  # type: ignore[call-overload]
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+    variants = {name: lambda stream=stream: call(stream) for name, stream in streams.items()}
+    return Case(f"{batch} JPEG files, 500 x 375 to {size} px", "images", batch, variants)
+
+
+def evaluation(level: str, device: torch.device, folder: Path) -> Case:
+    """FID, inception score, precision and recall, and recognised share of digits against digits, features included."""
+    count = 200 if level == "tiny" else 1797
+    images = open_images(ImageConfig())
+    pictures, labels = images.images[:count], images.labels[:count]  # type: ignore[attr-defined]
+    extractor = Extractor("digits", device=device)
+
+    def call() -> dict[str, float]:
+        return evaluate_generation(ImageSet(pictures, extractor, labels), ImageSet(pictures, extractor, labels))
+
+    return Case(f"{count} images of 32 px against as many", "images", count, {"all metrics": call})

@@ -1,0 +1,78 @@
+"""Stage 1's step, the alignment loss that stage 2 adds, and the toys' step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from flowprior.flow.objective import FlowMatchingObjective
+from flowprior.flow.prior import FlowPrior
+from flowprior.flow.target_map import TargetMap
+from flowprior.flow.time_grid import TimeGrid
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.distributed import Workers
+from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.optim import OptimConfig
+from flowprior.training.randomness import stratified_uniform
+from scripts.benchmarks.measure import Case
+
+PAPER = {"channels": 32, "width": 1024, "depth": 6}
+TOY = {"channels": 2, "width": 512, "depth": 4}
+TINY = {"channels": 2, "width": 16, "depth": 1}
+GROUP_SIZE = 16
+
+
+def flow_prior_step(level: str, device: torch.device, folder: Path) -> Case:
+    """Four (t, noise) pairs per feature; a time for each of them, or one for sixteen features."""
+    batch = {"tiny": 32, "quick": 128, "full": 512, "gpu": 4096}[level]
+    return _training_case(TINY if level == "tiny" else PAPER, batch, 4, device)
+
+
+def toy_step(level: str, device: torch.device, folder: Path) -> Case:
+    """The network and the batch of the paper's toys."""
+    return _training_case(TINY if level == "tiny" else TOY, 32 if level == "tiny" else 256, 1, device)
+
+
+def _training_case(sizes: dict[str, int], batch: int, pairs: int, device: torch.device) -> Case:
+    channels = sizes["channels"]
+    identity = TargetMap(torch.zeros(channels), torch.ones(()), torch.eye(channels))
+    objective = FlowMatchingObjective(VelocityMLP(**sizes), identity, pairs).to(device)
+    config = TrainConfig(steps=10**9, global_batch=batch, compile=device.type == "cuda")
+    loop = TrainingLoop(objective, objective.velocity, config, OptimConfig(), Workers(device=device), progress=False)
+    batches = itertools.repeat({"features": torch.randn(batch, channels)})
+
+    def step(group_size: int) -> Callable[[], object]:
+        def call() -> object:
+            objective.group_size = group_size
+            return loop._train_step(batches)
+
+        return call
+
+    size = f"{batch} x {pairs} pairs, width {sizes['width']}, depth {sizes['depth']}"
+    variants = {"a time per token": step(1), f"a time for {GROUP_SIZE}": step(GROUP_SIZE)}
+    return Case(size, "features", batch, variants)
+
+
+def alignment(level: str, device: torch.device, folder: Path) -> Case:
+    """The loss and its gradient to the latents, with modulations anew for every time, or kept for a grid of times."""
+    images, tokens, grid = {"tiny": (2, 4, 16), "gpu": (256, 64, 1024)}.get(level, (2, 64, 1024))
+    sizes, pairs = TINY if level == "tiny" else PAPER, 4
+    channels = sizes["channels"]
+    prior = FlowPrior(VelocityMLP(**sizes), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, channels)))
+    prior.to(device)
+    latents = torch.randn(images, tokens, channels, device=device, requires_grad=True)
+    noise = torch.randn(images, pairs, tokens, channels, device=device)
+    t = stratified_uniform(images * pairs * tokens, device=device).view(images, pairs, tokens)
+
+    def gradient(times: TimeGrid | None) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = prior.alignment_loss(latents, pairs=pairs, noise=noise, t=t, grid=times)
+        return torch.autograd.grad(loss, latents)[0]
+
+    gradient(TimeGrid(grid))  # once in many steps
+    size = f"{images * tokens} tokens x {pairs} pairs, width {sizes['width']}, depth {sizes['depth']}"
+    variants = {"anew": lambda: gradient(None), f"grid of {grid} times": lambda: gradient(TimeGrid(grid))}
+    return Case(size, "tokens", images * tokens, variants)

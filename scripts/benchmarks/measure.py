@@ -1,0 +1,129 @@
+"""Seconds, arithmetic and memory of one case: warm-up, medians, and its variants in turn, so that a busy moment falls on all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowprior.training.run_folder import peak_memory_gb
+
+# Dense bfloat16 matmul rates of data sheets, FLOP per second: what MFU is a share of.
+DATA_SHEETS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something whose speed is measured.
+
+    Attributes:
+        size: what is measured, for the table.
+        unit: of what a call processes.
+        samples: so many of them per call.
+        variants: calls that do the same work; the first is the plain one that the others are compared with.
+    """
+
+    size: str
+    unit: str
+    samples: int
+    variants: dict[str, Callable[[], Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: ``rounds`` over all variants, each at least ``seconds`` long."""
+
+    rounds: int
+    seconds: float
+
+
+def measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
+    """The figures of every variant, and of every one but the first by how much it is faster and does less arithmetic."""
+    rate = matmul_rate(device, 0.2 * effort.seconds)
+    flop = {name: count_flop(call, device) for name, call in case.variants.items()}  # the first call of each, eager
+    calls = {name: calls_for(call, device, effort.seconds) for name, call in case.variants.items()}
+    times: dict[str, list[float]] = {name: [] for name in case.variants}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(effort.rounds):
+        for name, call in case.variants.items():
+            times[name].append(seconds_of(call, device, calls[name]))
+    rate = statistics.median([rate, matmul_rate(device, 0.2 * effort.seconds)])
+    plain, variants = next(iter(case.variants)), {}
+    for name in case.variants:
+        seconds = statistics.median(times[name])
+        variants[name] = {
+            "seconds": seconds,
+            "samples_per_second": case.samples / seconds,
+            "gflop": flop[name] / 1e9,
+            "share_of_matmul_rate": flop[name] / seconds / rate,
+        }
+        if name != plain:
+            pairs = [before / after for before, after in zip(times[plain], times[name])]
+            variants[name] |= {"times_faster": statistics.median(pairs), "times_less_flop": flop[plain] / flop[name]}
+        if sheet := data_sheet_rate(device):
+            variants[name]["mfu"] = flop[name] / seconds / sheet
+    return {
+        "size": case.size,
+        "unit": case.unit,
+        "samples": case.samples,
+        "matmul_gflop_per_second": rate / 1e9,
+        "peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb(),
+        "variants": variants,
+    }
+
+
+def count_flop(call: Callable[[], Any], device: torch.device) -> int:
+    """Of one call, by PyTorch's counter, which sees eager kernels only."""
+    compiled = device.type == "cuda"
+    eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+    with eager, FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def calls_for(call: Callable[[], Any], device: torch.device, seconds: float) -> int:
+    """How many calls take ``seconds``, by one that follows the eager one; on a GPU one more comes between, which compiles."""
+    if device.type == "cuda":
+        call()
+    return max(1, math.ceil(seconds / seconds_of(call, device, 1)))
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device, calls: int) -> float:
+    """Mean over ``calls`` calls one after the other."""
+    finish(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    finish(device)
+    return (time.perf_counter() - start) / calls
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_rate(device: torch.device, seconds: float) -> float:
+    """FLOP per second of a large matrix product: bfloat16 on a GPU, float32 on a CPU."""
+    gpu = device.type == "cuda"
+    size, dtype = (8192, torch.bfloat16) if gpu else (1536, torch.float32)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    with torch.no_grad():
+        calls = calls_for(lambda: a @ b, device, seconds)
+        return 2 * size**3 / seconds_of(lambda: a @ b, device, calls)
+
+
+def data_sheet_rate(device: torch.device) -> float | None:
+    """What the GPU's data sheet promises, where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for model, rate in DATA_SHEETS.items() if model in name), None)

@@ -1,0 +1,73 @@
+"""Results as text: a table for the terminal or for the README, between two marks that a test reads it back from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+START, END = "<!-- benchmark tables: bash scripts/benchmark.sh --readme -->", "<!-- end of benchmark tables -->"
+COLUMNS = ("", "of", "seconds", "per second", "GFLOP", "of the matmul rate", "arithmetic", "seconds")
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A row of cells for every variant of every case."""
+    made = []
+    for name, case in result["cases"].items():
+        for number, (variant, figures) in enumerate(case["variants"].items()):
+            gflop, counted = figures["gflop"], figures["share_of_matmul_rate"] >= 0.005
+            made.append(
+                (
+                    f"{name}: {variant}",
+                    case["size"] if number == 0 else "the same",
+                    f"{figures['seconds']:.3g}",
+                    f"{figures['samples_per_second']:,.3g} {case['unit']}"
+                    if figures["samples_per_second"] < 1000
+                    else f"{figures['samples_per_second']:,.0f} {case['unit']}",
+                    f"{gflop:,.4g}" if gflop < 1000 else f"{gflop:,.0f}",
+                    f"{100 * figures['share_of_matmul_rate']:.0f} %" if counted else "",
+                    f"1 / {figures['times_less_flop']:.2f}" if counted and "times_less_flop" in figures else "",
+                    f"1 / {figures['times_faster']:.2f}" if "times_faster" in figures else "",
+                )
+            )
+    return made
+
+
+def about(result: dict[str, Any]) -> str:
+    """The machine in a sentence."""
+    machine, versions = result["machine"], result["versions"]
+    rates = [case["matmul_gflop_per_second"] for case in result["cases"].values()]
+    peak = max(case["peak_memory_gb"] for case in result["cases"].values())
+    return (
+        f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, PyTorch {versions['torch']}, "
+        f"{'short' if result['quick'] else 'full'} run; matmul rate {min(rates):,.0f} to {max(rates):,.0f} GFLOP per second; "
+        f"peak memory of a case {peak:.1f} GB"
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The README's table of one machine."""
+    cells = [COLUMNS, ("---",) * len(COLUMNS), *rows(result)]
+    return f"{about(result)}:\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def terminal(result: dict[str, Any]) -> str:
+    """The same in columns of equal width."""
+    cells = [COLUMNS, *rows(result)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    return "\n".join([about(result), *lines])
+
+
+def readme_tables(folder: Path = RESULTS) -> str:
+    """The tables of all machines whose results are kept, with the marks around them."""
+    kept = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return "\n\n".join([START, *map(markdown, kept), END])
+
+
+def put_into(readme: Path) -> None:
+    """Replace what stands between the marks."""
+    text = readme.read_text()
+    before, rest = text.split(START)
+    readme.write_text(before + readme_tables() + rest.split(END)[1])

@@ -1,0 +1,99 @@
+"""What the expensive steps cost at the paper's sizes, counted by PyTorch on the meta device: no more than is written here, in GFLOP."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.prior import FlowPrior
+from flowprior.flow.target_map import TargetMap
+from flowprior.flow.time_grid import TimeGrid
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.config import config_from_command_line
+from mar.attention import gather_tokens
+from mar.config import PRESETS, MARStageConfig
+from mar.model import MARConfig
+from mar.sampler import SamplerConfig, sample_latents
+
+META = torch.device("meta")
+
+
+def gflop(call) -> float:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9
+
+
+def empty(*shape, dtype=torch.float32, **options):
+    return torch.empty(shape, dtype=dtype, device=META, **options)
+
+
+@pytest.mark.parametrize(
+    "sizes, batch, pairs, group_size, most",
+    [((32, 1024, 6), 512, 4, 1, 429), ((32, 1024, 6), 512, 4, 16, 173), ((2, 512, 4), 256, 1, 1, 9.4), ((2, 512, 4), 256, 1, 16, 3.7)],
+    ids=["prior, a time per token", "prior, a time for 16", "toy, a time per token", "toy, a time for 16"],
+)  # fmt: skip
+def test_a_training_step_of_a_flow(sizes, batch, pairs, group_size, most):
+    with META:
+        velocity = VelocityMLP(*sizes)
+    groups, channels = batch // group_size, sizes[0]
+    data, noise = empty(groups, group_size, channels), empty(groups, pairs, group_size, channels)
+
+    def step():
+        t = empty(groups, pairs, 1)
+        flow_matching_loss(velocity, data, pairs=pairs, group_size=group_size, noise=noise, t=t).backward()
+
+    assert 0.95 * most < gflop(step) < most
+
+
+def test_alignment_of_128_tokens_and_its_gradient_with_its_share_of_a_grid_renewed_every_100_steps():
+    with META:
+        prior = FlowPrior(VelocityMLP(32, 1024, 6), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, 32)))
+    latents, noise, t = empty(2, 64, 32, requires_grad=True), empty(2, 4, 64, 32), empty(2, 4, 64)
+
+    def gradient(grid):
+        return lambda: prior.alignment_loss(latents, noise=noise, t=t, grid=grid).backward()
+
+    anew, first, kept = (gflop(gradient(grid)) for grid in (None, TimeGrid(1024), TimeGrid(1024)))
+    assert 48 < anew < 49
+    assert 26 < kept + (first - kept) / 100 < 27
+
+
+@pytest.mark.parametrize("skip_unread, most", [(False, 1217), (True, 1196)])
+def test_a_training_step_of_mar_b_with_the_mean_number_of_masked_tokens(skip_unread, most):
+    with META:
+        model = MARConfig(skip_unread=skip_unread).build(64, 32, 1000)
+    masked = math.ceil(0.867 * 64)
+    latents, labels, order = empty(8, 64, 32), empty(8, dtype=torch.long), empty(8, 64, dtype=torch.long)
+
+    def step():
+        cond = model.condition(latents, labels, order[:, masked:], order[:, :masked], skip_unread)
+        noise, t = empty(8, 4, masked, 32), empty(8, 4, masked)
+        flow_matching_loss(
+            model.head, gather_tokens(latents, order[:, :masked]), pairs=4, cond=cond, noise=noise, t=t
+        ).backward()
+
+    assert 0.99 * most < gflop(step) < most
+
+
+SAMPLING = {"ar_steps": 8, "head_steps": 25}
+
+
+@pytest.mark.parametrize(
+    "preset, options, most",
+    [
+        ("imagenet", {"skip_unread": False, "share_first": False}, 1614),
+        ("imagenet", {}, 1567),
+        ("imagenet_efficient", {}, 671),
+    ],
+)
+def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps(preset, options, most):
+    """Without ``share_first``, which sees on the CPU how many classes there are."""
+    config = config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", preset]).model.mar
+    with META:
+        model = config.build(64, 32, 1000).eval().requires_grad_(False)
+    sampler = SamplerConfig(**vars(config.sampler) | SAMPLING | options | {"share_first": False})
+    labels = empty(2, dtype=torch.long)
+    assert 0.99 * most < gflop(lambda: sample_latents(model, labels, [0, 1], 3.0, sampler)) < most
