@@ -9,8 +9,10 @@ from it, bfloat16 or float16, processes that read images. Interrupted, it goes o
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def main() -> None:
         images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
         origin = {
             "autoencoder": autoencoder.fingerprint,
-            "images": images.fingerprint(),
+            "images": workers.share(images.fingerprint() if workers.is_main else None),  # it looks at every file
             "size": config.data.size,
             **config.cache.describe(),
         }
@@ -50,6 +52,11 @@ def main() -> None:
             if workers.is_main:
                 print(f"latents: complete ({config.cache_folder})")
             return
+        reference = Path(config.evaluate.reference)
+        if workers.is_main and reference.suffix == ".npz" and not reference.is_file():
+            print(
+                f"note: the evaluation's reference {reference} is not there yet (fid_stats/README.md)", file=sys.stderr
+            )
         stopwatch = Stopwatch(config.cache_folder)
         encode = make_encode(autoencoder, config.cache, workers.device)
         write_latent_cache(config.cache_folder, images, encode, config.cache, origin, workers, config.data.size)
@@ -63,6 +70,11 @@ def make_encode(autoencoder: Autoencoder, config: CacheConfig, device: torch.dev
     if config.posterior != "mean" and not autoencoder.config.gaussian:
         raise UserError(
             f"cache.posterior={config.posterior} needs an autoencoder with a posterior (regulariser kl): write cache.posterior=mean"
+        )
+    if config.posterior != "mean" and len(autoencoder.latent_maps):
+        raise UserError(
+            f"cache.posterior={config.posterior} keeps what the encoder says before {', '.join(autoencoder.config.chosen_maps)} maps it, "
+            "and the decoder wants it mapped: write cache.posterior=mean"
         )
     half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
 

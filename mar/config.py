@@ -132,6 +132,12 @@ class MARStageConfig:
     sample: SampleConfig = option(SampleConfig, "", changes_result=False)
     evaluate: EvaluateConfig = option(EvaluateConfig, "", changes_result=False)
 
+    def __post_init__(self) -> None:
+        if self.data.flip or self.data.crop != "centre":
+            raise ValueError(
+                "stage 3 sees the latents of central crops: leave out data.flip and data.crop, and write cache.flips=true or cache.ten_crop=true"
+            )
+
     @property
     def autoencoder_folder(self) -> Path:
         return Path(self.autoencoder) if self.autoencoder else Path(self.run_dir) / "ae" / "autoencoder"

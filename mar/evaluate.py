@@ -28,6 +28,7 @@ from mar.config import MARStageConfig, read_config
 from mar.generate import draw_sets, protocol_of_set, same_protocol, samples_file
 
 ONE_PROCESS = Workers()
+MOST_COMPARED = 100_000
 
 
 @entry_point
@@ -40,6 +41,7 @@ def main() -> None:
             config.evaluate.extractor, device=workers.device, weights_path=config.evaluate.weights or None
         )
         reference, identity = open_reference(config, extractor, workers)
+        check_reference(config, identity["count"])
         made_by, file = protocol(config, extractor, identity), result_file(config)
         complete = file.is_file() and read_json(file, "evaluation").get("protocol") == made_by
         workers.barrier()  # nobody writes before everybody has looked
@@ -51,6 +53,16 @@ def main() -> None:
                 write_json(file, result | {"protocol": made_by})
         if workers.is_main:
             say(read_json(file, "evaluation"))
+
+
+def check_reference(config: MARStageConfig, count: int) -> None:
+    """A :class:`UserError` where precision and recall would keep the features of, and compare with, too many images."""
+    if "precision_recall" in config.evaluate.chosen_metrics() and count > MOST_COMPARED:
+        named = [name for name in config.evaluate.chosen_metrics() if name != "precision_recall"]
+        raise UserError(
+            f"precision and recall compare all features of {count} reference images, whose time is quadratic: write "
+            f"evaluate.metrics=[{', '.join(named)}], or name a folder or .npz of {MOST_COMPARED} at most as evaluate.reference"
+        )
 
 
 def say(result: dict[str, Any]) -> None:
@@ -79,7 +91,8 @@ def open_reference(
         if not config.evaluate.uses_data:
             data = ImageConfig(source="folder", path=config.evaluate.reference, size=config.data.size)
         images = open_images(data)
-        identity = {"images": images.fingerprint(), "count": len(images), "size": config.data.size, "crop": "centre"}
+        fingerprint = workers.share(images.fingerprint() if workers.is_main else None)  # it looks at every file
+        identity = {"images": fingerprint, "count": len(images), "size": config.data.size, "crop": "centre"}
         return ImageSet.of_source(images, extractor, progress=True, workers=workers), identity
     file = Path(config.evaluate.reference)
     if not file.is_file() or not archive_has_images(file):

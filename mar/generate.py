@@ -196,11 +196,12 @@ def draw_chosen(config: MARStageConfig, painter: Painter, saved: dict[str, Any],
 
 
 def chosen_classes(words: list[str] | None, count: int, saved: dict[str, Any]) -> list[int]:
-    """Numbers of the classes that ``--classes`` names by number or name; all where it names none."""
+    """Numbers of the classes that ``--classes`` names, by a folder's name or else by number; all where it names none."""
     if not words:
         return list(range(count))
     names = {str(name): number for number, name in enumerate(saved["about"].get("class_names") or [])}
-    chosen = [int(word) if word.isdigit() and int(word) < count else names.get(word, -1) for word in words]
+    numbers = {str(number): number for number in range(count)}
+    chosen = [(numbers | names).get(word, -1) for word in words]  # a folder called 10 is class 10's own name for itself
     if -1 in chosen:
         word = words[chosen.index(-1)]
         raise UserError(

@@ -32,18 +32,18 @@ SIZES = {
 class MARConfig:
     """Sizes and training choices of MAR; the defaults are MAR-B's."""
 
-    size: str = option("", f"of {', '.join(SIZES)}: stands for the seven numbers below; empty: as they are written")
-    width: int = option(768, "of the transformer")
-    encoder_depth: int = option(12, "blocks")
-    decoder_depth: int = option(12, "blocks")
-    heads: int = option(12, "of attention; queries and keys are normalised")
-    buffer_tokens: int = option(64, "tokens that carry the class through the transformer")
-    head_width: int = option(1024, "of the flow head")
-    head_depth: int = option(6, "residual blocks of the flow head")
+    size: str = option("", f"of {', '.join(SIZES)}: stands for the seven numbers below")
+    width: int = option(0, "of the transformer; 0, here and in the next six: as size says, or MAR-B's")
+    encoder_depth: int = option(0, "blocks")
+    decoder_depth: int = option(0, "blocks")
+    heads: int = option(0, "of attention; queries and keys are normalised")
+    buffer_tokens: int = option(0, "tokens that carry the class through the transformer")
+    head_width: int = option(0, "of the flow head")
+    head_depth: int = option(0, "residual blocks of the flow head")
     pairs: int = option(4, "(t, noise) pairs per masked token")
     label_drop: float = option(0.1, "share of labels that are dropped, for classifier-free guidance")
     dropout: float = option(0.1, "of attention and projections")
-    mask_ratio_min: float = option(0.7, "smallest share of tokens that is masked in training")
+    mask_ratio_min: float = option(0.7, "smallest share of tokens that is masked in training; it is drawn once a step")
     token_std: float = option(
         0.02, "of tokens and positions at initialisation; a larger one helps a small model on a small budget"
     )
@@ -55,8 +55,7 @@ class MARConfig:
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
-        if self.size:
-            self._apply_size()
+        self._apply_size()
         sizes = (
             self.width,
             self.encoder_depth,
@@ -79,12 +78,13 @@ class MARConfig:
             raise ValueError("label_drop and dropout lie in [0, 1), mask_ratio_min in (0, 1], mask_ratio_std above 0")
 
     def _apply_size(self) -> None:
-        if self.size not in SIZES:
+        if self.size not in ("", *SIZES):
             raise ValueError(f"size is one of {', '.join(SIZES)}, or empty, not '{self.size}'")
-        for name, value in SIZES[self.size].items():
-            if getattr(self, name) not in (SIZES["mar_base"][name], value):
-                raise ValueError(f"{self.size} has {name} {value}, not {getattr(self, name)}: leave out size or {name}")
-            setattr(self, name, value)
+        for name, value in SIZES[self.size or "mar_base"].items():
+            written = getattr(self, name)
+            if self.size and written not in (0, value):
+                raise ValueError(f"{self.size} has {name} {value}, not {written}: leave out size or {name}")
+            setattr(self, name, written or value)
 
     def build(self, tokens: int, channels: int, num_classes: int) -> MAR:
         return MAR(self, tokens, channels, num_classes)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
-from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance
+from flowprior.metrics import Extractor, ImageSet, Statistics, StreamingMoments, frechet_distance
 from flowprior.metrics.image_set import BATCH
+from flowprior.training.files import read_json, write_json
 from mar.config import MARStageConfig
 from mar.evaluate import open_reference
 from mar.painter import Painter
@@ -22,8 +26,21 @@ class OnlineEvaluation:
         evaluate, workers = config.evaluate, painter.workers
         self.extractor = Extractor(evaluate.extractor, device=workers.device, weights_path=evaluate.weights or None)
         with self._float32():
-            reference, _ = open_reference(config, self.extractor, workers)
-            self.reference = reference if isinstance(reference, Statistics) else reference.statistics()
+            reference, identity = open_reference(config, self.extractor, workers)
+            self.reference = reference if isinstance(reference, Statistics) else self._moments(reference, identity)
+
+    def _moments(self, reference: ImageSet, identity: dict[str, Any]) -> Statistics:
+        """Of the reference's images, kept in the run's folder: a resumed run does not look at all of them again."""
+        file = Path(self.config.run_dir) / "mar" / "reference.npz"
+        note, made_from = file.with_suffix(".json"), identity | {"weights": self.extractor.fingerprint}
+        if not (file.is_file() and note.is_file() and read_json(note, "note") == made_from):
+            moments = reference.statistics()
+            if self.painter.workers.is_main:
+                note.unlink(missing_ok=True)
+                moments.save(file)
+                write_json(note, made_from)
+            self.painter.workers.barrier()
+        return Statistics.load(file)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

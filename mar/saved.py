@@ -86,4 +86,8 @@ def load_generator(
     load_weights(
         bundle, read_tensors(folder / "model.safetensors", "generator's weights"), f"the generator in {folder}"
     )
+    if tensors_fingerprint(bundle.state_dict()) != saved.get("fingerprint"):
+        raise UserError(
+            f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"
+        )
     return bundle.eval().requires_grad_(False).to(device), saved

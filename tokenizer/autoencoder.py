@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +21,11 @@ from flowprior.training.files import (
     write_json,
     write_tensors,
 )
+from flowprior.training.hub import push_folder, saved_folder
 from tokenizer.latent_maps import LatentMapConfig, build_latent_maps, chosen_maps
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
 FORMAT_VERSION = 1
-SAVED_FILES = ["model.safetensors", "config.json"]
 
 
 @dataclass
@@ -232,6 +230,10 @@ class Autoencoder(nn.Module):
         load_weights(
             model, read_tensors(folder / "model.safetensors", "autoencoder's weights"), f"the autoencoder in {folder}"
         )
+        if model.fingerprint != config.get("fingerprint"):
+            raise UserError(
+                f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"
+            )
         return model.eval()
 
     @classmethod
@@ -240,18 +242,7 @@ class Autoencoder(nn.Module):
 
         ``download_options`` go to ``huggingface_hub.snapshot_download`` (``revision``, ``cache_dir``, ``token``, ...).
         """
-        if Path(name_or_folder).is_dir():
-            return cls.load(name_or_folder)
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = snapshot_download(str(name_or_folder), allow_patterns=SAVED_FILES, **download_options)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no autoencoder at {name_or_folder}: it is neither a folder here nor to be had from the hub "
-                f"(HF_HOME={os.environ.get('HF_HOME', '~/.cache/huggingface')})"
-            ) from error
-        return cls.load(folder)
+        return cls.load(saved_folder(name_or_folder, "autoencoder", **download_options))
 
     def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the two files that :meth:`save` writes to the Hugging Face hub as ``user/name``; returns where they are.
@@ -259,16 +250,4 @@ class Autoencoder(nn.Module):
         Raises:
             UserError: the hub cannot be reached, or refuses.
         """
-        from huggingface_hub import HfApi
-
-        hub = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            try:
-                hub.create_repo(name, private=private, exist_ok=True)
-                hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload autoencoder")
-            except (
-                Exception
-            ) as error:  # of the hub's library or of the HTTP client below it, which differ between its versions
-                raise UserError(f"cannot upload to {name}: {' '.join(str(error).split())[:200]}") from error
-        return f"{hub.endpoint}/{name}"
+        return push_folder(self.save, name, "autoencoder", private=private, token=token)

@@ -8,13 +8,14 @@ Writes ``<run_dir>/ae/evaluation.json`` with the figures and their protocol.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from flowprior.data.images import ImageSource, open_images, to_model, to_uint8
-from flowprior.data.loader import ordered_batches
+from flowprior.data.loader import indexed_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.training.config import config_from_command_line
 from flowprior.training.distributed import Workers, best_device
@@ -23,6 +24,8 @@ from flowprior.training.lock import sole_writer
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.metrics import Meter, build_meters
 from tokenizer.train_ae import PRESETS, AEConfig
+
+BATCH = 128
 
 
 @entry_point
@@ -42,6 +45,8 @@ def main() -> None:
 def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     """Write and say the figures, unless just these are there."""
     images = open_images(config.held_out_data())
+    if config.data.source == "folder" and not config.held_out:
+        print(f"note: measured on the {len(images)} training images: held_out=<folder> names others", file=sys.stderr)
     meters = build_meters(chosen_metrics(config), config.meter_context(len(images), best_device()))
     protocol = {
         "autoencoder": autoencoder.fingerprint,
@@ -60,7 +65,8 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     if file.is_file() and read_json(file, "evaluation").get("protocol") == protocol:
         print(f"evaluation of the autoencoder: complete ({file})")
     else:
-        write_json(file, {"metrics": measure(autoencoder, images, meters), "protocol": protocol})
+        metrics = measure(autoencoder, images, meters, config.train.workers)
+        write_json(file, {"metrics": metrics, "protocol": protocol})
     metrics = read_json(file, "evaluation")["metrics"]
     print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
@@ -83,13 +89,13 @@ def check_crop(config: AEConfig, autoencoder: Autoencoder) -> None:
 
 
 @torch.no_grad()
-def measure(autoencoder: Autoencoder, images: ImageSource, meters: list[Meter]) -> dict[str, float]:
-    """The meters' figures over all images, which are not kept."""
+def measure(autoencoder: Autoencoder, images: ImageSource, meters: list[Meter], loaders: int = 0) -> dict[str, float]:
+    """The meters' figures over all images, which are read by so many ``loaders`` beside this process and not kept."""
     device = best_device()
     autoencoder = autoencoder.to(device)
-    for batch in tqdm(
-        ordered_batches(images, 128), total=-(-len(images) // 128), desc="reconstruct", unit="batch", dynamic_ncols=True
-    ):
+    ranges = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
+    batches = indexed_batches(images, ranges, loaders)
+    for batch in tqdm(batches, total=len(ranges), desc="reconstruct", unit="batch", dynamic_ncols=True):
         reconstruction = to_uint8(autoencoder.decode(autoencoder.encode(to_model(batch["image"].to(device))))).cpu()
         for meter in meters:
             meter.update(batch["image"], reconstruction)

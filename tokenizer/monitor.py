@@ -78,6 +78,12 @@ class Monitor:
         self.context, self.names = meters, list(config.metrics)
         self.prior = prior.to(workers.device) if prior else None
         target = read_samples(target_samples) if prior and target_samples.is_file() else None
+        if prior and target is None and workers.is_main:
+            print(
+                f"note: no kNN distances are measured, since there are no target samples at {target_samples}",
+                file=sys.stderr,
+                flush=True,
+            )
         self.density = None if target is None else KNNDensity(target, k=config.neighbour)
         self.target = None if target is None else TargetCloud(target)
 
@@ -112,14 +118,15 @@ class Monitor:
     def _alignment_figures(self, latents: Tensor, step: int) -> dict[str, float]:
         """Alignment loss, mean log kNN distance, and the correlation of the two over the run so far (Fig. 4)."""
         figures = {}
+        tokens = latents.flatten(0, 1)  # (N T, C)
+        rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[: self.config.latents]
+        tokens = tokens[rows.to(tokens.device)]
         if self.prior is not None:
             generator = torch.Generator(self.device).manual_seed(0)
-            figures["alignment"] = self.prior.alignment_loss(latents, group_size=8, generator=generator).item()
+            figures["alignment"] = self.prior.alignment_loss(tokens, group_size=8, generator=generator).item()
         if self.density is not None:
-            tokens = latents.flatten(0, 1)
-            rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[: self.config.latents]
-            figures["knn_log_distance"] = self.density.log_distance(tokens.cpu()[rows])
-            figures |= self.target.figures(tokens.cpu()[rows])
+            figures["knn_log_distance"] = self.density.log_distance(tokens.cpu())
+            figures |= self.target.figures(tokens.cpu())
             names = ("alignment", "knn_log_distance")
             earlier = [
                 row for row in read_log(self.folder.path / "log.jsonl") if names[1] in row and row["step"] < step

@@ -7,6 +7,7 @@ Writes ``<run_dir>/ae``: ``autoencoder/`` (the averaged weights), pictures of re
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from tokenizer.objective import AutoencoderObjective, LossConfig
 from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers, chosen_configs
 
 MAKE_PRIOR = "bash scripts/train_flowhead.sh"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass
@@ -66,7 +68,11 @@ class AEConfig:
     dry_run: bool = option(
         False, "print parameters, FLOP and memory of a step, and train nothing", changes_result=False
     )
-    prior: str = option("", "folder of the flow prior; empty: <run_dir>/flowhead/prior", changes_result=False)
+    prior: str = option(
+        "",
+        "folder of the flow prior, or its name on the Hugging Face hub; empty: <run_dir>/flowhead/prior",
+        changes_result=False,
+    )
     data: ImageConfig = option(ImageConfig, "")
     held_out: str = option(
         "",
@@ -126,8 +132,10 @@ def main() -> None:
     with distributed_workers() as workers, folder.held(workers):
         prior = find_prior(config)
         images = open_images(config.data, config.train.seed)
-        held_out = open_images(config.held_out_data())
-        folder.open(config, workers, {"data": images.fingerprint()} | ({"prior": prior.fingerprint} if prior else {}))
+        measured = config.held_out_data()
+        held_out = images if measured == config.data else open_images(measured)  # without augmentation in either case
+        fingerprint = workers.share(images.fingerprint() if workers.is_main else None)  # which looks at every file
+        folder.open(config, workers, {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {}))
         if folder.is_complete():
             folder.say_complete()
         else:
@@ -267,12 +275,13 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
     """
     needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
     if not (config.prior_folder / "config.json").is_file():
-        if needed or config.prior:
+        if not (needed or config.prior):
+            return None
+        if not HUB_NAME.fullmatch(config.prior) or config.prior_folder.exists():
             raise UserError(
                 f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR}` first, or write regulariser.name=none"
             )
-        return None
-    prior = FlowPrior.load(config.prior_folder)
+    prior = FlowPrior.from_pretrained(config.prior_folder)
     if prior.channels != config.model.channels:
         if not needed:
             return None

@@ -10,6 +10,7 @@ features of images (timm, autoencoder, codebook).
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,7 @@ from flowprior.training.randomness import stream_seed
 from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from tokenizer.held_out import RowSplit, split_rows
 from tokenizer.prior_evaluation import PriorEvaluation
-from tokenizer.targets import TargetConfig, TargetContext, TargetFeatures, load_target
+from tokenizer.targets import TargetConfig, TargetContext, TargetFeatures, load_target, takes_images
 
 KEPT_TARGET_ROWS = 100_000
 KEPT_SAMPLES = 4096
@@ -79,6 +80,8 @@ def main() -> None:
         stopwatch = Stopwatch(folder.path)
         folder.check(config, {})  # before a target is computed over the one that a finished run was made from
         context = TargetContext(config.train.seed, folder.path, workers, config.data, config.train.workers)
+        if config.data.path and workers.is_main and not takes_images(config.target):
+            print(f"note: the target {config.target.source} takes no images: DATA is not read", file=sys.stderr)
         target = load_target(config.target, context)
         check_batch(config, workers)
         folder.open(config, workers, {"target": target.fingerprint()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -19,6 +20,7 @@ from flowprior.training.config import option
 from flowprior.training.files import tensors_fingerprint
 from flowprior.training.randomness import stream_seed
 
+SPLITS = {"train", "val", "valid", "validation", "test"}
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # by content; others, such as EPS, would start other programs
 
@@ -91,45 +93,53 @@ class DigitImages:
 
 
 class FolderImages:
-    """``path/<class>/<image>``; images straight in ``path`` make one class. Files are sorted by name."""
+    """``path/<class>/<image>``; images straight in ``path`` make one class. Files are sorted by name.
+
+    Names and labels of a million files are two arrays: loader processes share their pages, as they could not those of a million objects.
+    """
 
     def __init__(self, config: ImageConfig, seed: int) -> None:
         root = Path(config.path)
         if not config.path or not root.is_dir():
             raise UserError(f"there is no image folder at '{config.path}': set DATA=<folder> or data.path=<folder>")
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        self.class_names = [p.name for p in folders] or [root.name]
-        self.files: list[Path] = []
-        self.labels: list[int] = []
-        for label, folder in enumerate(folders or [root]):
-            found = sorted(
-                p for p in (folder.rglob("*") if folders else folder.iterdir()) if p.suffix.lower() in EXTENSIONS
+        if folders and all(p.name.lower() in SPLITS for p in folders):
+            raise UserError(
+                f"{root} holds {' and '.join(p.name for p in folders)}, which are no classes: write DATA={folders[0]}, say"
             )
-            self.files += found
-            self.labels += [label] * len(found)
-        if not self.files:
+        self.class_names = [p.name for p in folders] or [root.name]
+        found = [image_names(folder, deep=bool(folders)) for folder in folders or [root]]
+        prefixes = [f"{folder.name}/" for folder in folders] or [""]
+        names = [os.fsencode(prefix + name) for prefix, part in zip(prefixes, found) for name in part]
+        if not names:
             raise UserError(f"the folder {root} holds no images ({', '.join(sorted(EXTENSIONS))})")
+        self.root, self.names = root, np.array(names)
+        self.labels = np.repeat(np.arange(len(found)), [len(part) for part in found])
         self.num_classes, self.config, self.seed = len(self.class_names), config, seed
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
+
+    def file(self, index: int) -> Path:
+        """Where an image lies."""
+        return self.root / os.fsdecode(self.names[index])
 
     def fingerprint(self) -> str:
-        root = Path(self.config.path)
-        rows = [f"{file.relative_to(root)} {file.stat().st_size}" for file in self.files]
+        files = (self.file(index) for index in range(len(self)))
+        rows = [f"{file.relative_to(self.root)} {file.stat().st_size}" for file in files]
         return f"{stream_seed('centre crop', self.config.size, *rows):016x}"
 
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         images = torch.stack([self._read(key) for key in keys])
         return {
             "image": images,
-            "label": torch.tensor([self.labels[key.index] for key in keys]),
+            "label": torch.from_numpy(self.labels[[key.index for key in keys]]),
             "index": torch.tensor([key.index for key in keys]),
         }
 
     def _read(self, key: SampleKey) -> Tensor:
         """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
-        file, config = self.files[key.index], self.config
+        file, config = self.file(key.index), self.config
         try:
             with Image.open(file, formats=FORMATS) as opened:
                 image = opened.convert("RGB")
@@ -145,6 +155,19 @@ class FolderImages:
         if key.epoch >= 0 and config.flip and random.random() < 0.5:
             image = TF.hflip(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def image_names(folder: Path, deep: bool) -> list[str]:
+    """The images in ``folder``, and in its sub-folders where ``deep``: paths below it, folder by folder in the order of their names."""
+    found = []
+    for above, below, files in os.walk(folder):
+        inner = os.path.relpath(above, folder)
+        found += [
+            name if inner == "." else f"{inner}/{name}" for name in files if Path(name).suffix.lower() in EXTENSIONS
+        ]
+        if not deep:
+            below.clear()
+    return sorted(found, key=lambda name: name.split("/"))
 
 
 SOURCES = {"digits": DigitImages, "folder": FolderImages}

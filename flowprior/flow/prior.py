@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,7 @@ from flowprior.training.files import (
     write_json,
     write_tensors,
 )
+from flowprior.training.hub import push_folder, saved_folder
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
@@ -292,20 +292,15 @@ class FlowPrior(nn.Module):
 
         ``download_options`` go to ``huggingface_hub.snapshot_download`` (``revision``, ``cache_dir``, ``token``, ...).
         """
-        if Path(name_or_folder).is_dir():
-            return cls.load(name_or_folder)
-        from huggingface_hub import snapshot_download
+        return cls.load(saved_folder(name_or_folder, "flow prior", **download_options))
 
-        try:
-            folder = snapshot_download(
-                str(name_or_folder), allow_patterns=["model.safetensors", "config.json"], **download_options
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"no flow prior at {name_or_folder}: it is neither a folder here nor to be had from the hub "
-                f"(HF_HOME={os.environ.get('HF_HOME', '~/.cache/huggingface')})"
-            ) from error
-        return cls.load(folder)
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the two files that :meth:`save` writes to the Hugging Face hub as ``user/name``; returns where they are.
+
+        Raises:
+            UserError: the hub cannot be reached, or refuses.
+        """
+        return push_folder(self.save, name, "flow prior", private=private, token=token)
 
 
 def _random_rows(features: Tensor, count: int, seed: int) -> Iterator[dict[str, Tensor]]:

@@ -39,16 +39,22 @@ def integrate(
     if steps < 1:
         raise ValueError(f"a solver takes at least one step, not {steps}")
     length = (t_end - t_start) / steps
+
+    def at(step: float) -> float:
+        return (
+            t_end if step == steps else t_start + (t_end - t_start) * (step / steps)
+        )  # t_end exactly: it bounds guidance
+
     before = None
     for step in range(steps):
-        t = t_start + step * length
+        t = at(step)
         v = velocity(x, t)
         if method == "ab2":
             v, before = v if before is None else 1.5 * v - 0.5 * before, v
         elif method == "midpoint":
-            v = velocity(x + 0.5 * length * v, t + 0.5 * length)
+            v = velocity(x + 0.5 * length * v, at(step + 0.5))
         elif method == "heun":
-            v = 0.5 * (v + velocity(x + length * v, t + length))
+            v = 0.5 * (v + velocity(x + length * v, at(step + 1)))
         x = x + length * v
     return x
 

@@ -66,7 +66,7 @@ def fit_target_map(features: Tensor, settings: TargetMapSettings) -> TargetMap:
     if not torch.isfinite(rows).all():
         raise ValueError("target features hold NaN or infinite values")
     mean = rows.mean(0) if settings.centre else torch.zeros(rows.shape[1], dtype=torch.float64)
-    std = (rows - mean).square().mean().sqrt()
+    std = (rows - (mean if settings.centre else rows.mean())).square().mean().sqrt()
     if not std > 0:
         raise ValueError("target features are constant: there is nothing to match")
     normalised = (rows - mean) / std if settings.projection == "pca" else None

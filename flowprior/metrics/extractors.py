@@ -216,7 +216,7 @@ class DINOv2FeatureExtractor(FeatureExtractorBase):
         except Exception as error:  # of the hub's client or of a file: they share no base
             raise UserError(
                 f"the weights of {self.MODEL} cannot be had ({' '.join(str(error).split())[:160]}): put the hub's timm/{self.MODEL} "
-                "into HF_HOME, or name a .safetensors file with weights_path"
+                "into HF_HOME, or name a .safetensors file (weights_path, or evaluate.weights beside evaluate.extractor=dinov2)"
             ) from None
         self.network = network.requires_grad_(False).eval()
 
@@ -259,7 +259,9 @@ def _inception_weights(weights_path: str | Path | None) -> Path:
     file_name = URL_INCEPTION_V3.rsplit("/", 1)[-1]
     usual = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     path = Path(weights_path) if weights_path is not None else usual
-    advice = f"download {URL_INCEPTION_V3} and put it at {usual}, or name another place with weights_path"
+    advice = (
+        f"download {URL_INCEPTION_V3} and put it at {usual}, or name another place (weights_path, or evaluate.weights)"
+    )
     if not path.is_file():
         if weights_path is not None:
             raise UserError(f"the Inception weights {path} do not exist; {advice}")

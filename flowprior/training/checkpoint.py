@@ -100,7 +100,7 @@ class Checkpoints:
                 file = temporary / f"{name}.pt"
                 buffer = io.BytesIO()
                 torch.save(state, buffer)
-                write_bytes(file, buffer.getvalue())
+                write_bytes(file, buffer.getbuffer())
             entries = [entry for entry, _ in named_entries(state)]
             files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file), "entries": entries}
         write_json(temporary / "manifest.json", {"format": FORMAT_VERSION, "step": step, "files": files})

@@ -170,9 +170,10 @@ def find_preset(name: str, folder: Path, families: bool = False) -> Path:
         if not own.is_file():
             raise UserError(f"there is no preset file {own}")
         return own
-    path = folder / f"{name}.yaml"
-    if families and not path.is_file() and "_" in name:
-        path = folder / f"{name.rsplit('_', 1)[0]}.yaml"
+    path, stem = folder / f"{name}.yaml", name
+    while families and not path.is_file() and "_" in stem:
+        stem = stem.rsplit("_", 1)[0]
+        path = folder / f"{stem}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise UserError(

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from flowprior.errors import LostProcess, UserError
 
 # What gloo and NCCL say, as plain RuntimeErrors, when the process at the other end of a connection is gone.
+LONGEST_WAIT = timedelta(hours=2)  # for the first process, say, which measures and saves while the others wait
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
@@ -116,7 +118,7 @@ def distributed_workers() -> Iterator[Workers]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Workers(torch_distributed.get_rank(), count, device)
     except RuntimeError as error:

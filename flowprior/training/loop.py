@@ -132,7 +132,12 @@ class TrainingLoop:
             objects["ema"] = self.ema
         self.checkpoints = Checkpoints(folder / "checkpoints", objects, config.keep_checkpoints) if folder else None
         self.step = self.checkpoints.load_latest(workers.device) if self.checkpoints else 0
-        workers.barrier()  # nobody removes anything before everybody has read
+        found = workers.gather(self.step)  # and nobody removes anything before everybody has read
+        if len(set(found)) > 1:
+            raise UserError(
+                f"the processes find checkpoints of different steps ({min(found)} to {max(found)}) in {folder}: "
+                "run_dir must lie on a disk that all nodes share"
+            )
         if self.checkpoints and workers.is_main:
             self.checkpoints.sweep()
         self.log = RunLog(folder, self.step, config.tensorboard) if folder and workers.is_main else None

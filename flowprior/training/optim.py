@@ -13,8 +13,8 @@ from flowprior.training.config import option
 
 
 @dataclass
-class OptimConfig:
-    """Optimiser and schedule."""
+class OwnOptimConfig:
+    """Optimiser and schedule of a network whose weights are not averaged."""
 
     lr: float = option(1e-4, "peak learning rate")
     betas: tuple[float, float] = option((0.9, 0.95), "AdamW's moments")
@@ -23,22 +23,31 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up: cosine or constant")
     final_lr_fraction: float = option(0.1, "the cosine ends at this fraction of lr")
     clip_norm: float = option(1.0, "largest gradient norm; 0 switches clipping off")
-    ema_decay: float = option(
-        0.9999, "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off"
-    )
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, not {self.lr}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay lies in [0, 1), not at {self.ema_decay}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas lie in [0, 1), not at {list(self.betas)}")
         if min(self.weight_decay, self.warmup_steps, self.clip_norm, self.final_lr_fraction) < 0:
             raise ValueError("weight_decay, warmup_steps, clip_norm and final_lr_fraction cannot be negative")
 
 
-def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
+@dataclass
+class OptimConfig(OwnOptimConfig):
+    """Optimiser, schedule and average."""
+
+    ema_decay: float = option(
+        0.9999, "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies in [0, 1), not at {self.ema_decay}")
+
+
+def learning_rate(step: int, total_steps: int, config: OwnOptimConfig) -> float:
     """The learning rate of step ``step`` (from 0): linear warm-up, then cosine to ``final_lr_fraction`` or constant."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -49,7 +58,7 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
     return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, config: OwnOptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters of ``module`` that require gradients; only tensors of two dimensions or more decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowprior.errors import NonFiniteLoss
 from flowprior.training.distributed import Workers
-from flowprior.training.optim import OptimConfig, learning_rate, load_optimizer, make_optimizer
+from flowprior.training.optim import OwnOptimConfig, learning_rate, load_optimizer, make_optimizer
 
 
 class OwnNetwork:
@@ -28,7 +28,7 @@ class OwnNetwork:
     def __init__(
         self,
         module: nn.Module,
-        optim: OptimConfig,
+        optim: OwnOptimConfig,
         total_steps: int,
         workers: Workers,
         start_step: int = 0,

@@ -14,7 +14,7 @@ from flowprior.training.checkpoint import Stateful
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig
-from flowprior.training.optim import OptimConfig
+from flowprior.training.optim import OwnOptimConfig
 from flowprior.training.own_network import OwnNetwork
 from flowprior.training.randomness import StepRandom
 from tokenizer.losses.consistency import consistency_loss
@@ -48,7 +48,7 @@ class AdversarialConfig:
     lecam_weight: float = option(0.0, "of LeCam regularisation; the paper's is 0.001")
     lecam_decay: float = option(0.999, "of its running means")
     consistency_weight: float = option(0.0, "of the logits' consistency under augmentation; the paper's is 4.0")
-    optim: OptimConfig = option(OptimConfig, "")
+    optim: OwnOptimConfig = option(OwnOptimConfig, "")
 
     def __post_init__(self) -> None:
         if min(self.weight, self.start_step, self.ramp_steps, self.lecam_weight, self.consistency_weight) < 0:

@@ -16,7 +16,7 @@ class FidelityMeter(Meter):
         self.meter = ReconstructionMeter()
 
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
-        self.meter.update(original, reconstructed)
+        self.meter.update(original.to(self.context.device), reconstructed.to(self.context.device))
 
     def compute(self) -> dict[str, float]:
         return {name: float(value) for name, value in self.meter.compute().items() if name != "count"}

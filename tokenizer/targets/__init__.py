@@ -28,6 +28,13 @@ TARGETS = {
 TargetConfig = registry_section("TargetConfig", "source", "digits_semantic", TARGETS, "where target features come from")
 
 
+def takes_images(config: TargetConfig) -> bool:
+    """Whether the chosen source reads the images of the data section."""
+    source = "patches" if config.source == "codebook" and config.codebook.of == "patches" else config.source
+    source = config.codebook.of if source == "codebook" else source
+    return source in ("timm", "autoencoder", "patches")
+
+
 def load_target(config: TargetConfig, context: TargetContext) -> TargetFeatures:
     """The features that ``config.source`` gives; a source may ask for another's, which are then kept in a folder of their own."""
 
