@@ -73,7 +73,7 @@ def make_encode(autoencoder: Autoencoder, config: CacheConfig, device: torch.dev
         )
     if config.posterior != "mean" and len(autoencoder.latent_maps):
         raise UserError(
-            f"cache.posterior={config.posterior} keeps what the encoder says before {', '.join(autoencoder.config.chosen_maps)} maps it, "
+            f"cache.posterior={config.posterior} keeps what the encoder says before the latent map {autoencoder.config.latent_map.name} maps it, "
             "and the decoder wants it mapped: write cache.posterior=mean"
         )
     half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")

@@ -207,3 +207,21 @@ def test_an_unreadable_image_is_one_sentence_from_any_loader_process(folder, wor
     if workers:
         stream._shutdown_workers()  # left to the garbage collector, it would wait five seconds for the process
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sub_folders_that_are_splits_are_not_taken_for_classes(folder):
+    for name, renamed in (("ant", "train"), ("zebra", "val")):
+        (folder / name).rename(folder / renamed)
+    with pytest.raises(UserError, match=f"DATA={folder}/train"):
+        folder_images(folder)
+    (folder / "val").rename(folder / "zebra")  # train is also something on rails
+    assert folder_images(folder).class_names == ["train", "zebra"]
+
+
+def test_nested_files_come_folder_by_folder_as_sorted_paths_do(folder):
+    for seed, name in enumerate(["ant/a-b/x.png", "ant/a/y.png", "ant/é.png"]):
+        (folder / name).parent.mkdir(exist_ok=True)
+        noise_image(seed, 20, 20).save(folder / name)
+    images = folder_images(folder)
+    expected = [p for name in ("ant", "zebra") for p in sorted((folder / name).rglob("*.*")) if p.suffix != ".txt"]
+    assert [images.file(i) for i in range(len(images))] == expected

@@ -24,7 +24,7 @@ def test_halving_the_step_divides_the_error_as_the_methods_order_says(method, or
     assert error(method, 200) / error(method, 400) == pytest.approx(2**order, rel=0.1)
 
 
-@given(st.sampled_from(METHODS), st.integers(1, 60), st.booleans())
+@given(st.sampled_from(METHODS), st.integers(1, 400), st.booleans())
 def test_a_solver_takes_exactly_the_steps_asked_for_and_stays_between_the_ends(method, steps, backward):
     times = []
 
@@ -35,7 +35,9 @@ def test_a_solver_takes_exactly_the_steps_asked_for_and_stays_between_the_ends(m
     start, end = (1.0, 0.0) if backward else (0.0, 1.0)
     x = integrate(velocity, torch.zeros((), dtype=torch.float64), steps, method, start, end)
     assert len(times) == steps * EVALUATIONS_PER_STEP[method]
-    assert min(times) >= -1e-12 and max(times) <= 1 + 1e-12 and times[0] == start
+    assert (
+        min(times) >= 0 and max(times) <= 1 and times[0] == start
+    )  # exactly, or guidance would not reach the last one
     assert x.item() == pytest.approx(end - start, abs=1e-12)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
-from flowprior.errors import entry_point
+from flowprior.errors import UserError, entry_point
 from flowprior.training import checkpoint, files
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import tensors_fingerprint
@@ -128,7 +128,16 @@ def several_processes(folder: Path) -> None:
         except NonFiniteLoss as error:
             message = str(error)
         poisoned_hash = state_hash(make_loop(folder / "poisoned", poisoned.config, Workers()))  # of the last checkpoint
+        own_disk, apart = folder / f"disk{workers.rank}", ""
+        if workers.is_main:
+            train(own_disk, small_config(2, accumulation=1))
+        workers.barrier()
+        try:
+            make_loop(own_disk, small_config(accumulation=1), workers)
+        except UserError as error:
+            apart = str(error)
         outcome = {
+            "apart": apart,
             "seen": plain.objective.seen,
             "hash": state_hash(plain),
             "message": message,

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flowprior.data.latent_cache import CacheConfig
+from flowprior.errors import UserError
 from mar import cache_latents, estimate_scale
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 
@@ -25,7 +27,7 @@ def command(tmp_path, monkeypatch, capsys):
             module.main()
         except SystemExit as stop:
             return stop.code, capsys.readouterr().err
-        return 0, capsys.readouterr().out
+        return 0, "".join(capsys.readouterr())
 
     return call
 
@@ -65,3 +67,26 @@ def test_moments_of_a_gaussian_autoencoder_and_ten_crops_are_cached(command, tmp
 def test_moments_of_an_autoencoder_without_a_posterior_are_refused(command, tmp_path):
     code, said = command(cache_latents, f"run_dir={tmp_path}", "data.subset=val", "cache.posterior=moments")
     assert code == 2 and "cache.posterior=mean" in said and not (tmp_path / "latents").exists()
+
+
+def test_moments_of_an_autoencoder_whose_latents_are_mapped_are_refused():
+    vit = ViTConfig(width=12, depth=1, heads=3)
+    sizes = AutoencoderConfig(32, 16, 4, 4, True, vit, vit)
+    sizes.latent_map.name = "soft_codebook"
+    with pytest.raises(UserError, match="soft_codebook.*cache.posterior=mean"):
+        cache_latents.make_encode(Autoencoder(sizes), CacheConfig(posterior="moments"), torch.device("cpu"))
+
+
+def test_a_reference_that_is_not_there_yet_is_said_when_images_are_encoded(command, tmp_path):
+    words = [f"run_dir={tmp_path}", "data.subset=val", f"evaluate.reference={tmp_path}/stats.npz"]
+    code, said = command(cache_latents, *words, "evaluate.metrics=[fid]")
+    assert (
+        code == 0
+        and f"{tmp_path}/stats.npz is not there yet" in said
+        and (tmp_path / "latents" / "manifest.json").is_file()
+    )
+
+
+def test_crops_and_flips_of_training_images_are_refused_where_latents_are_trained_on(command, tmp_path):
+    code, said = command(cache_latents, f"run_dir={tmp_path}", "data.flip=true")
+    assert code == 2 and "cache.flips=true" in said

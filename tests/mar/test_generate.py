@@ -9,6 +9,7 @@ from PIL import Image
 from flowprior.data.latent_scale import LatentNormaliser
 from mar import generate, painter
 from mar.config import build_generator, read_config
+from mar.generate import chosen_classes
 from mar.generator import GeneratorObjective
 from mar.saved import save_generator
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
@@ -195,3 +196,10 @@ def test_mistakes_are_said_in_one_line(command, words, said, monkeypatch, tmp_pa
     code, line = command(*words)
     assert code == 2 and said in line and len(line.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_class_is_called_by_its_folders_name_before_its_number():
+    folders = sorted(str(number) for number in range(12))  # 0, 1, 10, 11, 2, ...
+    about = {"about": {"class_names": folders}}
+    assert [folders[number] for number in chosen_classes(["10", "2", "0"], 12, about)] == ["10", "2", "0"]
+    assert chosen_classes(["10"], 12, {"about": {"class_names": ["cat"] * 12}}) == [10]

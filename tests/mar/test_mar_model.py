@@ -69,8 +69,9 @@ def test_the_defaults_are_mar_b_and_the_digits_preset_is_mar_digits():
 
 def test_a_size_goes_with_its_own_numbers_only():
     assert MARConfig(size="mar_large", head_depth=8).head_depth == 8
-    with pytest.raises(ValueError, match="mar_large has width 1024"):
-        MARConfig(size="mar_large", width=512)
+    for width in (512, 768):  # 768 is MAR-B's
+        with pytest.raises(ValueError, match=f"mar_large has width 1024, not {width}"):
+            MARConfig(size="mar_large", width=width)
     with pytest.raises(ValueError, match="mar_base, mar_efficient, mar_large, mar_huge, mar_digits"):
         MARConfig(size="mar_xxl")
 

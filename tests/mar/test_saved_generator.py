@@ -2,10 +2,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
 from flowprior.training.config import build_config
+from flowprior.training.files import write_tensors
 from mar.config import MARStageConfig, build_generator
 from mar.generator import GeneratorObjective
 from mar.saved import load_generator, save_generator
@@ -86,6 +88,10 @@ DAMAGE = {
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "truncated weights": lambda folder: (folder / "model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()[:-1]
+    ),
+    "other weights": lambda folder: write_tensors(
+        folder / "model.safetensors",
+        {name: value + 1 for name, value in load_file(folder / "model.safetensors").items()},
     ),
     "other format": lambda folder: rewrite(folder, lambda c: c.update(format=9)),
     "other sizes": lambda folder: rewrite(folder, lambda c: c["generator"]["mar"].update(width=18)),

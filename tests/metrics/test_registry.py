@@ -62,7 +62,7 @@ def test_the_configs_are_checked_without_torch_fidelity():
     )
 
 
-@pytest.mark.parametrize("name", ["digits", "folder", "imagenet", "imagenet_qwen", "imagenet_kl"])
+@pytest.mark.parametrize("name", ["digits", "folder", "imagenet", "imagenet_qwen", "imagenet_qwen_pca"])
 def test_every_preset_and_every_member_of_a_family_is_read(name):
     config = config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", name], families=True)
     assert config.run_dir == f"runs/{name}"

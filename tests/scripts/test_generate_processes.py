@@ -81,6 +81,8 @@ def test_two_processes_measure_a_few_images_in_the_course_of_training(pipeline, 
     rows = map(json.loads, (tmp_path / "mar" / "log.jsonl").read_text().splitlines())
     figures = {row["step"]: row["fid_of_200"] for row in rows if "fid_of_200" in row}
     assert list(figures) == [6, 12] and all(value > 0 for value in figures.values())
+    made_from = json.loads((tmp_path / "mar" / "reference.json").read_text())  # a resumed run reads the moments
+    assert made_from["count"] == 1797 and (tmp_path / "mar" / "reference.npz").is_file()
 
 
 def test_a_run_does_not_go_on_with_another_scale(pipeline, scripts, tmp_path):

@@ -2,9 +2,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributions import Normal
 
 from flowprior.errors import UserError
+from flowprior.training.files import write_tensors
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig, build_vit
 
 PLAIN = ViTConfig(width=24, depth=2, heads=3)
@@ -103,6 +105,10 @@ DAMAGE = {
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "truncated weights": lambda folder: (folder / "model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()[:-9]
+    ),
+    "other weights": lambda folder: write_tensors(
+        folder / "model.safetensors",
+        {name: value + 1 for name, value in load_file(folder / "model.safetensors").items()},
     ),
     "no JSON": lambda folder: (folder / "config.json").write_text("{"),
     "other format": lambda folder: (folder / "config.json").write_text('{"format": 99}'),

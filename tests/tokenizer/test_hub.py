@@ -1,5 +1,6 @@
-"""A trained autoencoder on the Hugging Face hub, as far as it goes without a network."""
+"""A trained autoencoder on the Hugging Face hub, and a flow prior, as far as it goes without a network."""
 
+import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from flowprior.errors import UserError
+from networks import random_prior
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.vit import ViTConfig
 
@@ -40,30 +42,67 @@ def test_a_name_that_is_nowhere_is_one_sentence(tmp_path):
     assert "HF_HOME" in str(caught.value) and "\n" not in str(caught.value)
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """A hub that knows nobody, and remembers what it was asked."""
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload talks to; it remembers the files of the commit."""
 
+    files: dict[str, bytes] = {}
     asked: list[tuple[str, dict]] = []
+    refuses = False
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.asked.append((self.path, json.loads(body or b"{}")))
-        self.send_response(401)
-        self.send_header("Content-Length", "0")
+        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        self.asked.append((self.path, lines[0] if lines else {}))
+        answer = {"url": "http://127.0.0.1/user/tokenizer"}
+        if "/preupload/" in self.path:
+            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]]
+            answer = {"files": modes}
+        elif "/commit/" in self.path:
+            values = [line["value"] for line in lines if line["key"] == "file"]
+            self.files.update({value["path"]: base64.b64decode(value["content"]) for value in values})
+            answer = {
+                "commitUrl": "http://127.0.0.1/user/tokenizer/commit/0",
+                "commitOid": "0" * 40,
+                "pullRequestUrl": None,
+            }
+        data = json.dumps(answer).encode()
+        self.send_response(401 if self.refuses else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *_):
         pass
 
 
-def test_a_hub_that_refuses_an_upload_is_one_sentence(autoencoder, monkeypatch):
-    server = HTTPServer(("127.0.0.1", 0), Refusing)
+@pytest.fixture
+def hub(monkeypatch):
+    """A class of hub that answers in place of the real one; a fresh one for every test."""
+    handler = type("FreshHub", (Hub,), {"files": {}, "asked": []})
+    server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    for place in ("huggingface_hub.constants.ENDPOINT", "huggingface_hub.hf_api.constants.ENDPOINT"):
+        monkeypatch.setattr(place, f"http://127.0.0.1:{server.server_port}")
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_refuses_an_upload_is_one_sentence(autoencoder, hub):
+    hub.refuses = True
     with pytest.raises(UserError, match="cannot upload to user/tokenizer") as caught:
         autoencoder.push_to_hub("user/tokenizer", private=True, token="hf_none")
-    server.shutdown()
     assert "\n" not in str(caught.value)
-    [(path, body)] = Refusing.asked
+    [(path, body)] = hub.asked
     assert path == "/api/repos/create" and body["name"] == "tokenizer"
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "prior"])
+def test_what_is_uploaded_is_the_folder_from_which_the_model_is_read_again(model, autoencoder, hub, tmp_path):
+    sent = autoencoder if model == "autoencoder" else random_prior(4)
+    assert sent.push_to_hub("user/model", token="hf_none").endswith("/user/model")
+    assert set(hub.files) == {"model.safetensors", "config.json"}
+    for name, data in hub.files.items():
+        (tmp_path / name).write_bytes(data)
+    assert type(sent).from_pretrained(tmp_path).fingerprint == sent.fingerprint

@@ -140,3 +140,22 @@ def test_the_correlation_of_alignment_and_distance_is_over_the_whole_run_and_sur
             assert "alignment_knn_correlation" not in figures
         else:
             assert figures["alignment_knn_correlation"] == pytest.approx(np.corrcoef(np.array(rows).T)[0, 1])
+
+
+def test_the_alignment_loss_is_that_of_the_tokens_whose_distances_are_measured(tmp_path):
+    """And of no more of them, whatever the number of images."""
+    vit = ViTConfig(width=12, depth=1, heads=3)
+    autoencoder = Autoencoder(AutoencoderConfig(32, 8, 4, 3, encoder=vit, decoder=vit)).eval()
+    images, prior = open_images(ImageConfig()), random_prior(3)
+    config = MonitorConfig(images=12, latents=16)
+    monitor = Monitor(
+        config, RunFolder(tmp_path, "ae"), images, prior, tmp_path / "none.safetensors", context(), Workers()
+    )
+    figures = monitor(autoencoder, 1)
+    with torch.no_grad():
+        batch = torch.cat([images.batch(keys)["image"] for keys in monitor.keys])
+        tokens = autoencoder.encode(to_model(batch)).flatten(0, 1)
+    rows = torch.randperm(48, generator=torch.Generator().manual_seed(0))[:16]
+    generator = torch.Generator().manual_seed(0)
+    expected = prior.alignment_loss(tokens[rows], group_size=8, generator=generator).item()
+    assert figures["alignment"] == pytest.approx(expected, rel=1e-6) and "knn_log_distance" not in figures

@@ -254,6 +254,11 @@ def test_a_run_of_two_processes_goes_on_in_one_with_two_micro_batches(two_proces
     torch.testing.assert_close(losses(tmp_path), whole, rtol=1e-5, atol=0)  # with dropout
 
 
+def test_processes_that_find_different_checkpoints_do_not_go_on(two_processes):
+    _, ranks = two_processes
+    assert all("steps (0 to 2)" in rank["apart"] and "disk that all nodes share" in rank["apart"] for rank in ranks)
+
+
 def test_a_checkpoint_of_two_processes_is_taken_up_by_one(two_processes, tmp_path):
     folder, _ = two_processes
     steps = folder / "dropout" / "checkpoints"
