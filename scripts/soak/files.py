@@ -10,16 +10,17 @@ import pickle
 import random
 import resource
 import signal
+import struct
 import subprocess
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from flowprior.errors import UserError
 from soak.processes import Process
@@ -152,10 +153,11 @@ def no_code(soak: Soak) -> Iterator[Trial]:
     for file in files:
         if file.relative_to(ROOT).parts[0] in ("flowprior", "tokenizer", "mar", "toy_examples", "fid_stats"):
             yield str(file.relative_to(ROOT)), "; ".join(code_from_files(file.read_text())) or None
-    names = list(formats(soak, _folder(soak, "hostile_names")))
+    names, sprung = list(formats(soak, _folder(soak, "hostile_names"))), soak.folder / "sprung"
+    contents = hostile(sprung)
     for name in names:
         result = soak.folder / "hostile.json"
-        process = Process(lambda: _attack(soak, name, result), soak.folder / "output" / "hostile")  # noqa: B023
+        process = Process(lambda: _attack(soak, name, contents, sprung, result), soak.folder / "output" / "hostile")  # noqa: B023
         process.wait(300)
         told = json.loads(result.read_text()) if result.is_file() else {"all": "nothing was tried"}
         if process.code != 0:
@@ -199,7 +201,7 @@ class Trap:
 
 def hostile(sprung: Path) -> dict[str, bytes]:
     """Contents that run code, or take memory, where they are read carelessly."""
-    saved, archive, bomb, objects, image = (io.BytesIO() for _ in range(5))
+    saved, archive, bomb, objects = (io.BytesIO() for _ in range(4))
     torch.save({"features": Trap(sprung)}, saved)
     np.savez(archive, mu=np.array([Trap(sprung)], dtype=object), features=np.array([Trap(sprung)], dtype=object))
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
@@ -211,7 +213,6 @@ def hostile(sprung: Path) -> dict[str, bytes]:
                 for _ in range(1 << 7):
                     member.write(bytes(1 << 20))
     np.save(objects, np.array([Trap(sprung)], dtype=object))
-    Image.new("1", (30_000, 30_000)).save(image, "PNG")
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]" for n in range(12)]
     return {
@@ -220,7 +221,7 @@ def hostile(sprung: Path) -> dict[str, bytes]:
         "an .npz of objects": archive.getvalue(),
         "an .npz that unpacks to 640 MB": bomb.getvalue(),
         "an .npy of objects": objects.getvalue(),
-        "a picture of 900 megapixels": image.getvalue(),
+        "a picture of 900 megapixels": large_picture(30_000),
         "PostScript": f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n({sprung}) (w) file closefile\n".encode(),
         "YAML that runs": f"!!python/object/apply:os.mkdir ['{sprung}']\n".encode(),
         "YAML that unfolds": "\n".join(lines).encode(),
@@ -229,15 +230,25 @@ def hostile(sprung: Path) -> dict[str, bytes]:
     }
 
 
-def _attack(soak: Soak, name: str, result: Path) -> None:
+def large_picture(side: int) -> bytes:
+    """A black PNG of ``side`` x ``side`` pixels, a bit each."""
+    rows = zlib.compress(bytes(side * (1 + side // 8)))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    packed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def _attack(soak: Soak, name: str, contents: dict[str, bytes], sprung: Path, result: Path) -> None:
     warnings.simplefilter("ignore")
     soak.count += 2_000_000
     folder = _folder(soak, f"hostile_{name}")
     chosen: Format = formats(soak, folder)[name]
-    sprung, told = folder / "sprung", {}
+    told: dict[str, str | None] = {}
     _limit_memory()
     kept = {file: file.read_bytes() for file in chosen.file.parent.rglob("*") if file.is_file()}
-    for label, content in hostile(sprung).items():
+    for label, content in contents.items():
         start = time.monotonic()
         chosen.file.write_bytes(content)
         if chosen.sign is not None:

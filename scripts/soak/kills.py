@@ -19,11 +19,12 @@ LONGEST_WAIT_SECONDS = 60  # that peers of a lost rank may take to end
 def kill_and_resume(soak: Soak) -> Iterator[Trial]:
     """Kill at random instants, a third of them inside a slowed save, and run the same command until it ends."""
     for name in STAGES:
-        kills = 0
+        kills = attempts = 0
         while kills < soak.few(50, 3):
             run, labels = soak.fresh(name), []
             for _ in range(soak.random.randint(1, 3)):
-                label = _kill(soak, name, run, inside_save=(kills + len(labels)) % 3 == 2)
+                attempts += 1
+                label = _kill(soak, name, run, inside_save=attempts % 3 == 2)
                 if label is None:  # it was through before
                     break
                 labels.append(label)
@@ -37,11 +38,11 @@ def _kill(soak: Soak, name: str, run: Path, inside_save: bool) -> str | None:
     """Start and kill; what was done, or None where the command ended before."""
     if inside_save:
         process = soak.start(name, run, instrument=slow_saves(0.01))
-        for _ in range(soak.random.randint(1, 4)):
+        for _ in range(soak.random.randint(0, 0 if name == "evaluate" else 4)):
             until(lambda: bool(_being_written(run)), process)
             until(lambda: not _being_written(run), process)
         until(lambda: bool(_being_written(run)), process)
-        delay = soak.random.uniform(0, 0.06)
+        delay = soak.random.uniform(0, 0.02 if name == "evaluate" else 0.06)
     else:
         process = soak.start(name, run)
         delay = soak.random.uniform(0.05, 1) * soak.reference(name).seconds

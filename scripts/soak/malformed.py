@@ -79,7 +79,7 @@ def command_lines() -> list[Case]:
             "target.source=nowhere": "nowhere", "times.distribution=normal": "distribution", "width=-3": "width",
             "bogus": "bogus", "--bogus": "bogus", "=3": "=3", "train=3": "train", "train.steps=[": "train.steps",
             "optim.lr.x=3": "optim.lr", "--preset": "preset", "--preset=none_such": "none_such", "--preset=none.yaml": "none.yaml",
-            "channels=99": "channels", "target.file.key=other": "other", "train.seed=x": "train.seed", "optim.warmup_steps=-1": "warmup",
+            "target.file.key=other": "other", "train.seed=x": "train.seed", "optim.warmup_steps=-1": "warmup",
         },
         "ae": {
             "data.size=24": "24", "data.size=4": "8 pixels", "model.patch_size=7": "7", "model.tokens=0": "tokens",
