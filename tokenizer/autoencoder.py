@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from flowprior.errors import UserError
 from flowprior.training.config import build_config, option
 from flowprior.training.files import (
-    load_weights,
+    build_saved,
     read_json,
     read_tensors,
     tensors_fingerprint,
@@ -228,10 +228,9 @@ class Autoencoder(nn.Module):
         config = read_json(folder / "config.json", "autoencoder")
         if config.get("format") != FORMAT_VERSION or not isinstance(config.get("about"), dict):
             raise UserError(f"{folder / 'config.json'} is not an autoencoder of format {FORMAT_VERSION}")
-        model = cls(build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config.get("about"))
-        load_weights(
-            model, read_tensors(folder / "model.safetensors", "autoencoder's weights"), f"the autoencoder in {folder}"
-        )
+        sizes, about = build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config["about"]
+        tensors = read_tensors(folder / "model.safetensors", "autoencoder's weights")
+        model = build_saved(lambda: cls(sizes, about), config["sizes"], tensors, f"the autoencoder in {folder}")
         return model.eval()
 
     @classmethod

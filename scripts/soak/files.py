@@ -38,9 +38,10 @@ class Hang(BaseException):
 
 def mutations(soak: Soak) -> Iterator[Trial]:
     """Mutate every format; half of those that checksums vouch for have these recomputed."""
-    names = list(formats(soak, _folder(soak, "names")))
-    for number, name in enumerate(names):
-        many, seed = soak.few(10_000, 40), soak.seed * 1000 + number
+    files = {name: kind_of(found.file) for name, found in formats(soak, _folder(soak, "names")).items()}
+    for number, (name, kind) in enumerate(files.items()):
+        many = -(-soak.few(10_000, 60) // list(files.values()).count(kind))
+        seed = soak.seed * 1000 + number
         result = soak.folder / "mutated.json"
         process = Process(lambda: _mutate(soak, name, many, seed, result), soak.folder / "output" / "mutations")  # noqa: B023
         process.wait(1200)
@@ -52,6 +53,11 @@ def mutations(soak: Soak) -> Iterator[Trial]:
             yield f"{name}, mutation {trial} of seed {seed}", problems.pop(str(trial), None)
         for problem in problems.values():
             yield f"{name}, seed {seed}", problem
+
+
+def kind_of(file: Path) -> str:
+    """The format: several files of the project may be of one."""
+    return {".pth": ".pt", ".lock": ".json", ".yml": ".yaml"}.get(file.suffix or file.name, file.suffix)
 
 
 def _folder(soak: Soak, name: str) -> Path:
