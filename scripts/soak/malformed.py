@@ -24,6 +24,7 @@ class Case(NamedTuple):
     damage: Damage
     words: list[str]
     named: str
+    begun: bool = False  # whether the stage's own folder holds a run
 
 
 def malformed(soak: Soak) -> Iterator[Trial]:
@@ -38,7 +39,7 @@ def malformed(soak: Soak) -> Iterator[Trial]:
         *features(soak),
     ]
     for number, case in enumerate(cases if not soak.quick else cases[:: len(cases) // 12]):
-        run = soak.fresh(case.command if case.command != "ae_evaluate" else "ae", *_begun(case))
+        run = soak.fresh(case.command, *([case.command] if case.begun else []))
         case.damage(run)
         before = snapshot(run)
         process = soak.start(case.command, run, *(word.replace("{run}", str(run)) for word in case.words))
@@ -48,19 +49,6 @@ def malformed(soak: Soak) -> Iterator[Trial]:
             problem = f"the run folder changed: {sorted(changed)[:4]}"
         yield f"case {number}, {case.command} {' '.join(case.words)[:80]}: {case.named}", problem
         shutil.rmtree(run)
-
-
-def _begun(case: Case) -> list[str]:
-    """The stage's own folder, for what is damaged in it."""
-    marks = {"flowhead": "flowhead", "ae": "ae", "mar": "mar", "cache": "latents"}
-    own = marks.get(case.command)
-    return [own] if own and getattr(case.damage, "in_own_folder", False) else []
-
-
-def in_own_folder(damage: Damage) -> Damage:
-    """The damage is done to the stage's own folder, in which a finished run lies."""
-    damage.in_own_folder = True
-    return damage
 
 
 def nothing(run: Path) -> None:
@@ -143,24 +131,27 @@ def _change(file: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def _in_checkpoint(name: str, file: str, damage: Callable[[Path], object]) -> Damage:
+    """Damage to a file of the newest checkpoint of a run that is not complete."""
+    return lambda run: damage(_last(run, name) / file)
+
+
+def _in_stage(name: str, file: str, damage: Callable[[Path], object]) -> Damage:
+    """Damage to a file of the stage's own."""
+    return lambda run: damage(stage_folder(name, run) / file)
+
+
 def checkpoints() -> list[Case]:
     """The newest checkpoint of an unfinished run, damaged."""
-    cases = []
+    cases, manifest = [], "manifest.json"
     for name in ("flowhead", "ae", "mar"):
         for file in ("model.safetensors", "optimizer.pt", "ema.safetensors", "skipped.safetensors"):
-            cut = in_own_folder(lambda run, n=name, f=file: _cut(_last(run, n) / f))
-            cases.append(Case(name, cut, [], f"step_00000040/{file}"))
-        gone = in_own_folder(lambda run, n=name: (_last(run, n) / "model.safetensors").unlink())
-        cases.append(Case(name, gone, [], "step_00000040/model.safetensors"))
-        changes: dict[str, dict[str, object]] = {
-            "format": {"format": 99},
-            "step": {"step": 7},
-            "files": {"files": []},
-            "none": {"files": {}},
-        }
-        for values in changes.values():
-            change = in_own_folder(lambda run, n=name, v=values: _change(_last(run, n) / "manifest.json", **v))
-            cases.append(Case(name, change, [], "step_00000040"))
+            cases.append(Case(name, _in_checkpoint(name, file, _cut), [], f"step_00000040/{file}", True))
+        gone = _in_checkpoint(name, "model.safetensors", Path.unlink)
+        cases.append(Case(name, gone, [], "step_00000040/model.safetensors", True))
+        for values in ({"format": 99}, {"step": 7}, {"files": []}, {"files": {}}):
+            change = _in_checkpoint(name, manifest, lambda file, values=values: _change(file, **values))
+            cases.append(Case(name, change, [], "step_00000040", True))
     return cases
 
 
@@ -168,16 +159,12 @@ def run_folders() -> list[Case]:
     """A run's own files, damaged or missing, and options that differ from those it began with."""
     cases = []
     for name, word in (("flowhead", "width=32"), ("ae", "optim.lr=0.5"), ("mar", "train.seed=3")):
-        cases.append(Case(name, in_own_folder(lambda run: None), [word], word.split("=")[0]))
+        cases.append(Case(name, nothing, [word], word.split("=")[0], True))
         for file in ("config.yaml", "inputs.json"):
-            gone = in_own_folder(lambda run, n=name, f=file: (stage_folder(n, run) / f).unlink())
-            cases.append(Case(name, gone, [], file))
-            cut = in_own_folder(lambda run, n=name, f=file: (stage_folder(n, run) / f).write_bytes(b"{ a: ["))
-            cases.append(Case(name, cut, [], file))
-        log = in_own_folder(
-            lambda run, n=name: (_last(run, n), (stage_folder(n, run) / "log.jsonl").write_text("{\n{}\n"))
-        )
-        cases.append(Case(name, log, [], "log.jsonl"))
+            cases.append(Case(name, _in_stage(name, file, Path.unlink), [], file, True))
+            cases.append(Case(name, _in_stage(name, file, lambda f: f.write_bytes(b"{ a: [")), [], file, True))
+        log = _in_checkpoint(name, "../../log.jsonl", lambda file: file.write_text("{\n{}\n"))
+        cases.append(Case(name, log, [], "log.jsonl", True))
     return cases
 
 

@@ -132,10 +132,9 @@ def _cached(soak: Soak, images: Path, count: int, world: int) -> str | None:
 
 
 def _once(soak: Soak, key: tuple, make: Callable[[], Any]) -> Any:
-    kept = soak.__dict__.setdefault("kept", {})
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]
+    if key not in soak.kept:
+        soak.kept[key] = make()
+    return soak.kept[key]
 
 
 def samples(run: Path, count: int) -> Path:

@@ -96,6 +96,7 @@ class Soak:
     quick: bool
     seed: int
     references: dict[tuple[str, int, tuple[str, ...]], Reference] = field(default_factory=dict)
+    kept: dict[tuple, Any] = field(default_factory=dict)  # what several trials compare with
     count: int = 0
 
     def __post_init__(self) -> None:
