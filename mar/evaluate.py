@@ -97,6 +97,10 @@ def open_reference(
     file = Path(config.evaluate.reference)
     if not file.is_file() or not archive_has_images(file):
         statistics = Statistics.load(file)
+        if statistics.extractor not in (None, extractor.name):
+            raise UserError(
+                f"the statistics {file} are of features by '{statistics.extractor}': write evaluate.extractor={statistics.extractor}"
+            )
         return statistics, {"statistics": file.name, "count": statistics.count, "sha256": file_sha256(file)}
     known = {}
     if {"mu.npy", "sigma.npy"} <= set(archive_members(file)):

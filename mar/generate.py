@@ -129,12 +129,13 @@ def generate_set(config: MARStageConfig, painter: Painter, cfg: float, made_by: 
     note = file.with_suffix(".json")
     kept = read_json(note, "sampling protocol").get("protocol") if file.is_file() and note.is_file() else None
     workers.barrier()  # nobody writes before everybody has looked
+    folder, labels = file.with_name(f".{file.stem}.parts"), torch.arange(classes)
     if same_protocol(kept, made_by, config):
         if workers.is_main:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
             print(f"samples, cfg {cfg:g}: complete ({file})")
         return
     start = time.perf_counter()
-    folder, labels = file.with_name(f".{file.stem}.parts"), torch.arange(classes)
     parts = draw_parts(
         folder,
         made_by,

@@ -12,7 +12,7 @@ from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
 from flowprior.training.config import build_config
 from flowprior.training.files import (
-    load_weights,
+    build_saved,
     read_json,
     read_tensors,
     tensors_fingerprint,
@@ -81,11 +81,12 @@ def load_generator(
     trained = build_config(GeneratorConfig, saved.get("generator"), str(folder))
     section = getattr(trained, trained.name)
     section.sampler = getattr(config.model, trained.name).sampler
-    model = build_generator(trained, **shape)
-    bundle = GeneratorObjective(model, LatentNormaliser(shape["channels"]))
-    load_weights(
-        bundle, read_tensors(folder / "model.safetensors", "generator's weights"), f"the generator in {folder}"
-    )
+
+    def make() -> GeneratorObjective:
+        return GeneratorObjective(build_generator(trained, **shape), LatentNormaliser(shape["channels"]))
+
+    tensors = read_tensors(folder / "model.safetensors", "generator's weights")
+    bundle = build_saved(make, [saved["generator"], shape], tensors, f"the generator in {folder}")
     if tensors_fingerprint(bundle.state_dict()) != saved.get("fingerprint"):
         raise UserError(
             f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"

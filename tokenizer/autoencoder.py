@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from flowprior.errors import UserError
 from flowprior.training.config import build_config, option
 from flowprior.training.files import (
-    load_weights,
+    build_saved,
     read_json,
     read_tensors,
     tensors_fingerprint,
@@ -226,10 +226,9 @@ class Autoencoder(nn.Module):
         config = read_json(folder / "config.json", "autoencoder")
         if config.get("format") != FORMAT_VERSION or not isinstance(config.get("about"), dict):
             raise UserError(f"{folder / 'config.json'} is not an autoencoder of format {FORMAT_VERSION}")
-        model = cls(build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config.get("about"))
-        load_weights(
-            model, read_tensors(folder / "model.safetensors", "autoencoder's weights"), f"the autoencoder in {folder}"
-        )
+        sizes, about = build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config["about"]
+        tensors = read_tensors(folder / "model.safetensors", "autoencoder's weights")
+        model = build_saved(lambda: cls(sizes, about), config["sizes"], tensors, f"the autoencoder in {folder}")
         if model.fingerprint != config.get("fingerprint"):
             raise UserError(
                 f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"

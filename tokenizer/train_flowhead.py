@@ -84,11 +84,15 @@ def main() -> None:
             print(f"note: the target {config.target.source} takes no images: DATA is not read", file=sys.stderr)
         target = load_target(config.target, context)
         check_batch(config, workers)
-        folder.open(config, workers, {"target": target.fingerprint()})
+        inputs = {"target": target.fingerprint()}
         if folder.is_complete():
+            folder.open(config, workers, inputs)
             folder.say_complete()
-        else:
-            train(config, folder, workers, target, stopwatch)
+            return
+        split = split_rows(len(target.features), config.held_out, config.train.seed, target.rows_per_sample)
+        target_map = make_target_map(config, target, split)  # before anything is written, since it refuses some targets
+        folder.open(config, workers, inputs)
+        train(config, folder, workers, target, split, target_map, stopwatch)
 
 
 def check_batch(config: FlowHeadConfig, workers: Workers) -> None:
@@ -101,11 +105,15 @@ def check_batch(config: FlowHeadConfig, workers: Workers) -> None:
 
 
 def train(
-    config: FlowHeadConfig, folder: RunFolder, workers: Workers, target: TargetFeatures, stopwatch: Stopwatch
+    config: FlowHeadConfig,
+    folder: RunFolder,
+    workers: Workers,
+    target: TargetFeatures,
+    split: RowSplit,
+    target_map: TargetMap,
+    stopwatch: Stopwatch,
 ) -> None:
     """Train, save the frozen prior, and mark the stage complete."""
-    split = split_rows(len(target.features), config.held_out, config.train.seed, target.rows_per_sample)
-    target_map = make_target_map(config, target, split)
     normalisation = describe_normalisation(config, target, target_map)
     if workers.is_main:
         say_normalisation(target, split, normalisation)

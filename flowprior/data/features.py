@@ -46,6 +46,8 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
         raise
     except Exception as error:  # of a damaged file: the parsers raise a dozen kinds, down to tokenize.TokenError
         raise UserError(f"the feature file {path} cannot be read ({' '.join(str(error).split())[:160]})") from error
+    if key and isinstance(table, Tensor) and path.suffix in (".npy", ".pt", ".pth"):
+        raise UserError(f"{path} holds one array without a name, and so none called '{key}': leave the key out")
     if isinstance(table, dict):
         table = _tensors_within(table)
         table = table[_choose(path, list(table), key)]

@@ -126,7 +126,7 @@ def write_latent_cache(
         UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has not the room.
     """
     shards = math.ceil(len(images) / config.shard_images)
-    mark = {"origin": str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))}
+    mark = str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))
     files = [folder / f"latents-{shard:05d}.safetensors" for shard in range(shards)]
     missing = [s for s in range(workers.rank, shards, workers.count) if not _is_shard(files[s], mark)]
     ranges = {shard: _shard_batches(shard, config, images) for shard in missing}
@@ -156,7 +156,7 @@ def write_latent_cache(
             require_room(
                 folder, shard_bytes * (1 if place else len(missing)), f"the latent cache of {len(images)} images"
             )
-            write_tensors(files[shard], tensors, mark | {"fingerprint": tensors_fingerprint(tensors)})
+            write_tensors(files[shard], tensors, _metadata(mark, tensors))
     workers.barrier()
     if workers.is_main:
         with safe_open(files[0], "pt") as first:
@@ -206,14 +206,19 @@ def _rows(shard: int, config: CacheConfig, images: ImageSource) -> int:
     return min(config.shard_images, len(images) - shard * config.shard_images)
 
 
-def _is_shard(file: Path, mark: dict[str, str]) -> bool:
+def _metadata(mark: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Of a shard: one entry, since safetensors writes several in an order of its own, and shards are compared by their bytes."""
+    return {"origin": f"{mark} {tensors_fingerprint(tensors)}"}
+
+
+def _is_shard(file: Path, mark: str) -> bool:
     """Whether ``file`` is a whole and unchanged shard of this very cache."""
     if not file.is_file():
         return False
     try:
         with safe_open(file, "pt") as shard:
             kept = shard.metadata() or {}
-        return kept == mark | {"fingerprint": tensors_fingerprint(read_tensors(file, "shard"))}
+        return kept == _metadata(mark, read_tensors(file, "shard"))
     except (SafetensorError, OSError, UserError):
         return False
 

@@ -23,7 +23,7 @@ from flowprior.flow.time_grid import KeptModulations, TimeGrid
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import (
-    load_weights,
+    build_saved,
     read_json,
     read_tensors,
     tensors_fingerprint,
@@ -269,17 +269,19 @@ class FlowPrior(nn.Module):
                 raise UserError(
                     f"the flow prior in {folder} has format {config['format']}; this version reads {FORMAT_VERSION}"
                 )
-            velocity = VelocityMLP(**config["velocity"])
-            features = config["feature_channels"]
-            target_map = TargetMap(torch.zeros(features), torch.ones(()), torch.zeros(features, config["channels"]))
-            prior = cls(velocity, target_map, config["target"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            sizes, shape = dict(config["velocity"]), (config["feature_channels"], config["channels"])
+            target = dict(config["target"])
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{folder / 'config.json'} is not a flow prior's config ({json.dumps(str(error))})"
             ) from error
-        load_weights(
-            prior, read_tensors(folder / "model.safetensors", "flow prior's weights"), f"the flow prior in {folder}"
-        )
+
+        def make() -> FlowPrior:
+            target_map = TargetMap(torch.zeros(shape[0]), torch.ones(()), torch.zeros(shape))
+            return cls(VelocityMLP(**sizes), target_map, target)
+
+        tensors = read_tensors(folder / "model.safetensors", "flow prior's weights")
+        prior = build_saved(make, [sizes, {"channels": shape}], tensors, f"the flow prior in {folder}")
         if prior.fingerprint != config.get("fingerprint"):
             raise UserError(
                 f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"

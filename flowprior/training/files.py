@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from flowprior.errors import UserError
 
 LARGEST_JSON_BYTES = 64 << 20
+LARGEST_SIZE = 1 << 24  # of one dimension of a network
 SPARE_BYTES = 1 << 20  # for names, folders and what else a file system keeps beside the data
 
 
@@ -103,6 +105,48 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise UserError(f"{what} does not fit its own config: {' '.join(str(error).split())[:300]}") from error
+
+
+def build_saved(
+    make: Callable[[], torch.nn.Module], sizes: Any, tensors: dict[str, torch.Tensor], what: str
+) -> torch.nn.Module:
+    """The module that ``make`` builds, with ``tensors`` in it; :class:`UserError` that names ``what`` where they do not fit.
+
+    It is built on the meta device first, so that sizes which are not the tensors' take no memory.
+
+    Args:
+        make: builds the module from its saved config.
+        sizes: that config, nested plain values.
+        tensors: its weights and buffers, as :func:`read_tensors` reads them.
+        what: it is, and where.
+    """
+    try:
+        for name, value in _numbers(sizes):
+            if value > (len(tensors) if "depth" in name else LARGEST_SIZE):
+                raise ValueError(f"{name} {value}")
+        with torch.device("meta"):
+            wanted = {name: tuple(value.shape) for name, value in make().state_dict().items()}
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network says to sizes that are none
+        raise UserError(f"{what} has a damaged config ({' '.join(str(error).split())[:160]})") from error
+    there = {name: tuple(value.shape) for name, value in tensors.items()}
+    if differing := sorted(name for name in wanted | there if wanted.get(name) != there.get(name)):
+        raise UserError(f"{what} does not fit its own config: {', '.join(differing[:4])}")
+    module = make()
+    load_weights(module, tensors, what)
+    return module
+
+
+def _numbers(sizes: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(sizes, dict):
+        for key, value in sizes.items():
+            yield from _numbers(value, str(key))
+    elif isinstance(sizes, list | tuple):
+        for value in sizes:
+            yield from _numbers(value, name)
+    elif isinstance(sizes, int | float):
+        yield name, sizes
 
 
 def file_sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -134,21 +135,33 @@ def sole_writer(folder: Path, workers: Workers, may_be_read_only: bool = False) 
         UserError: in every process, when another run writes there, or the folder cannot be written.
     """
     lock, problem = FolderLock(folder), None
-    if workers.is_main:
-        try:
-            lock.acquire()
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            if not (may_be_read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM)):
-                problem = f"cannot write into {folder}: {error.strerror}"
-    if problem := workers.share(problem):
-        raise UserError(problem)
+    try:
+        if workers.is_main:
+            try:
+                with _signals_wait():
+                    lock.acquire()
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                if not (may_be_read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM)):
+                    problem = f"cannot write into {folder}: {error.strerror}"
+        if problem := workers.share(problem):
+            raise UserError(problem)
+        yield
+    finally:
+        with _signals_wait():
+            if lock.descriptor >= 0:
+                lock.release()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C wait, so that no lock is left half made or half removed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         yield
     finally:
-        if lock.descriptor >= 0:
-            lock.release()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def sweep(folder: Path) -> None:
@@ -181,7 +194,7 @@ def _is(file: Path, inode: tuple[int, int]) -> bool:
 def _read(descriptor: int) -> dict[str, Any]:
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:  # nothing yet, or half of it
+    except (ValueError, RecursionError):  # nothing yet, half of it, or nobody's
         return {}
     return owner if isinstance(owner, dict) else {}
 

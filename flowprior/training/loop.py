@@ -21,6 +21,7 @@ from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.ema import EMA
+from flowprior.training.non_finite import SkippedSteps, what_is_not_finite
 from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 from flowprior.training.randomness import StepRandom
 from flowprior.training.reporting import RunLog
@@ -73,19 +74,6 @@ class Objective(Protocol):
     def __call__(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]: ...
 
 
-class SkippedSteps:
-    """How many steps were skipped since their loss or gradient was not finite; a part of the checkpoint."""
-
-    def __init__(self) -> None:
-        self.total, self.in_a_row = 0, 0
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"total": torch.tensor(self.total), "in_a_row": torch.tensor(self.in_a_row)}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.total, self.in_a_row = int(state["total"]), int(state["in_a_row"])
-
-
 class TrainingLoop:
     """Trains ``objective`` and keeps an average of ``model``, the part of it that is handed on.
 
@@ -125,7 +113,7 @@ class TrainingLoop:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
             forward = DistributedDataParallel(forward, device_ids=devices, broadcast_buffers=False)
         self.objective, self.forward = objective, forward
-        self.skipped = SkippedSteps()
+        self.skipped = SkippedSteps(config.non_finite_steps)
         objects: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, "skipped": self.skipped}
         objects |= saved or {}
         if self.ema is not None:
@@ -240,7 +228,7 @@ class TrainingLoop:
             ~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None
         )
         if bad_somewhere:
-            return self._skip(self._what_is_not_finite({**sums, **whole}))
+            return self._skip(what_is_not_finite({**sums, **whole}, self.objective, self.workers))
         terms = {**sums, **whole, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
         if beside is not None:
             try:
@@ -278,30 +266,10 @@ class TrainingLoop:
                     samples.setdefault(name, []).append(value.detach())
         return sums, {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in samples.items()}
 
-    def _what_is_not_finite(self, terms: dict[str, Tensor]) -> str:
-        """Terms and gradients, with the processes that met them; every process calls this."""
-        own = [name for name, value in terms.items() if "/" not in name and not torch.isfinite(value).all()]
-        own = own or [
-            f"gradient of {name}"
-            for name, parameter in self.objective.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
-        found = [(rank, names[:4]) for rank, names in enumerate(self.workers.gather(own)) if names]
-        with_terms = [(rank, names) for rank, names in found if not names[0].startswith("gradient of ")]
-        # Gradients are sums over all processes: of those that are not finite, the terms tell whose they are.
-        told = "; ".join(f"process {rank}: {', '.join(names)}" for rank, names in with_terms or found)
-        return told or "the gradient's norm is too large for a number"
-
     def _skip(self, problem: str) -> dict[str, Tensor]:
-        """Leave everything as it was before this step, and end the run after too many of its kind."""
+        """Leave everything as it was before this step."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.skipped.total += 1
-        self.skipped.in_a_row += 1
-        message, most = f"step {self.step} is not finite ({problem})", self.config.non_finite_steps
-        if self.skipped.in_a_row >= most:
-            raise NonFiniteLoss(message if most == 1 else f"{message}, nor were the {most - 1} before it")
-        if self.workers.is_main:
-            print(f"note: {message}: skipped", file=sys.stderr, flush=True)
+        self.skipped.add(self.step, problem, tell=self.workers.is_main)
         return {}
 
     @torch.no_grad()

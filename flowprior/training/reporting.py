@@ -51,11 +51,14 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     """The rows of a ``log.jsonl``; a last line that a killed process left unfinished is passed over."""
     if not file.is_file():
         return []
-    rows, lines = [], file.read_text().splitlines()
+    rows, lines = [], file.read_bytes().splitlines()
     for number, line in enumerate(lines):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("no row of a step")
+            rows.append(row)
+        except (ValueError, RecursionError) as error:
             if number + 1 < len(lines):
                 raise UserError(f"line {number + 1} of {file} is damaged: delete the line") from error
     return rows

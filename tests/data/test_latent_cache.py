@@ -267,13 +267,20 @@ def test_statistics_are_stored_beside_what_the_manifest_held(copy):
     assert LatentCache(copy).manifest == before | {"statistics": statistics}
 
 
-@pytest.mark.parametrize(
-    "latents",
-    [torch.zeros, lambda *shape: torch.full(shape, float("nan")), lambda *shape: torch.full(shape, float("inf"))],
-)
-def test_constant_or_broken_latents_have_no_scale(tmp_path, latents):
+def constant(value: float):
+    return lambda images: torch.full((len(images), TOKENS, CHANNELS), value)
+
+
+def test_constant_latents_have_no_scale(tmp_path):
     with pytest.raises(UserError, match="constant or not finite"):
-        measure_statistics(write(tmp_path, 6, encoder=lambda images: latents(len(images), TOKENS, CHANNELS)), 10)
+        measure_statistics(write(tmp_path, 6, encoder=constant(0.0)), 10)
+
+
+@pytest.mark.parametrize("value, dtype", [(float("nan"), "float32"), (float("-inf"), "float32"), (1e5, "float16")])
+def test_latents_that_are_not_finite_in_the_caches_dtype_are_not_written(tmp_path, value, dtype):
+    with pytest.raises(UserError, match=f"image 0 are not finite in {dtype}"):
+        write(tmp_path, 6, encoder=constant(value), dtype=dtype)
+    assert not list(tmp_path.iterdir())
 
 
 def test_normalised_latents_have_unit_deviation(tmp_path):

@@ -218,10 +218,11 @@ def test_a_loss_of_the_discriminator_that_is_not_finite_stops_before_its_step(ge
     adversary = build()
     real, fake = pictures(generator)
     adversary.update(real, fake, 0)
-    before = [p.clone() for p in adversary.own.module.parameters()] + [m.clone() for m in adversary.lecam.buffers()]
-    with pytest.raises(NonFiniteLoss, match="step 1"):
+    state = [*adversary.own.module.parameters(), *adversary.own.module.buffers(), *adversary.lecam.buffers()]
+    before = [tensor.clone() for tensor in state]
+    with pytest.raises(NonFiniteLoss, match="process 0: the discriminator's loss"):
         adversary.update(real, fake * float("nan"), 1)
-    after = [*adversary.own.module.parameters(), *adversary.lecam.buffers()]
+    after = [*adversary.own.module.parameters(), *adversary.own.module.buffers(), *adversary.lecam.buffers()]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from flowprior.errors import UserError
+from flowprior.errors import NonFiniteLoss, UserError
 from flowprior.training.checkpoint import Checkpoints
 from flowprior.training.ema import EMA
 from flowprior.training.files import file_sha256, tensors_fingerprint
@@ -133,7 +134,7 @@ def rewrite_manifest(folder, **changes):
     file = folder / "manifest.json"
     manifest = json.loads(file.read_text())
     for name in manifest["files"]:
-        manifest["files"][name]["sha256"] = file_sha256(folder / name)
+        manifest["files"][name] |= {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
     file.write_text(json.dumps(manifest | changes))
 
 
@@ -142,6 +143,72 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
     run.checkpoints.objects["model"] = nn.Linear(2, 3)
     with pytest.raises(UserError, match="model.safetensors does not fit"):
         run.checkpoints.load_latest()
+
+
+def edit(file, change):
+    """Change a file's state and sign it; the manifest's list of entries stays."""
+    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
+    change(state)
+    save_file(state, file) if file.suffix == ".safetensors" else torch.save(state, file)
+    rewrite_manifest(file.parent)
+
+
+@pytest.mark.parametrize(
+    "name, change, entry",
+    [
+        ("model.safetensors", lambda state: state.pop("bias"), "bias"),
+        ("ema.safetensors", lambda state: state.update(more=torch.zeros(1)), "more"),
+        ("optimizer.pt", lambda state: state["state"].pop(1), "state.1.exp_avg"),
+        ("optimizer.pt", lambda state: state["state"][0].pop("exp_avg_sq"), "state.0.exp_avg_sq"),
+        ("optimizer.pt", lambda state: state["param_groups"][0].pop("betas"), "param_groups.0.betas.0"),
+        ("optimizer.pt", lambda state: state["param_groups"][0]["params"].pop(), "param_groups.0.params.1"),
+    ],
+)
+def test_an_entry_too_few_or_too_many_is_named_even_when_the_checksum_fits(name, change, entry, saved):
+    edit(saved / "step_00000003" / name, change)
+    assert_refused(saved, f"{name} is not whole ({entry}")
+
+
+def test_moments_of_another_shape_are_refused_which_torch_would_take(saved):
+    edit(saved / "step_00000003" / "optimizer.pt", lambda state: state["state"][0].update(exp_avg=torch.zeros(3)))
+    assert_refused(saved, "optimizer.pt does not fit this run")
+
+
+@pytest.mark.parametrize("step", [2, None, "3"])
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(step, saved):
+    rewrite_manifest(saved / "step_00000003", step=step)
+    assert_refused(saved, f"manifest.json is of step {step}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["model", "optimizer", "ema"])
+def test_a_state_that_is_not_finite_is_never_written(where, value, saved):
+    run = Run(saved).to(4)
+    tensors = {
+        "model": run.model.weight,
+        "ema": run.ema.average["bias"],
+        "optimizer": run.optimizer.state[run.model.bias]["exp_avg"],
+    }
+    with torch.no_grad():
+        tensors[where].view(-1)[1] = value
+    with pytest.raises(NonFiniteLoss, match=f"after step 4 .* of '{where}' is not finite"):
+        run.checkpoints.save(4)
+    assert [p.name for p in saved.iterdir()] == ["step_00000003"]
+
+
+def test_without_the_room_nothing_is_begun(saved, monkeypatch):
+    usage = shutil.disk_usage(saved)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1 << 10))
+    with pytest.raises(UserError, match="step_00000004 takes 0.0 MB and 0.0 MB are free in .*make room"):
+        Run(saved).to(4).checkpoints.save(4)
+    assert [p.name for p in saved.iterdir()] == ["step_00000003"]
+
+
+def test_what_a_killed_save_left_is_swept(saved):
+    (saved / ".step_00000009.tmp").mkdir()
+    (saved / ".step_00000009.tmp" / "model.safetensors").touch()
+    Run(saved).checkpoints.sweep()
+    assert [p.name for p in saved.iterdir()] == ["step_00000003"]
 
 
 class Trap:

@@ -311,6 +311,86 @@ def test_a_loss_or_a_gradient_that_is_not_finite_stops_the_run_with_everything_u
     assert resumed.step == loop.step == 2 and state_hash(resumed) == state_hash(loop)
 
 
+class Flawed(small_run.Denoise):
+    """Its loss is not finite in some steps."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.bad = steps
+
+    def forward(self, batch, random):
+        terms = super().forward(batch, random)
+        return terms | {"loss": terms["loss"] * (float("nan") if random.step in self.bad else 1.0)}
+
+
+def flawed_loop(folder, steps, **options):
+    objective = Flawed(steps)
+    config, optim = small_config(**options), OptimConfig(lr=0.01, warmup_steps=4, weight_decay=0.01)
+    return TrainingLoop(objective, objective.net, config, optim, Workers(), folder, progress=False)
+
+
+def run_flawed(folder, steps, **options):
+    loop = flawed_loop(folder, steps, **options)
+    loop.run(training_batches(Points(), loop.config, Workers(), loop.step))
+    return loop
+
+
+def test_a_step_that_is_not_finite_is_skipped_whole_and_the_run_goes_on_with_the_next(tmp_path, capsys):
+    loop = flawed_loop(tmp_path, [5, 6])
+    hashes, seen = [], []
+
+    def note(terms, step):
+        hashes.append(state_hash(loop))
+        seen.append(step)
+        return {}
+
+    before = loop._train_step
+    states = []
+    loop._train_step = lambda *arguments: (states.append(state_hash(loop)), before(*arguments))[1]
+    loop.run(training_batches(Points(), loop.config, Workers()), after_step=note)
+    assert seen == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11] and states[5] == states[6] == states[7] != states[8]
+    assert [row.get("skipped_steps", 0) for row in figures(tmp_path)] == [0] * 5 + [1] + [2] * 6
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in figures(tmp_path))
+    told = capsys.readouterr().err
+    assert told.count(": skipped") == 2 and "step 6 is not finite (process 0: loss)" in told
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 6])
+def test_a_run_that_stops_among_skipped_steps_goes_on_as_if_it_had_not(stop, tmp_path):
+    whole = run_flawed(tmp_path / "whole", [3, 4, 6])
+    loop = flawed_loop(tmp_path / "parts", [3, 4, 6])
+    loop.config.steps, steps = stop, loop.config.steps
+    loop.run(training_batches(Points(), loop.config, Workers()))
+    loop.config.steps = steps
+    rates = {row["step"]: row.get("lr") for row in figures(tmp_path / "whole")}
+    resumed = flawed_loop(tmp_path / "parts", [3, 4, 6])
+    assert (resumed.skipped.total, resumed.skipped.in_a_row) == {3: (0, 0), 4: (1, 1), 5: (2, 2), 6: (2, 0)}[stop]
+    assert whole.skipped.total == 3 and rates[12] is not None
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resumption(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="step 7 is not finite .process 0: loss., nor were the 2 before it"):
+        run_flawed(tmp_path, [2, 3, 5, 6, 7])
+    resumed = flawed_loop(tmp_path, [2, 3, 5, 6, 7])
+    assert resumed.step == 7 and resumed.skipped.in_a_row == 2
+    with pytest.raises(NonFiniteLoss, match="step 7"):
+        resumed.run(training_batches(Points(), resumed.config, Workers(), resumed.step))
+
+
+def test_a_network_beside_the_model_that_is_not_finite_keeps_the_model_still(tmp_path):
+    loop, states = make_loop(tmp_path, small_config(), Workers()), []
+
+    def beside(terms, step):
+        states.append(state_hash(loop))
+        if step == 4:
+            raise NonFiniteLoss("process 0: the critic's loss")
+        return {"critic": torch.tensor(float(step))}
+
+    loop.run(training_batches(Points(), loop.config, Workers()), beside=beside)
+    assert states[4] == states[5] != states[6]
+    assert [row.get("critic") for row in figures(tmp_path)] == [0.0, 1.0, 2.0, 3.0, None, *map(float, range(5, 12))]
+
+
 @pytest.mark.parametrize("clip, moved", [(0.5, 0.5), (0.0, 8**0.5), (100.0, 8**0.5)])
 def test_gradients_are_clipped_to_the_norm_asked_for_and_0_switches_clipping_off(clip, moved):
     objective = Constant(0.0, 2.0)

@@ -1,0 +1,68 @@
+"""Try every row of the reliability scorecard, and say how much of it held.
+
+    bash scripts/soak.sh [--quick] [--rows 1,3,4] [--seed 0] [--json FILE]
+
+Prints ``row, tried, held`` per line, and every failure with what repeats it. Rows that a machine cannot try, such as a full disk where
+small disks cannot be mounted, are printed with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from soak.rows import ROWS, try_row
+from soak.stages import Soak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a handful of each, in under five minutes")
+    parser.add_argument("--rows", help="numbers joined by commas [all]")
+    parser.add_argument("--seed", type=int, default=0, help="of every random instant and mutation [0]")
+    parser.add_argument("--json", type=Path, help="file to which the rows that were tried are added")
+    arguments = parser.parse_args()
+    try:
+        chosen = [int(number) for number in arguments.rows.split(",")] if arguments.rows else list(ROWS)
+        rows = {number: ROWS[number] for number in chosen}
+    except (ValueError, KeyError):
+        print(f"error: --rows is a list of {', '.join(map(str, ROWS))}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    results = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.is_file() else {}
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="soak") as folder:
+        soak = Soak(Path(folder), arguments.quick, arguments.seed)
+        for number, row in rows.items():
+            start = time.perf_counter()
+            outcome = try_row(row, soak, lambda line: print(f"    seed {arguments.seed}: {line}", flush=True))
+            failed |= outcome.held < outcome.tried
+            print(f"{number} {row.title}, {outcome.tried}, {outcome.held}", flush=True)
+            if outcome.note:
+                print(f"    {outcome.note}", flush=True)
+            print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            results[str(number)] = {
+                "title": row.title,
+                "tried": outcome.tried,
+                "held": outcome.held,
+                "seed": arguments.seed,
+                "quick": arguments.quick,
+                "note": outcome.note,
+                "torch": torch.__version__,
+                "cores": os.cpu_count(),
+            }
+            if arguments.json:
+                ordered = {key: results[key] for key in sorted(results, key=int)}
+                arguments.json.write_text(json.dumps(ordered, indent=2) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

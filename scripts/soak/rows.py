@@ -1,0 +1,67 @@
+"""The scorecard's rows."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from soak import evaluation, files, kills, malformed, non_finite, resume, saves, sizes, writers
+from soak.stages import CannotTry, Soak, Trial
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the scorecard."""
+
+    title: str
+    trials: Callable[[Soak], Iterator[Trial]]
+
+
+@dataclass
+class Outcome:
+    """How often it was tried, and how often it held."""
+
+    tried: int = 0
+    held: int = 0
+    failures: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+ROWS = {
+    1: Row("kill -9", kills.kill_and_resume),
+    2: Row("crash points in a save", saves.crash_points),
+    3: Row("resume at every step", resume.every_step),
+    4: Row("state is complete", resume.complete_state),
+    5: Row("world size", sizes.world_sizes),
+    6: Row("determinism", sizes.fresh_runs),
+    7: Row("coverage", sizes.coverage),
+    8: Row("latent cache", evaluation.latent_cache),
+    9: Row("non-finite", non_finite.injected),
+    10: Row("malformed input", malformed.malformed),
+    11: Row("fuzz", files.mutations),
+    12: Row("no code in files", files.no_code),
+    13: Row("disk full", saves.full_disk),
+    14: Row("two writers", writers.two_writers),
+    15: Row("SIGTERM, lost rank", kills.signals),
+    16: Row("evaluation input", evaluation.evaluation_input),
+}
+
+
+def try_row(row: Row, soak: Soak, report: Callable[[str], object] = lambda failure: None) -> Outcome:
+    """All trials of a row, each failure reported as it comes; one that raises has not held."""
+    outcome = Outcome()
+    try:
+        for label, problem in row.trials(soak):
+            outcome.tried += 1
+            outcome.held += problem is None
+            if problem is not None:
+                outcome.failures.append(f"{label}: {problem}")
+                report(outcome.failures[-1])
+    except CannotTry as error:
+        outcome.note = f"not tried here: {error}"
+    except Exception:
+        outcome.tried += 1
+        outcome.failures.append(traceback.format_exc())
+        report(outcome.failures[-1])
+    return outcome
