@@ -216,7 +216,7 @@ class OnlineFlow:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.updates = state["updates"]
-        self.power, self.seen = (state[name].to(self.workers.device) for name in ("power", "seen"))
+        self.power, self.seen = (state[name].to(self.workers.device, copy=True) for name in ("power", "seen"))
 
 
 class SequenceVelocity(nn.Module):
