@@ -171,6 +171,12 @@ def test_all_distributions_are_drawn_on_one_sheet_each(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-len(ROWS) - 1].split() == list(DISTRIBUTIONS)
 
 
+def test_the_objectives_preset_changes_the_latents_and_nothing_else() -> None:
+    plain, compared = (config_of(parse(["--preset", name])) for name in ("default", "objectives"))
+    assert plain.flow == compared.flow and plain.map == compared.map and plain.latents != compared.latents
+    assert plain.latents.train == compared.latents.train and compared.latents.online.t_growth_updates == 400
+
+
 def test_the_paper_preset_is_the_papers_setting() -> None:
     config = config_of(parse(["--preset", "paper"]))
     flow, latents = config.flow, config.latents
