@@ -31,7 +31,7 @@ from torch import Tensor
 
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import Alignment
-from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_yaml
+from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_preset
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import write_json
 from flowprior.training.lock import sole_writer
@@ -91,7 +91,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--preset",
         default="default",
-        help="default, paper (the paper's network, training and latents), or a .yaml file [default]",
+        help="default, objectives (the three objectives compared), paper (the paper's network, training and latents), or a .yaml file [default]",
     )
     parser.add_argument("--out", help="folder of the runs [runs/toy; runs/toy_<preset> for another preset]")
     parser.add_argument("--seed", help="of weights, data, latents and noise")
@@ -122,7 +122,8 @@ def config_of(arguments: argparse.Namespace) -> ToyConfig:
     if arguments.seed is not None:
         given += [f"{stage}.train.seed={arguments.seed}" for stage in ("flow", "latents")]
     return build_config(
-        ToyConfig, apply_overrides(read_yaml(find_preset(arguments.preset, PRESETS)), given + arguments.overrides)
+        ToyConfig,
+        apply_overrides(read_preset(find_preset(arguments.preset, PRESETS), PRESETS), given + arguments.overrides),
     )
 
 

@@ -49,6 +49,8 @@ class OnlineFlowConfig:
         "plain", f"of the times of the path, one of {', '.join(PATH_WEIGHTS)}: see docs/distribution_alignment.md"
     )
     t_max: float = option(0.98, "end of the path that counts, below 1")
+    t_first: float = option(0.98, "t_max at the start, where coarse structure is to come first")
+    t_growth_updates: int = option(0, "updates over which it grows linearly to t_max; 0: it is t_max from the start")
     steps: int = option(1, "steps of the online flow per step of the latents")
     pairs: int = option(1, "(t, noise) pairs per token in a step of the online flow")
     group_size: int = option(8, "tokens that share a time in a step of the online flow")
@@ -57,8 +59,10 @@ class OnlineFlowConfig:
     def __post_init__(self) -> None:
         if not 0 < self.t_max < 1:
             raise ValueError(f"t_max lies between 0 and 1, not at {self.t_max}")
-        if min(self.steps, self.pairs, self.group_size) < 1:
-            raise ValueError("steps, pairs and group_size are at least 1")
+        if not 0 < self.t_first < 1:
+            raise ValueError(f"t_first lies between 0 and 1, not at {self.t_first}")
+        if min(self.steps, self.pairs, self.group_size) < 1 or self.t_growth_updates < 0:
+            raise ValueError("steps, pairs and group_size are at least 1, and t_growth_updates cannot be negative")
 
 
 class OnlineFlow:
@@ -135,6 +139,13 @@ class OnlineFlow:
             raise ValueError(f"this online flow is over sequences of {self.tokens} tokens, not of {tokens}")
         return tokens
 
+    @property
+    def t_max(self) -> float:
+        """End of the path that counts at present."""
+        config = self.config
+        share = min(1.0, self.updates / config.t_growth_updates) if config.t_growth_updates else 1.0
+        return config.t_first + share * (config.t_max - config.t_first) if share < 1 else config.t_max
+
     def loss(self, prior: Velocity, latents: Tensor, *, both: bool = False, **draws: Any) -> Tensor:
         """The divergence of the latents' distribution from the prior's, and Eq. 5 added where it is to be ``both``.
 
@@ -145,7 +156,7 @@ class OnlineFlow:
             latents, draws: as in :func:`flowprior.flow.distribution.distribution_loss`.
         """
         draws["group_size"] = self.group_size(latents.shape[-2], draws.get("group_size", 1)) if latents.dim() > 1 else 1
-        terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.config.t_max, **draws)
+        terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.t_max, **draws)
         if torch.is_grad_enabled():
             self.seen += torch.stack([terms.claimed, terms.found])
         return terms.loss + alignment_loss(prior, latents, **draws) if both else terms.loss
@@ -216,7 +227,7 @@ class OnlineFlow:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.updates = state["updates"]
-        self.power, self.seen = (state[name].to(self.workers.device) for name in ("power", "seen"))
+        self.power, self.seen = (state[name].to(self.workers.device, copy=True) for name in ("power", "seen"))
 
 
 class SequenceVelocity(nn.Module):

@@ -140,6 +140,19 @@ def test_a_flow_of_sequences_knows_how_the_tokens_go_together_which_one_of_token
     assert losses["sequence"] < 0.9 * losses["token"]
 
 
+def test_the_path_that_counts_grows_with_the_updates_and_comes_back_with_the_state():
+    prior, y = random_prior(), latents(0)
+    online = make(prior=prior, t_first=0.5, t_max=0.9, t_growth_updates=4)
+    ends = []
+    for _ in range(6):
+        ends.append(online.t_max)
+        online.update(y)
+    assert ends == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 0.9])
+    again = make(prior=prior, t_first=0.5, t_max=0.9, t_growth_updates=12)
+    again.load_state_dict(online.state_dict())
+    assert again.t_max == pytest.approx(0.7) and make(prior=prior).t_max == 0.98
+
+
 def test_sequences_of_another_length_are_refused():
     with pytest.raises(ValueError, match="tokens="):
         OnlineFlow(random_prior(), OnlineFlowConfig(scope="sequence"))
@@ -155,7 +168,18 @@ def test_latents_that_are_not_finite_change_nothing():
     assert all(torch.equal(value, before[name]) for name, value in online.velocity.state_dict().items())
 
 
-@pytest.mark.parametrize("values", [{"t_max": 1}, {"t_max": 0}, {"steps": 0}, {"pairs": 0}, {"weight": "dmd"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"t_max": 1},
+        {"t_first": 1},
+        {"t_growth_updates": -1},
+        {"t_max": 0},
+        {"steps": 0},
+        {"pairs": 0},
+        {"weight": "dmd"},
+    ],
+)
 def test_a_config_that_makes_no_sense_is_refused(values):
-    with pytest.raises(Exception, match="t_max|at least 1|weight"):
+    with pytest.raises(Exception, match="t_max|t_first|t_growth|at least 1|weight"):
         build_config(OnlineFlowConfig, values)

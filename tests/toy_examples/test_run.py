@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from toy_examples.distributions import DISTRIBUTIONS
+from toy_examples.latent_stage import Latents
 from toy_examples.run import OBJECTIVES, config_of, parse
 from toy_examples.summary import ROWS
 
@@ -94,12 +95,10 @@ def test_all_objectives_stand_on_one_flow_and_are_compared(
         assert json.loads((out / "spiral" / objective / "metrics.json").read_text())["objective"] == objective
 
 
-def test_latents_start_as_broad_as_they_are_told_to(tmp_path: Path) -> None:
-    words = ["--distribution", "mixture", "--velocity", "exact", "--out", str(tmp_path), *TINY]
-    result = run(*words, "--start-std", "3", "--latents", "400", "--latent-steps", "1", "--objective", "distribution")
-    assert result.returncode == 0, result.stderr
-    points = load_file(tmp_path / "mixture_exact" / "distribution" / "latents" / "latents.safetensors")["points"]
-    assert 2.7 < points[0].std() < 3.3
+def test_latents_start_as_broad_as_they_are_told_to() -> None:
+    assert config_of(parse(["--start-std", "3"])).latents.start_std == 3
+    plain, broad = (Latents(4000, seed=0, std=std).points for std in (1.0, 3.0))
+    assert torch.equal(broad, 3 * plain) and 2.9 < broad.std() < 3.1
 
 
 def test_an_unknown_objective_exits_with_two_and_names_the_three() -> None:
@@ -170,6 +169,12 @@ def test_all_distributions_are_drawn_on_one_sheet_each(tmp_path: Path) -> None:
     widths = [Image.open(tmp_path / f"figure{number}.png").size for number in (5, 6)]
     assert all(height > width for width, height in widths)
     assert result.stdout.splitlines()[-len(ROWS) - 1].split() == list(DISTRIBUTIONS)
+
+
+def test_the_objectives_preset_changes_the_latents_and_nothing_else() -> None:
+    plain, compared = (config_of(parse(["--preset", name])) for name in ("default", "objectives"))
+    assert plain.flow == compared.flow and plain.map == compared.map and plain.latents != compared.latents
+    assert plain.latents.train == compared.latents.train and compared.latents.online.t_growth_updates == 400
 
 
 def test_the_paper_preset_is_the_papers_setting() -> None:
