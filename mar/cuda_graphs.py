@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WARM_UP_CALLS = 3  # before a capture, for libraries that choose an algorithm or allocate a workspace in their first calls
+WARM_UP_CALLS = (
+    3  # before a capture, for libraries that choose an algorithm or allocate a workspace in their first calls
+)
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,19 @@ def main() -> None:
     for number, size in enumerate(arguments.sizes):
         curves = [held_out_losses(arguments.runs / f"size{size}_seed{seed}") for seed in arguments.seeds]
         for seed, curve in zip(arguments.seeds, curves):
-            label = {"1": "a time per feature"}.get(size, f"a time for {size} features") if seed == arguments.seeds[0] else None
-            axes.plot(list(curve), list(curve.values()), color=f"C{number}", linewidth=1, label=label)
+            label = (
+                {"1": "a time per feature"}.get(size, f"a time for {size} features")
+                if seed == arguments.seeds[0]
+                else None
+            )
+            style = {"color": f"C{number}", "linestyle": "-" if number == 0 else "--"}
+            axes.plot(list(curve), list(curve.values()), label=label, **style)
         last = [curve[max(curve)] for curve in curves]
         spread = statistics.stdev(last) if len(last) > 1 else 0.0
         each = ", ".join(f"{value:.4f}" for value in last)
-        print(f"group_size {size}: held-out loss {statistics.fmean(last):.4f} +- {spread:.4f} ({each}) after {max(curves[0])} steps")
+        print(
+            f"group_size {size}: held-out loss {statistics.fmean(last):.4f} +- {spread:.4f} ({each}) after {max(curves[0])} steps"
+        )
     axes.set(xlabel="step", ylabel="flow-matching loss, held-out digits")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

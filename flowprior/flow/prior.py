@@ -106,9 +106,7 @@ class FlowPrior(nn.Module):
         def velocity(x: Tensor, _: Tensor) -> Tensor:
             return self.velocity.velocity(x, [row[strata.unsqueeze(-1)] for row in rows])
 
-        return alignment_loss(
-            velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=grid.times(strata)
-        )
+        return alignment_loss(velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=grid.times(strata))
 
     def project(self, features: Tensor) -> Tensor:
         """Raw target features ``(..., d2)`` in the flow's space, ``(..., C)``."""

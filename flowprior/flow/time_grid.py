@@ -32,9 +32,7 @@ class TimeGrid:
 
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.offset < 1:
-            raise ValueError(
-                f"a grid has at least 1 time and an offset in [0, 1), not {self.count} and {self.offset}"
-            )
+            raise ValueError(f"a grid has at least 1 time and an offset in [0, 1), not {self.count} and {self.offset}")
 
     def strata(self, t: Tensor) -> Tensor:
         """Which stratum each of the times ``t`` in [0, 1] lies in, int64 of the same shape."""

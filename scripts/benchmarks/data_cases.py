@@ -42,7 +42,9 @@ def latent_caching(level: str, device: torch.device, folder: Path) -> Case:
         encode = make_encode(autoencoder, cache, device)
         write_latent_cache(folder / "cached", images, encode, cache, {}, workers)  # type: ignore[arg-type]
 
-    return Case(f"{count} images of {config.data.size} px, preset {preset}", "images", count, {"encode and write": call})
+    return Case(
+        f"{count} images of {config.data.size} px, preset {preset}", "images", count, {"encode and write": call}
+    )
 
 
 def cache_reading(level: str, device: torch.device, folder: Path) -> Case:

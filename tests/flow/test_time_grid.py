@@ -28,7 +28,11 @@ def loss_and_gradient(prior, latents, **options):
     seed=st.integers(0, 999),
 )
 def test_alignment_on_a_grid_is_plain_alignment_at_the_grids_times(lead, pairs, groups, size, count, offset, seed):
-    generator, prior, grid = torch.Generator().manual_seed(seed), random_prior(width=8, depth=1), TimeGrid(count, offset)
+    generator, prior, grid = (
+        torch.Generator().manual_seed(seed),
+        random_prior(width=8, depth=1),
+        TimeGrid(count, offset),
+    )
     latents = torch.randn(*lead, groups * size, 3, generator=generator)
     noise = torch.randn(*lead, pairs, groups * size, 3, generator=generator)
     t = torch.rand(*lead, pairs, groups, generator=generator)
@@ -36,7 +40,9 @@ def test_alignment_on_a_grid_is_plain_alignment_at_the_grids_times(lead, pairs, 
     assert ((snapped * count - offset).round() == (t * count).floor()).all()
     options = {"pairs": pairs, "group_size": size, "noise": noise}
     plain = loss_and_gradient(prior, latents, t=snapped, **options)
-    torch.testing.assert_close(loss_and_gradient(prior, latents, t=t, grid=grid, **options), plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        loss_and_gradient(prior, latents, t=t, grid=grid, **options), plain, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_grid_leaves_the_draws_of_the_generator_as_they_are(generator):
@@ -139,7 +145,11 @@ def test_what_is_kept_is_never_out_of_date(changes, offset):
 
 def test_autocast_has_modulations_of_its_own_and_inference_mode_leaves_none_that_gradients_cannot_use(generator):
     prior, latents, kept = random_prior(), torch.randn(2, 4, 3, generator=generator), []
-    for setting in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False)):
+    for setting in (
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast("cpu", enabled=False),
+    ):
         with setting:
             prior.alignment_loss(latents, generator=generator, grid=TimeGrid(5))
             kept.append(prior._kept.of(prior.velocity, TimeGrid(5))[0])

@@ -153,7 +153,9 @@ def test_the_head_is_evaluated_as_often_as_is_asked_for(model, solver, one_batch
     assert len(calls) == 3 * evaluations * halves
 
 
-@pytest.mark.parametrize("solver, steps, evaluations", [("euler", 7, 7), ("ab2", 7, 7), ("heun", 4, 8), ("midpoint", 4, 8)])
+@pytest.mark.parametrize(
+    "solver, steps, evaluations", [("euler", 7, 7), ("ab2", 7, 7), ("heun", 4, 8), ("midpoint", 4, 8)]
+)
 def test_evaluations_that_divide_into_steps_are_those_steps(model, solver, steps, evaluations):
     found = sample_latents(model, LABELS, SEEDS, 2.0, settings(solver=solver, head_evaluations=evaluations))
     assert torch.equal(found, sample_latents(model, LABELS, SEEDS, 2.0, settings(solver=solver, head_steps=steps)))

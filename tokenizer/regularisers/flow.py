@@ -28,9 +28,7 @@ class FlowConfig:
     time_grid: int = option(
         0, "take the times from a grid of so many, whose modulations are kept; 0: compute them anew for every time"
     )
-    grid_steps: int = option(
-        100, "steps after which the grid has another random offset, so that every time is uniform"
-    )
+    grid_steps: int = option(100, "steps after which the grid has another random offset, so that every time is uniform")
 
     def __post_init__(self) -> None:
         if min(self.pairs, self.group_size, self.grid_steps) < 1 or min(self.weight, self.time_grid) < 0:
