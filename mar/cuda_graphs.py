@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WARM_UP_CALLS = (
-    3  # before a capture, for libraries that choose an algorithm or allocate a workspace in their first calls
-)
+# Before a capture, for libraries that choose an algorithm or allocate a workspace in their first calls.
+WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)

@@ -206,9 +206,8 @@ def head_velocity(
         batch: B.
         scale: of the guidance within ``interval`` of flow times.
     """
-    embedded = [
-        head.network.embed_condition(cond) for cond in conds
-    ]  # does not depend on time: once for all evaluations
+    # The condition does not depend on time: it is embedded once for all evaluations.
+    embedded = [head.network.embed_condition(cond) for cond in conds]
     guided = sum(map(len, conds)) == 2 * batch
 
     def velocity(x: Tensor, t: float) -> Tensor:

@@ -73,8 +73,8 @@ class StepRandom:
 
     def uniform_of_period(self, name: str, steps: int) -> float:
         """One number on [0, 1) that stays for ``steps`` steps, the same for every sample."""
-        generator = torch.Generator().manual_seed(stream_seed(self.seed, "period", self.step // steps, name))
-        return torch.rand((), generator=generator, dtype=torch.float64).item()
+        generator = torch.Generator("cpu").manual_seed(stream_seed(self.seed, "period", self.step // steps, name))
+        return torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item()
 
     def seed_dropout(self) -> None:
         """Make dropout, which only knows the global generator, a function of (seed, step, micro-batch)."""

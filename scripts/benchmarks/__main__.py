@@ -14,6 +14,7 @@ import platform
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,26 @@ def in_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """What :func:`measured` says in a process of its own."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(measured(name, arguments)))
+
+    def work() -> None:
+        try:
+            sender.send(measured(name, arguments))
+        except BaseException:
+            traceback.print_exc()
+            sender.send(None)
+
+    process = context.Process(target=work)
     process.start()
     sender.close()
     try:
-        return receiver.recv()
-    except EOFError:
-        raise UserError(f"the case '{name}' failed: its error is above") from None
-    finally:
-        process.join()
+        answer = receiver.recv()
+    except EOFError:  # killed, for want of memory say
+        answer = None
+    process.kill()  # it has nothing left to do, but would wait at its end for loader processes that leave when it has gone
+    process.join()
+    if answer is None:
+        raise UserError(f"the case '{name}' failed; its error, if it could tell, is above")
+    return answer
 
 
 def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:

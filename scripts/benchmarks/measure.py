@@ -67,7 +67,9 @@ def measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
         }
         if name != plain:
             pairs = [before / after for before, after in zip(times[plain], times[name])]
-            variants[name] |= {"times_faster": statistics.median(pairs), "times_less_flop": flop[plain] / flop[name]}
+            variants[name]["times_faster"] = statistics.median(pairs)
+            if flop[name]:
+                variants[name]["times_less_flop"] = flop[plain] / flop[name]
         if sheet := data_sheet_rate(device):
             variants[name]["mfu"] = flop[name] / seconds / sheet
     return {

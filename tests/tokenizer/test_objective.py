@@ -7,6 +7,7 @@ from torch.distributions import Normal, kl_divergence
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
+from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.config import build_config
 from flowprior.training.distributed import Workers
@@ -148,6 +149,27 @@ def test_the_flow_regulariser_is_the_priors_alignment_loss_with_the_same_noise(p
     gradient, slow_gradient = (torch.autograd.grad(value, latents)[0] for value in (term, slow))
     torch.testing.assert_close(gradient, slow_gradient, rtol=1e-4, atol=1e-6)
     assert not any(p.requires_grad for p in regulariser.parameters()) and regulariser.saved() == {}
+
+
+def test_on_a_grid_of_times_the_flow_regulariser_is_the_priors_loss_at_the_grids_times_of_that_step(prior):
+    latents = torch.randn(2, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(0))
+    term = FlowConfig(pairs=3, group_size=2, time_grid=8, grid_steps=5).build(context(prior))
+    offsets = []
+    for step in (4, 5, 9, 10):
+        found = term.term(Encoded(latents, latents, None), {}, StepRandom(3, step)).item()
+        offsets.append(StepRandom(3, step, 1, 2).uniform_of_period("alignment grid", 5))
+        grid, random = TimeGrid(8, offsets[-1]), StepRandom(3, step)
+        t = grid.times(grid.strata(random.times("alignment t", 2, 3, 3)))
+        noise = random.normal("alignment noise", 2, 3, TOKENS, CHANNELS)
+        expected = prior.alignment_loss(latents, pairs=3, group_size=2, noise=noise, t=t).item()
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert offsets[0] != offsets[1] == offsets[2] != offsets[3]
+
+
+@pytest.mark.parametrize("values", [{"time_grid": -1}, {"grid_steps": 0}])
+def test_a_grid_of_times_that_cannot_be_is_refused(values):
+    with pytest.raises(ValueError, match="time_grid"):
+        FlowConfig(**values)
 
 
 @pytest.mark.parametrize(

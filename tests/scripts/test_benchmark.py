@@ -1,0 +1,41 @@
+"""The benchmark at toy size, and the README's tables against the results that are kept."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.benchmarks.cases import CASES
+from scripts.benchmarks.table import RESULTS, readme_tables
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def benchmark(*words: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", "scripts/benchmark.sh", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_case_is_measured_and_the_faster_way_of_each_does_less_arithmetic(tmp_path):
+    done = benchmark("--tiny", "--out", tmp_path / "tiny.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "tiny.json").read_text())
+    assert result["cases"].keys() == CASES.keys() and all(name in done.stdout for name in CASES)
+    for case in result["cases"].values():
+        for figures in case["variants"].values():
+            assert figures["seconds"] > 0 and figures["samples_per_second"] > 0
+            assert figures.get("times_less_flop", 1.1) > 1
+    compared = [name for name, case in result["cases"].items() if len(case["variants"]) > 1]
+    assert len(compared) == 6
+
+
+def test_a_case_that_is_not_there_is_one_line_that_lists_those_that_are():
+    done = benchmark("--only", "nothing")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "MAR sampling" in done.stderr
+
+
+def test_the_readmes_tables_are_those_of_the_results_that_are_kept():
+    assert list(RESULTS.glob("*.json"))
+    assert readme_tables() in (ROOT / "README.md").read_text()
