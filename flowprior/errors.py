@@ -93,29 +93,30 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _end(line: str, code: int) -> None:
-    """Print ``line``, from one of the processes only where the scripts started several, and exit."""
+    """Print ``line`` and exit; where the scripts started several processes, they print it, once and behind torchrun's own report."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, since another process was faster to end
-    if _note_exit_code(code):
+    _note_exit_code(code, line)
+    if not os.environ.get("FLOWPRIOR_EXIT_CODE"):
         print(line, file=sys.stderr, flush=True)
     sys.exit(code)
 
 
-def _note_exit_code(code: int) -> bool:
-    """Leave the exit code where the scripts look for it; whether this process is the first to do so.
+def _note_exit_code(code: int, line: str = "") -> None:
+    """Leave the exit code and the last line, of the first process that has one, where the scripts look for them.
 
     torchrun reports every failure as exit code 1, so the scripts learn the run's own from the file ``FLOWPRIOR_EXIT_CODE``.
     """
     note = os.environ.get("FLOWPRIOR_EXIT_CODE")
     if not note:
-        return True
+        return
     try:
-        os.close(os.open(f"{note}.said", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        with open(f"{note}.said", "x") as file:
+            file.write(f"{line}\n" if line else "")
     except FileExistsError:
-        return False
+        return
     with open(note, "w") as file:
         print(code, file=file)
-    return True
 
 
 def _was_said() -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from flowprior.data.images import open_images
 from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.errors import UserError, entry_point
+from flowprior.metrics import missing_weights
 from flowprior.training.distributed import distributed_workers
 from flowprior.training.files import read_json
 from flowprior.training.lock import sole_writer
@@ -53,10 +54,14 @@ def main() -> None:
                 print(f"latents: complete ({config.cache_folder})")
             return
         reference = Path(config.evaluate.reference)
-        if workers.is_main and reference.suffix == ".npz" and not reference.is_file():
-            print(
-                f"note: the evaluation's reference {reference} is not there yet (fid_stats/README.md)", file=sys.stderr
-            )
+        if workers.is_main:  # before hours of training, rather than after them
+            if reference.suffix == ".npz" and not reference.is_file():
+                print(
+                    f"note: the evaluation's reference {reference} is not there yet (fid_stats/README.md)",
+                    file=sys.stderr,
+                )
+            if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
+                print(f"note: the evaluation after training will stop: {missing}", file=sys.stderr)
         stopwatch = Stopwatch(config.cache_folder)
         encode = make_encode(autoencoder, config.cache, workers.device)
         write_latent_cache(config.cache_folder, images, encode, config.cache, origin, workers, config.data.size)

@@ -132,7 +132,14 @@ def samples_protocol(config: MARStageConfig) -> dict[str, Any]:
     """How each set of samples was made, or which file or folder it is; what is stale or not of this count is refused."""
     samples = config.evaluate.samples
     if samples.endswith(".npz"):
-        return {Path(samples).name: {"count": ImageArchive(samples).count, "sha256": file_sha256(Path(samples))}}
+        archive = ImageArchive(samples)
+        if config.evaluate.uses_data and set(archive.size) != {config.data.size}:
+            height, width = archive.size
+            raise UserError(
+                f"the images in {samples} are {width} x {height} and the data they are compared with are cropped to {config.data.size}: "
+                f"write data.size={height}, or another evaluate.reference"
+            )
+        return {Path(samples).name: {"count": archive.count, "sha256": file_sha256(Path(samples))}}
     if samples not in ("", "generate"):
         images = open_images(ImageConfig(source="folder", path=samples, size=config.data.size))
         return {Path(samples).name: {"images": images.fingerprint(), "count": len(images)}}

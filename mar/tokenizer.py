@@ -18,7 +18,10 @@ def load_autoencoder(config: MARStageConfig, device: torch.device) -> Autoencode
         UserError: there is none, or it was trained at another image size.
     """
     if not (config.autoencoder_folder / "config.json").is_file():
-        raise UserError(f"there is no autoencoder at {config.autoencoder_folder}: run `bash scripts/train_ae.sh` first")
+        raise UserError(
+            f"there is no autoencoder at {config.autoencoder_folder}: run `bash scripts/train_ae.sh run_dir={config.run_dir}` first, "
+            "with the same PRESET and DATA, or write autoencoder=<folder>"
+        )
     autoencoder = Autoencoder.load(config.autoencoder_folder).requires_grad_(False).to(device)
     if config.data.size != autoencoder.config.image_size:
         raise UserError(

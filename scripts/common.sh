@@ -27,7 +27,11 @@ find_python() {
 
 # Sets PYTHON: the one given in the environment as it is, else .venv with requirements.txt, made with uv where there is uv.
 ensure_environment() {
-  [[ -n ${PYTHON:-} ]] && return
+  if [[ -n ${PYTHON:-} ]]; then
+    "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
+      fail "PYTHON=$PYTHON is no interpreter with requirements.txt installed: leave PYTHON out to have .venv made"
+    return
+  fi
   PYTHON=.venv/bin/python
   local wanted base
   wanted=$(cksum < requirements.txt)
@@ -60,6 +64,7 @@ launch() {
   "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
   # torchrun reports every failure as 1; a person's mistake keeps its code 2, divergence 3, a signal 143.
   if (( status )) && [[ -s $FLOWPRIOR_EXIT_CODE ]]; then status=$(< "$FLOWPRIOR_EXIT_CODE"); fi
+  if [[ -s $FLOWPRIOR_EXIT_CODE.said ]]; then cat "$FLOWPRIOR_EXIT_CODE.said" >&2; fi
   rm -f "$FLOWPRIOR_EXIT_CODE" "$FLOWPRIOR_EXIT_CODE.said"
   unset FLOWPRIOR_EXIT_CODE
   return "$status"

@@ -65,7 +65,7 @@ def test_its_three_lines_with_a_prior_and_its_way_to_make_one_run_as_they_stand(
     latents = torch.randn(2, 3, 4, requires_grad=True)
     scope = {"FlowPrior": FlowPrior, "device": "cpu", "latents": latents, "loss": 0.0, "features": torch.randn(64, 48)}
     shown = [block for block in blocks("python") if "FlowPrior" in block]
-    assert len(shown) == 2
+    assert len(shown) == 3
     for block in shown:
         exec(compile(block, "README.md", "exec"), scope)
     scope["loss"].backward()

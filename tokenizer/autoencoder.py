@@ -187,11 +187,27 @@ class Autoencoder(nn.Module):
         return Encoded(latents, mean, logvar, code, figures)
 
     def encode(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``: of a gaussian autoencoder the mean."""
+        """``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``: of a gaussian autoencoder the mean.
+
+        Raises:
+            ValueError: images of another shape, or not floating-point.
+        """
+        side = self.config.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
+            raise ValueError(
+                f"encode takes floating-point images (B, 3, {side}, {side}) in [-1, 1], not {images.dtype} {tuple(images.shape)}"
+            )
         return self.posterior(images).latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents ``(B, T, C)`` to images ``(B, 3, H, H)``, in [-1, 1] but for overshoot."""
+        """Latents ``(B, T, C)`` to images ``(B, 3, H, H)``, in [-1, 1] but for overshoot, which is not clamped.
+
+        Raises:
+            ValueError: latents of another shape.
+        """
+        sizes = (self.config.tokens, self.config.channels)
+        if latents.dim() != 3 or latents.shape[1:] != sizes:
+            raise ValueError(f"decode takes latents (B, {sizes[0]}, {sizes[1]}), not {tuple(latents.shape)}")
         return self.decoder(latents)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Encoded]:

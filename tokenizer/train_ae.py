@@ -8,6 +8,7 @@ Writes ``<run_dir>/ae``: ``autoencoder/`` (the averaged weights), pictures of re
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,7 +197,12 @@ def dry_run(config: AEConfig) -> str:
                 VelocityMLP(**sizes), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, sizes["channels"]))
             )
         objective = build_objective(config, None, workers, 1, prior)
-        return describe_step(objective, config.train, config.optim)
+        counted = describe_step(objective, config.train, config.optim)
+    return (
+        counted
+        if there or not needed
+        else f"{counted}\nno prior at {config.prior_folder} yet: one of the paper's size was counted"
+    )
 
 
 def train(
@@ -210,6 +216,9 @@ def train(
     """Train, save the averaged weights, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
     objective = build_objective(config, folder.path, workers, images.num_classes, prior)
+    if workers.is_main:
+        print(f"data: {len(images)} images in {images.num_classes} classes")
+        note_missing_weights(config)
     autoencoder, regularisers, adversary = objective.autoencoder, list(objective.regularisers), objective.adversary
     saved = {
         name: item
@@ -267,6 +276,16 @@ def train(
         )
 
 
+def note_missing_weights(config: AEConfig) -> None:
+    """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights."""
+    if not config.evaluate.extractor:
+        return
+    from flowprior.metrics import missing_weights
+
+    if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
+        print(f"note: the evaluation after training will stop: {missing}", file=sys.stderr, flush=True)
+
+
 def find_prior(config: AEConfig) -> FlowPrior | None:
     """The frozen prior; without one a run whose regularisers need none goes on unmeasured against it.
 
@@ -279,7 +298,8 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
             return None
         if not HUB_NAME.fullmatch(config.prior) or config.prior_folder.exists():
             raise UserError(
-                f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR}` first, or write regulariser.name=none"
+                f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR} run_dir={config.run_dir}` first, with the same PRESET, "
+                "or write prior=<folder> or regulariser.name=none"
             )
     prior = FlowPrior.from_pretrained(config.prior_folder)
     if prior.channels != config.model.channels:
@@ -287,7 +307,7 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
             return None
         raise UserError(
             f"the prior in {config.prior_folder} is over {prior.channels} channels and model.channels is {config.model.channels}: "
-            f"train a prior with channels={config.model.channels}"
+            f"train a prior with channels={config.model.channels}, or write model.channels={prior.channels}"
         )
     return prior
 

@@ -83,7 +83,9 @@ def _choose(path: Path, names: list[str], key: str) -> str:
         return names[0]
     wanted = f"has no array '{key}'" if key else "holds several arrays" if names else "holds no arrays"
     near = names if len(names) <= 8 else difflib.get_close_matches(key, names, n=8, cutoff=0.0)
-    raise UserError(f"{path} {wanted}" + (f": choose one of {', '.join(near)}" if near else ""))
+    raise UserError(
+        f"{path} {wanted}" + (f": choose one of {', '.join(near)} as the key (target.file.key=)" if near else "")
+    )
 
 
 class FeatureRows:

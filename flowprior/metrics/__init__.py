@@ -12,7 +12,7 @@ from flowprior.errors import UserError
 
 _HOMES = {
     "digit_networks": ("load_extractor", "load_judge", "recognised_share"),
-    "extractors": ("Extractor", "Features"),
+    "extractors": ("Extractor", "Features", "missing_weights"),
     "fid": ("frechet_distance", "half_half_fid"),
     "generation": ("evaluate_generation",),
     "image_set": ("ImageSet",),

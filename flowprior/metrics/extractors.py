@@ -140,6 +140,15 @@ class Extractor:
         return Features(layers[spec.fid_layer], layers[spec.isc_layer], layers[spec.prc_layer], self.name)
 
 
+def missing_weights(name: str, weights_path: str | Path | None = None) -> str:
+    """Why the extractor called ``name`` cannot be had, in a sentence; empty where it can, fetched if need be."""
+    try:
+        _ = Extractor(name, weights_path=weights_path or None).module
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 class DigitsFeatureExtractor(FeatureExtractorBase):
     """The digits extractor in the shape that torch-fidelity's registry wants; layers ``64`` and ``logits``."""
 

@@ -40,7 +40,9 @@ def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
         UserError: unknown key (with the nearest known one), wrong type, or a value that ``__post_init__`` refuses.
     """
     if not isinstance(values, dict):
-        raise UserError(f"config section '{where or 'top level'}' must be a mapping of options, not {values!r}")
+        named = next((field.name for field in dataclasses.fields(cls) if field.name in ("name", "source")), None)
+        hint = f": did you mean {where}.{named}={values}?" if named and where and isinstance(values, str) else ""
+        raise UserError(f"config section '{where or 'top level'}' must be a mapping of options, not {values!r}{hint}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     arguments = {}

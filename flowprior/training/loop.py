@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 import sys
 import time
@@ -25,6 +26,13 @@ from flowprior.training.non_finite import SkippedSteps, what_is_not_finite
 from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 from flowprior.training.randomness import StepRandom
 from flowprior.training.reporting import RunLog
+
+# Buffers are alike in all processes without DDP's help; since torch 2.14 the option has another name.
+OWN_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 @dataclass
@@ -111,7 +119,7 @@ class TrainingLoop:
         forward: nn.Module = objective
         if workers.count > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
-            forward = DistributedDataParallel(forward, device_ids=devices, broadcast_buffers=False)
+            forward = DistributedDataParallel(forward, device_ids=devices, **{OWN_BUFFERS: False})
         self.objective, self.forward = objective, forward
         self.skipped = SkippedSteps(config.non_finite_steps)
         objects: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, "skipped": self.skipped}

@@ -119,6 +119,20 @@ def test_samples_of_another_count_are_refused(config_with, pictures, kind):
         figures_of(config)
 
 
+def test_samples_of_another_size_than_the_data_are_refused(config_with, pictures):
+    config = config_with(samples=str(pictures["npz"]))
+    config.data.size = 64
+    with pytest.raises(UserError, match="are 32 x 32 and the data .* cropped to 64"):
+        protocol_of(config)
+
+
+def test_precision_and_recall_against_too_many_images_are_refused(config_with):
+    config = config_with()
+    evaluate.check_reference(config, 100_000)
+    with pytest.raises(UserError, match="compare all features of 100001 reference images.*evaluate.metrics="):
+        evaluate.check_reference(config, 100_001)
+
+
 def test_samples_of_another_generator_or_of_other_options_are_refused(config_with, tmp_path):
     config = config_with()
     saved = {"fingerprint": "f", "about": {"autoencoder": "a"}, "generator": {"name": "mar"}}

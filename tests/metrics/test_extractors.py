@@ -7,7 +7,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
-from flowprior.metrics import ImageSet, evaluate_generation, extractors
+from flowprior.metrics import ImageSet, evaluate_generation, extractors, missing_weights
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import ExtractorSpec
 from flowprior.training.files import write_tensors
@@ -127,3 +127,9 @@ def test_a_file_that_is_not_inception_is_refused_and_not_executed(empty_hub, con
         torch.save(Malicious() if content == "pickle" else {"weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="damaged or no file of Inception weights"):
         _ = extractors.Extractor("inception", weights_path=path).module
+
+
+def test_weights_that_cannot_be_had_are_told_before_they_are_needed(tmp_path):
+    assert missing_weights("digits") == ""
+    told = missing_weights("inception", tmp_path / "none.pth")
+    assert "none.pth" in told and "evaluate.weights" in told and "\n" not in told

@@ -173,3 +173,16 @@ def test_the_config_file_is_strict_json(tmp_path):
     make().save(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)
     assert saved["fingerprint"] == make().fingerprint
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 1, 32, 32), torch.zeros(3, 32, 32), torch.zeros(2, 3, 16, 32), torch.zeros(2, 3, 32, 32).byte()],
+    ids=["one channel", "no batch", "another size", "bytes"],
+)
+def test_images_and_latents_that_do_not_fit_are_refused_in_words(images):
+    autoencoder = make()
+    with pytest.raises(ValueError, match=r"encode takes floating-point images \(B, 3, 32, 32\)"):
+        autoencoder.encode(images)
+    with pytest.raises(ValueError, match=r"decode takes latents \(B, 5, 3\)"):
+        autoencoder.decode(torch.zeros(2, 5, 4))

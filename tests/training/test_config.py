@@ -22,6 +22,7 @@ from flowprior.training.config import (
 )
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
+from tokenizer.train_ae import AEConfig
 
 
 @dataclass
@@ -295,3 +296,8 @@ def test_a_preset_on_the_command_line_may_be_based_on_another(tmp_path):
     (tmp_path / "other.yaml").write_text("base: digits\ntry_only: true\n")
     config = config_from_command_line(WithSwitch, tmp_path, "", ["--preset", "other"])
     assert (config.steps, config.try_only, config.run_dir) == (3, True, "runs/other")
+
+
+def test_a_word_for_a_section_that_is_chosen_by_name_is_asked_back():
+    with pytest.raises(UserError, match=r"did you mean regulariser.name=kl\?"):
+        build_config(AEConfig, {"regulariser": "kl"})
