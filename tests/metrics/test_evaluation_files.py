@@ -163,7 +163,7 @@ def test_moments_of_another_extractor_are_refused(config_with, tmp_path):
     ImageSet(digit_images(32)[0][:40], Extractor("digits")).statistics().save(tmp_path / "s.npz")
     loaded = Statistics.load(tmp_path / "s.npz")
     Statistics(loaded.mu, loaded.sigma, 40, "inception").save(tmp_path / "s.npz")
-    with pytest.raises(UserError, match="the reference's by 'inception'"):
+    with pytest.raises(UserError, match="by 'inception': write evaluate.extractor=inception"):
         figures_of(config_with(reference=str(tmp_path / "s.npz")))
 
 

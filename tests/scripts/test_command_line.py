@@ -179,12 +179,16 @@ def test_missing_perceptual_weights_can_be_done_without_in_the_same_folder(scrip
         for name in ("patch_size", "tokens", "channels", "encoder.width", "encoder.depth", "decoder.heads")
     ]
     + [(AEConfig, f"regulariser.flow.{name}") for name in ("pairs", "group_size")]
-    + [
-        (MARStageConfig, f"model.mar.{name}")
-        for name in ("width", "heads", "encoder_depth", "buffer_tokens", "head_depth", "pairs")
-    ],
+    + [(MARStageConfig, "model.mar.pairs")],
 )
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_below_one_are_refused_by_their_config(config, option, value):
     with pytest.raises(UserError, match="at least 1"):
         build_config(config, apply_overrides({}, [f"{option}={value}"]))
+
+
+@pytest.mark.parametrize("name", ["width", "heads", "encoder_depth", "buffer_tokens", "head_depth"])
+def test_sizes_of_mar_below_zero_are_refused_and_zero_is_mar_bs(name):
+    with pytest.raises(UserError, match="at least 1"):
+        build_config(MARStageConfig, {"model": {"mar": {name: -1}}})
+    assert build_config(MARStageConfig, {"model": {"mar": {name: 0}}}) == MARStageConfig()

@@ -2,6 +2,7 @@
 
     python warm_python.py serve SOCKET              once, in the background
     python -S warm_python.py SOCKET -m MODULE ...   in place of ``python -m MODULE ...`` (or ``python -u -m``, torchrun's)
+    python -S warm_python.py SOCKET ...             anything else is the plain interpreter's
 
 The fork has the caller's folder, environment, standard streams and process group, and runs the module as ``__main__``.
 """
@@ -113,5 +114,5 @@ if __name__ == "__main__":
     else:
         words = [word for word in sys.argv[2:4] if word != "-u"] + sys.argv[4:]
         if words[0] != "-m":
-            raise SystemExit("warm_python runs modules: -m MODULE ...")
+            os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
         sys.exit(call(sys.argv[1], words[1], words[2:]))
