@@ -94,7 +94,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _end(line: str, code: int) -> None:
     """Print ``line``, from one of the processes only where the scripts started several, and exit."""
-    if threading.current_thread() is threading.main_thread():
+    if "FLOWPRIOR_EXIT_CODE" in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, since another process was faster to end
     if _note_exit_code(code):
         print(line, file=sys.stderr, flush=True)
