@@ -94,7 +94,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _end(line: str, code: int) -> None:
     """Print ``line`` and exit; where the scripts started several processes, they print it, once and behind torchrun's own report."""
-    if threading.current_thread() is threading.main_thread():
+    if "FLOWPRIOR_EXIT_CODE" in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, since another process was faster to end
     _note_exit_code(code, line)
     if not os.environ.get("FLOWPRIOR_EXIT_CODE"):

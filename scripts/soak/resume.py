@@ -101,7 +101,7 @@ def _twice(soak: Soak, name: str, step: int) -> str | None:
 def complete_state(soak: Soak) -> Iterator[Trial]:
     """Delete each entry of a checkpoint, and reset each to what a new run has, with checksums made to fit.
 
-    The autoencoder's has all kinds of entries, and each is tried; of the others' a quarter.
+    Every file is tried, and of the entries within a third of the autoencoder's, which has all kinds, and an eighth of the others'.
     """
     for name in TRAINED if not soak.quick else ("ae",):
         whole = stage_folder(name, recorded(soak, name)) / "checkpoints"
@@ -115,7 +115,7 @@ def complete_state(soak: Soak) -> Iterator[Trial]:
             entries, first = dict(named_entries(read_state(file))), dict(named_entries(read_state(fresh / file.name)))
             chosen = [entry for entry in entries if entry and not _in_tuple(read_state(file), entry.split("."))]
             for number, entry in enumerate(chosen):
-                if number % (max(1, len(chosen) // 2) if soak.quick else 1 if name == "ae" else 4):
+                if number % (max(1, len(chosen) // 2) if soak.quick else 3 if name == "ae" else 8):
                     continue
                 yield f"{name} delete {file.name} {entry}", _refused_without(soak, name, file.name, entry)
                 if _moves(entries[entry], first.get(entry)) and entry.rsplit(".", 1)[-1] not in DERIVED:

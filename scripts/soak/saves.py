@@ -147,7 +147,7 @@ def full_disk(soak: Soak) -> Iterator[Trial]:
         needs = _kilobytes(soak.fresh(name))
         most = _kilobytes(stage_folder(name, soak.base)) + 1400
         for look in (True, False):
-            sizes = range(needs + 8, needs + most, max(4, most // soak.few(12, 3)))
+            sizes = range(needs + 8, needs + most, max(4, most // soak.few(8, 3)))
             for kilobytes in sizes:
                 yield _on_a_disk(soak, name, kilobytes, look)
 

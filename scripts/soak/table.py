@@ -15,7 +15,8 @@ def table(results: dict[str, Any]) -> str:
     """Rows in Markdown, with the number of trials and of those that held."""
     lines = ["| row | what | tried | held |", "|---|---|---|---|"]
     for number, row in results.items():
-        lines.append(f"| {number} | {row['title']} | {row['tried']:,} | {row['held']:,} |")
+        form = ", quick form" if row["quick"] else ""
+        lines.append(f"| {number} | {row['title']}{form} | {row['tried']:,} | {row['held']:,} |")
     return "\n".join(lines)
 
 
