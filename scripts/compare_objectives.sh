@@ -3,7 +3,7 @@
 #   bash scripts/compare_objectives.sh
 #   TARGETS="semantic lowlevel textual" WEIGHTS="0.003 0.01 0.03 0.1 0.3" SEEDS="0 1 2" JOBS=2 bash scripts/compare_objectives.sh
 # For every target the weight of each objective with the lowest FID on the first seed is run on all seeds, beside no alignment. One table per
-# target; run again, it goes on. Some 12 minutes a run and core: 16 runs and 3 priors a target. Variables of compare_digits.sh are its own.
+# target; run again, it goes on. By default 10 + 7 runs and 3 priors a target, hours of computing; AE_WORDS, MAR_WORDS and JOBS are compare_digits.sh's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 TARGETS=${TARGETS:-semantic lowlevel textual}

@@ -54,7 +54,7 @@ def test_the_presets_that_it_names_are_there_for_the_script_that_it_names():
         assert f"`{preset}`" in README and (ROOT / CONFIGS["train_flowhead"] / f"{preset}.yaml").is_file()
 
 
-def test_its_three_lines_with_a_prior_and_its_way_to_make_one_run_as_they_stand(tmp_path, monkeypatch):
+def test_its_lines_with_a_prior_with_an_online_flow_and_to_make_one_run_as_they_stand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = FlowPrior(VelocityMLP(4, 8, 1), TargetMap(torch.zeros(6), torch.ones(()), torch.randn(6, 4)))
     small.save("runs/digits/flowhead/prior")
@@ -65,11 +65,11 @@ def test_its_three_lines_with_a_prior_and_its_way_to_make_one_run_as_they_stand(
     latents = torch.randn(2, 3, 4, requires_grad=True)
     scope = {"FlowPrior": FlowPrior, "device": "cpu", "latents": latents, "loss": 0.0, "features": torch.randn(64, 48)}
     shown = [block for block in blocks("python") if "FlowPrior" in block]
-    assert len(shown) == 3
-    for block in sorted(shown, key=lambda block: "FlowPrior.fit" in block):  # which makes another prior
+    use, make, follow = shown
+    for block in (use, follow, make):  # the prior of the first stands in the second, too
         exec(compile(block, "README.md", "exec"), scope)
     scope["loss"].backward()
-    assert latents.grad.abs().sum() > 0
+    assert latents.grad.abs().sum() > 0 and scope["online"].updates == 1
     assert scope["samples"].shape == (1000, 32) and scope["targets"].shape == (64, 32)
     assert (tmp_path / "my_prior" / "model.safetensors").is_file()
 
