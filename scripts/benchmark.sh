@@ -4,5 +4,4 @@
 #   bash scripts/benchmark.sh --help
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
-export TQDM_DISABLE=1
 exec "$PYTHON" -m scripts.benchmarks "$@"

@@ -7,7 +7,9 @@ bash scripts/benchmark.sh --readme      write the README's tables anew from scri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import io
 import multiprocessing
 import os
 import platform
@@ -43,9 +45,9 @@ def main() -> None:
         answer = in_process(name, arguments)
         result |= {"machine": answer["machine"], "versions": answer["versions"]}
         result["cases"][name] = answer["figures"]
-        print(f"{name}: measured ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
-    result["seconds"] = time.perf_counter() - start
-    write_json(arguments.out, result)
+        result["seconds"] = time.perf_counter() - start
+        write_json(arguments.out, result)
+        print(f"{name}: measured ({result['seconds']:.0f} s)", file=sys.stderr, flush=True)
     print(terminal(result))
     print(f"{arguments.out}: all figures ({result['seconds']:.0f} s)")
 
@@ -75,7 +77,9 @@ def in_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     def work() -> None:
         try:
-            sender.send(measured(name, arguments))
+            with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+                answer = measured(name, arguments)
+            sender.send(answer)
         except BaseException:
             traceback.print_exc()
             sender.send(None)

@@ -74,7 +74,7 @@ def cache_reading(level: str, device: torch.device, folder: Path) -> Case:
 
 
 def image_loading(level: str, device: torch.device, folder: Path) -> Case:
-    """JPEG files of 500 x 375 pixels, decoded, cropped to 256 and mirrored in the training's process, or in two others beside it."""
+    """JPEG files of 500 x 375 pixels, decoded, cropped to 256 and mirrored in the training's process, or beside a GPU in others."""
     count, batch, size = (8, 4, 32) if level == "tiny" else (256, 32, 256)
     random = np.random.default_rng(0)
     (folder / "images" / "class").mkdir(parents=True)
@@ -84,7 +84,7 @@ def image_loading(level: str, device: torch.device, folder: Path) -> Case:
         picture.save(folder / "images" / "class" / f"{number:04d}.jpg", quality=90)
     images = open_images(ImageConfig(source="folder", path=str(folder / "images"), size=size, flip=True))
     streams = {}
-    for processes in (0, 2) if level != "gpu" else (0, 8, 16):
+    for processes in (0, 8, 16) if level == "gpu" else (0,):
         config = TrainConfig(global_batch=batch, workers=processes)
         streams[f"{processes} processes"] = iter(training_batches(images, config, Workers(device=device)))
 

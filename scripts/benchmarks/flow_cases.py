@@ -28,20 +28,21 @@ GROUP_SIZE = 16
 def flow_prior_step(level: str, device: torch.device, folder: Path) -> Case:
     """Four (t, noise) pairs per feature; a time for each of them, or one for sixteen features."""
     batch = {"tiny": 32, "quick": 128, "full": 512, "gpu": 4096}[level]
-    return _training_case(TINY if level == "tiny" else PAPER, batch, 4, device)
+    return _training_case(TINY if level == "tiny" else PAPER, batch, 4, OptimConfig(), device)
 
 
 def toy_step(level: str, device: torch.device, folder: Path) -> Case:
-    """The network and the batch of the paper's toys."""
-    return _training_case(TINY if level == "tiny" else TOY, 32 if level == "tiny" else 256, 1, device)
+    """The network, the batch and the optimiser of the paper's toys."""
+    optim = OptimConfig(schedule="constant", clip_norm=0.0, ema_decay=0.0)
+    return _training_case(TINY if level == "tiny" else TOY, 32 if level == "tiny" else 256, 1, optim, device)
 
 
-def _training_case(sizes: dict[str, int], batch: int, pairs: int, device: torch.device) -> Case:
+def _training_case(sizes: dict[str, int], batch: int, pairs: int, optim: OptimConfig, device: torch.device) -> Case:
     channels = sizes["channels"]
     identity = TargetMap(torch.zeros(channels), torch.ones(()), torch.eye(channels))
     objective = FlowMatchingObjective(VelocityMLP(**sizes), identity, pairs).to(device)
     config = TrainConfig(steps=10**9, global_batch=batch, compile=device.type == "cuda")
-    loop = TrainingLoop(objective, objective.velocity, config, OptimConfig(), Workers(device=device), progress=False)
+    loop = TrainingLoop(objective, objective.velocity, config, optim, Workers(device=device), progress=False)
     batches = itertools.repeat({"features": torch.randn(batch, channels)})
 
     def step(group_size: int) -> Callable[[], object]:

@@ -60,7 +60,7 @@ def _usual_step(config: MARConfig, tokens: int, seed: int, device: torch.device)
 
 def mar_sampling(level: str, device: torch.device, folder: Path) -> Case:
     """Guidance 3; the plain sampler, the exact savings, and the preset with fewer buffer tokens, evaluations and encodings."""
-    batch, ar_steps, head_steps = {"tiny": (2, 3, 4), "quick": (1, 4, 10), "full": (2, 8, 25), "gpu": (64, 64, 100)}[
+    batch, ar_steps, head_steps = {"tiny": (2, 3, 4), "quick": (1, 2, 10), "full": (2, 8, 25), "gpu": (64, 64, 100)}[
         level
     ]
     tokens, channels = (8, 2) if level == "tiny" else (64, 32)

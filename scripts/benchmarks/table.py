@@ -42,7 +42,7 @@ def about(result: dict[str, Any]) -> str:
     return (
         f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, PyTorch {versions['torch']}, "
         f"{'short' if result['quick'] else 'full'} run; matmul rate {min(rates):,.0f} to {max(rates):,.0f} GFLOP per second; "
-        f"peak memory of a case {peak:.1f} GB"
+        f"peak memory of a case {peak:.1f} GB" + (f"; {result['note']}" if "note" in result else "")
     )
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,18 @@ def test_the_defaults_are_mar_b_and_the_digits_preset_is_mar_digits():
     defaults, digits = MARConfig(), config_from_command_line(MARStageConfig, PRESETS, "", []).model.mar
     assert {name: getattr(defaults, name) for name in SIZES["mar_base"]} == SIZES["mar_base"]
     assert {name: getattr(digits, name) for name in SIZES["mar_digits"]} == SIZES["mar_digits"]
+
+
+@pytest.mark.parametrize("name", ["digits", "imagenet"])
+def test_an_efficient_preset_differs_from_its_own_in_buffer_tokens_and_sampler_only(name):
+    plain, efficient = (
+        config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", preset, "run_dir=runs/x"])
+        for preset in (name, f"{name}_efficient")
+    )
+    model, other = plain.model.mar, efficient.model.mar
+    assert other.buffer_tokens == model.buffer_tokens // 4 and other.sampler.skip_unread and other.sampler.share_first
+    efficient.model.mar = replace(other, size=model.size, buffer_tokens=model.buffer_tokens, sampler=model.sampler)
+    assert efficient == plain
 
 
 def test_a_size_goes_with_its_own_numbers_only():
