@@ -97,7 +97,8 @@ def _end(line: str, code: int) -> None:
     if "FLOWPRIOR_EXIT_CODE" in os.environ and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, since another process was faster to end
     if _note_exit_code(code):
-        print(line, file=sys.stderr, flush=True)
+        after_a_bar = "\n" if "FLOWPRIOR_EXIT_CODE" in os.environ else ""  # another process's may be open
+        print(f"{after_a_bar}{line}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
