@@ -73,7 +73,7 @@ def goes_on(soak: Soak, name: str, run: Path, *words: str) -> str | None:
 def every_step(soak: Soak) -> Iterator[Trial]:
     """Stop after every step, in the warm-up, at ends of epochs, before and after the discriminator's start; and twice in a row."""
     for name in TRAINED if not soak.quick else ("ae",):
-        for step in [1, 12, 13, 21] if soak.quick else range(1, STEPS):
+        for step in [1, 12, 13, 21] if soak.quick else range(1, STEPS, round(1 / soak.share)):
             for workers in (0, 2) if step % 3 == 1 and (not soak.quick or step == 13) else (0,):
                 run = stopped_after(soak, name, step)
                 yield (
