@@ -115,7 +115,8 @@ def complete_state(soak: Soak) -> Iterator[Trial]:
             entries, first = dict(named_entries(read_state(file))), dict(named_entries(read_state(fresh / file.name)))
             chosen = [entry for entry in entries if entry and not _in_tuple(read_state(file), entry.split("."))]
             for number, entry in enumerate(chosen):
-                if number % (max(1, len(chosen) // 2) if soak.quick else 3 if name == "ae" else 8):
+                between = round((3 if name == "ae" else 8) / soak.share)
+                if number % (max(1, len(chosen) // 2) if soak.quick else between):
                     continue
                 yield f"{name} delete {file.name} {entry}", _refused_without(soak, name, file.name, entry)
                 if _moves(entries[entry], first.get(entry)) and entry.rsplit(".", 1)[-1] not in DERIVED:
