@@ -31,6 +31,14 @@ def check_expansion(path: Path, what: str) -> None:
         )
 
 
+def is_archive(path: str | Path) -> bool:
+    """Whether ``path`` has a zip file's directory; one that is damaged counts as none."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks, it says
+        return False
+
+
 def archive_members(path: str | Path) -> list[str]:
     """The names of the files in an ``.npz``; none where it cannot be read."""
     try:
@@ -88,7 +96,7 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     Raises:
         UserError: it is damaged, a bomb, or holds more than tensors and plain values.
     """
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         check_expansion(path, what)
     try:
         return torch.load(path, weights_only=True, **options)
