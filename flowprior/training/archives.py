@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Container
 from pathlib import Path
@@ -96,10 +97,15 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     Raises:
         UserError: it is damaged, a bomb, or holds more than tensors and plain values.
     """
+    source: Path | io.BytesIO = path
     if is_archive(path):
         check_expansion(path, what)
+    elif path.is_file() and not options.get("mmap"):
+        source = io.BytesIO(
+            path.read_bytes()
+        )  # the format before zip: a file takes the memory that a length in it asks for
     try:
-        return torch.load(path, weights_only=True, **options)
+        return torch.load(source, weights_only=True, **options)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
         raise UserError(f"the {what} {path} is damaged ({_reason(error)}): restore or delete it") from error
 
