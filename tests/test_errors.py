@@ -15,7 +15,7 @@ def ended(action, capsys, monkeypatch, note=None):
         monkeypatch.setattr(signal, "signal", lambda *arguments: signal.SIG_DFL)
     with pytest.raises(SystemExit) as end:
         entry_point(action)()
-    return end.value.code, capsys.readouterr().err.splitlines()
+    return end.value.code, [line for line in capsys.readouterr().err.splitlines() if line]
 
 
 def raising(error):

@@ -51,7 +51,7 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
     if isinstance(table, dict):
         table = _tensors_within(table)
         table = table[_choose(path, list(table), key)]
-    if not isinstance(table, Tensor) or table.dim() < 2 or not table.is_floating_point():
+    if not isinstance(table, Tensor) or table.dim() < 2 or not table.numel() or not table.is_floating_point():
         raise UserError(f"{path} must hold a floating-point array of shape (N, d)")
     return table.reshape(-1, table.shape[-1])
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from flowprior.errors import UserError
-from flowprior.training.archives import archive_members, check_expansion, read_arrays
+from flowprior.training.archives import archive_members, check_expansion, is_archive, read_arrays
 from flowprior.training.distributed import Workers
 from flowprior.training.files import flush_to_disk, read_json, require_room, write_json
 
@@ -126,7 +126,7 @@ class ImageArchive:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"there is no file of images at {self.path}")
-        if zipfile.is_zipfile(self.path):
+        if is_archive(self.path):
             check_expansion(self.path, "file of images")
         with self._opened() as member:
             shape, _, dtype = _read_header(member)

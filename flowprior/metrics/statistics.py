@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowprior.errors import UserError
-from flowprior.training.archives import archive_members, read_arrays
+from flowprior.training.archives import archive_members, is_archive, read_arrays
 from flowprior.training.distributed import Workers
 from flowprior.training.files import write_bytes
 
@@ -95,7 +94,7 @@ def _moments(
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"there is no statistics file {path}; fid_stats/README.md says how to make or get one")
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise UserError(f"{path} is not an .npz file")
     # Only what is used: a foreign file may carry pickled or very large arrays of its own.
     wanted = {"mu", "sigma", "count", "extractor", "crop"}

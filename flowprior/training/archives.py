@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Container
 from pathlib import Path
@@ -29,6 +30,14 @@ def check_expansion(path: Path, what: str) -> None:
         raise UserError(
             f"the {what} {path} would unpack to {unpacked / 1e9:.1f} GB, and was not: get it from its source"
         )
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether ``path`` has a zip file's directory; one that is damaged counts as none."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks, it says
+        return False
 
 
 def archive_members(path: str | Path) -> list[str]:
@@ -88,10 +97,15 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     Raises:
         UserError: it is damaged, a bomb, or holds more than tensors and plain values.
     """
-    if zipfile.is_zipfile(path):
+    source: Path | io.BytesIO = path
+    if is_archive(path):
         check_expansion(path, what)
+    elif path.is_file() and not options.get("mmap"):
+        source = io.BytesIO(
+            path.read_bytes()
+        )  # the format before zip: a file takes the memory that a length in it asks for
     try:
-        return torch.load(path, weights_only=True, **options)
+        return torch.load(source, weights_only=True, **options)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
         raise UserError(f"the {what} {path} is damaged ({_reason(error)}): restore or delete it") from error
 

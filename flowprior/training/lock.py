@@ -74,7 +74,7 @@ class FolderLock:
                 raise UserError(self._refusal(owner)) from None
         if owner:
             print(f"note: {self.folder}: going on after {_describe(owner)}, which is gone", file=sys.stderr, flush=True)
-            sweep(self.folder)
+        sweep(self.folder)  # also where the owner ended well: another of its processes may have been killed
         self.descriptor, self.inode = descriptor, inode
         _held.add(inode)
         about = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}

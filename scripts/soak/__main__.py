@@ -1,6 +1,6 @@
 """Try every row of the reliability scorecard, and say how much of it held.
 
-    bash scripts/soak.sh [--quick] [--rows 1,3,4] [--seed 0] [--json FILE]
+    bash scripts/soak.sh [--quick] [--rows 1,3,4] [--seed 0] [--share 1] [--json FILE]
 
 Prints ``row, tried, held`` per line, and every failure with what repeats it. Rows that a machine cannot try, such as a full disk where
 small disks cannot be mounted, are printed with the reason.
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a handful of each, in under five minutes")
     parser.add_argument("--rows", help="numbers joined by commas [all]")
     parser.add_argument("--seed", type=int, default=0, help="of every random instant and mutation [0]")
+    parser.add_argument("--share", type=float, default=1.0, help="of the long form's random trials, for less time [1]")
     parser.add_argument("--json", type=Path, help="file to which the rows that were tried are added")
     arguments = parser.parse_args()
     try:
@@ -39,7 +40,7 @@ def main() -> int:
     results = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.is_file() else {}
     failed = False
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        soak = Soak(Path(folder), arguments.quick, arguments.seed)
+        soak = Soak(Path(folder), arguments.quick, arguments.seed, arguments.share)
         for number, row in rows.items():
             start = time.perf_counter()
             outcome = try_row(row, soak, lambda line: print(f"    seed {arguments.seed}: {line}", flush=True))
@@ -54,6 +55,7 @@ def main() -> int:
                 "held": outcome.held,
                 "seed": arguments.seed,
                 "quick": arguments.quick,
+                "share": arguments.share,
                 "note": outcome.note,
                 "torch": torch.__version__,
                 "cores": os.cpu_count(),

@@ -48,6 +48,7 @@ class Process:
     def __init__(self, work: Callable[[], None], output: Path) -> None:
         self.output, self.code_file = output, output.with_suffix(".code")
         output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("")
         self.code: int | None = None
         sys.stdout.flush()
         sys.stderr.flush()

@@ -73,7 +73,7 @@ def goes_on(soak: Soak, name: str, run: Path, *words: str) -> str | None:
 def every_step(soak: Soak) -> Iterator[Trial]:
     """Stop after every step, in the warm-up, at ends of epochs, before and after the discriminator's start; and twice in a row."""
     for name in TRAINED if not soak.quick else ("ae",):
-        for step in [1, 12, 13, 21] if soak.quick else range(1, STEPS):
+        for step in [1, 12, 13, 21] if soak.quick else range(1, STEPS, round(1 / soak.share)):
             for workers in (0, 2) if step % 3 == 1 and (not soak.quick or step == 13) else (0,):
                 run = stopped_after(soak, name, step)
                 yield (
@@ -115,7 +115,8 @@ def complete_state(soak: Soak) -> Iterator[Trial]:
             entries, first = dict(named_entries(read_state(file))), dict(named_entries(read_state(fresh / file.name)))
             chosen = [entry for entry in entries if entry and not _in_tuple(read_state(file), entry.split("."))]
             for number, entry in enumerate(chosen):
-                if number % (max(1, len(chosen) // 2) if soak.quick else 3 if name == "ae" else 8):
+                between = round((3 if name == "ae" else 8) / soak.share)
+                if number % (max(1, len(chosen) // 2) if soak.quick else between):
                     continue
                 yield f"{name} delete {file.name} {entry}", _refused_without(soak, name, file.name, entry)
                 if _moves(entries[entry], first.get(entry)) and entry.rsplit(".", 1)[-1] not in DERIVED:

@@ -60,13 +60,13 @@ def crash_points(soak: Soak) -> Iterator[Trial]:
             hashes[step] = run.hash()
             run.checkpoints.save(step)
         hashes[3] = SmallRun(start, 3, keep).hash()
-        for number in range(0, 500, soak.few(1, 4)):
+        for number in range(0, 500, 4 if soak.quick else 1):
             problem, ended = _die(soak, start, keep, hashes, lambda number=number: _die_at_call(number))
             if ended:
                 break
             yield f"keep {keep}, before call {number}", problem
         largest = max(file.stat().st_size for file in start.rglob("*") if file.is_file())
-        for size in range(0, largest + 1, soak.few(max(1, largest // 150), max(1, largest // 8))):
+        for size in range(0, largest + 1, max(1, largest // soak.few(150, 8))):
             problem, _ = _die(soak, start, keep, hashes, lambda size=size: _die_at_byte(size))
             yield f"keep {keep}, at byte {size} of a file", problem
 

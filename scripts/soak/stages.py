@@ -90,11 +90,13 @@ class Soak:
         folder: of everything.
         quick: a handful of each.
         seed: of the random instants.
+        share: of the long form's trials, for a machine with less time.
     """
 
     folder: Path
     quick: bool
     seed: int
+    share: float = 1.0
     references: dict[tuple[str, int, tuple[str, ...]], Reference] = field(default_factory=dict)
     kept: dict[tuple, Any] = field(default_factory=dict)  # what several trials compare with
     count: int = 0
@@ -105,8 +107,8 @@ class Soak:
         self._make_data()
 
     def few(self, many: int, quick: int) -> int:
-        """How many: ``many``, or ``quick`` in the quick form."""
-        return quick if self.quick else many
+        """How many: ``many`` or the share of it, or ``quick`` in the quick form."""
+        return quick if self.quick else max(1, quick, round(many * self.share))
 
     def _make_data(self) -> None:
         draw = np.random.default_rng(0)

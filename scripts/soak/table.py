@@ -15,9 +15,10 @@ def table(results: dict[str, Any]) -> str:
     """Rows in Markdown, with the number of trials and of those that held."""
     lines = ["| row | what | tried | held |", "|---|---|---|---|"]
     for number, row in results.items():
-        form = ", quick form" if row["quick"] else ""
+        form = ", quick form" if row["quick"] else "" if row["share"] == 1 else f", {row['share']:.0%} of the long form"
         lines.append(f"| {number} | {row['title']}{form} | {row['tried']:,} | {row['held']:,} |")
-    return "\n".join(lines)
+    notes = [f"Row {number}: {row['note']}." for number, row in results.items() if row["note"]]
+    return "\n".join([*lines, "", *notes] if notes else lines)
 
 
 def in_readme(readme: str) -> str:

@@ -17,7 +17,7 @@ from soak.stages import STAGES, TRAINED, Soak, Trial, log_of, result_hash, stage
 
 def two_writers(soak: Soak) -> Iterator[Trial]:
     """Two starts a random moment apart; then locks that a dead owner left, here and on another machine."""
-    for number in range(soak.few(20, 2)):
+    for number in range(2 if soak.quick else 20):
         name = STAGES[number % len(STAGES)] if not soak.quick else ("ae", "cache")[number % 2]
         yield _pair(soak, name, ranks=2 if number % 7 == 6 else 1)
     for name in ("flowhead", "cache", "mar") if not soak.quick else ("cache",):
@@ -26,15 +26,18 @@ def two_writers(soak: Soak) -> Iterator[Trial]:
         yield f"{name} with an owner on another machine that is dead", _elsewhere(soak, name, alive=False)
 
 
-def _pair(soak: Soak, name: str, ranks: int) -> Trial:
+def _pair(soak: Soak, name: str, ranks: int, closer: float = 1.0) -> Trial:
     wanted, run = soak.reference(name, ranks), soak.fresh(name)
-    delay = soak.random.uniform(0, 0.5) * wanted.seconds
+    delay = soak.random.uniform(0, 0.5) * wanted.seconds * closer
     first = soak.start(name, run, ranks=ranks, instrument=slow_saves(0.02))
     time.sleep(delay)
     second = soak.start(name, run, ranks=ranks, instrument=slow_saves(0.02))
     pair, codes = [first, second], [first.wait(), second.wait()]
     label = f"{name} started twice, {delay:.4f} s apart, {ranks} processes each"
     own = sorted(str(process.run_code()) for process in pair)
+    if own == ["0", "0"] and ": complete (" in second.said() and closer > 0.01:
+        shutil.rmtree(run)
+        return _pair(soak, name, ranks, closer / 4)  # the first had ended before the second began
     problem = None
     if own != ["0", "2"]:
         problem = f"exit codes {codes}: {first.said()[-200:]} / {second.said()[-200:]}"

@@ -186,3 +186,16 @@ def test_rows_can_be_some_of_a_table():
     rows = FeatureRows(torch.from_numpy(TABLE), torch.tensor([2, 7]))
     assert len(rows) == 2
     assert np.array_equal(rows.batch([SampleKey(1, 0), SampleKey(0, 0)])["features"].numpy(), TABLE[[7, 2]])
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_a_table_without_numbers_is_refused(shape, tmp_path):
+    np.save(tmp_path / "empty.npy", np.zeros(shape, dtype=np.float32))
+    with pytest.raises(UserError, match="empty.npy must hold"):
+        read_features(tmp_path / "empty.npy")
+
+
+def test_a_key_for_a_file_without_names_is_refused(tmp_path):
+    np.save(tmp_path / "table.npy", np.zeros((2, 3), dtype=np.float32))
+    with pytest.raises(UserError, match="none called 'other'"):
+        read_features(tmp_path / "table.npy", "other")

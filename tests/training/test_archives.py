@@ -1,4 +1,5 @@
 import io
+import struct
 import zipfile
 
 import numpy as np
@@ -55,6 +56,13 @@ def test_an_archive_that_would_unpack_to_far_more_than_it_is_is_refused(tmp_path
     with pytest.raises(UserError, match="would unpack"):
         load_pt(tmp_path / "bomb.pt", "file")
     assert load_pt(tmp_path / "plain.pt", "file").shape == (1 << 25,)
+
+
+def test_an_archive_that_claims_several_disks_is_refused_in_one_sentence(tmp_path):
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    (tmp_path / "a.pt").write_bytes(locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0))
+    with pytest.raises(UserError, match="a.pt is damaged"):
+        load_pt(tmp_path / "a.pt", "file")
 
 
 def test_what_is_no_archive_has_no_members_and_is_refused(tmp_path):
