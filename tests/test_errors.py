@@ -56,14 +56,14 @@ def test_sigterm_unwinds_ends_with_143_and_leaves_the_callers_handler(capsys, mo
 
 
 @pytest.mark.parametrize("error, code, line", [row for row in ENDS if row[1] != 1])
-def test_of_several_processes_the_first_speaks_and_leaves_the_code_for_the_script(
+def test_of_several_processes_the_first_leaves_its_line_and_its_code_for_the_script(
     error, code, line, capsys, monkeypatch, tmp_path
 ):
     note = tmp_path / "note"
-    assert len(ended(raising(error), capsys, monkeypatch, note)[1]) == 1
-    assert note.read_text() == f"{code}\n"
+    assert ended(raising(error), capsys, monkeypatch, note) == (code, [])
     assert ended(raising(UserError("another")), capsys, monkeypatch, note) == (2, [])
-    assert note.read_text() == f"{code}\n"
+    [said] = (tmp_path / "note.said").read_text().splitlines()
+    assert said.startswith(line) and note.read_text() == f"{code}\n"
 
 
 def test_a_process_that_lost_another_is_silent_once_that_has_said_why(capsys, monkeypatch, tmp_path):

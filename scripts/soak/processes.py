@@ -133,7 +133,9 @@ class Process:
         return found
 
     def said(self) -> str:
-        return self.output.read_text(errors="replace")
+        """What it printed, and behind it the line that it left for the scripts to print."""
+        left = Path(f"{self.code_file}.said")
+        return self.output.read_text(errors="replace") + (left.read_text() if left.is_file() else "")
 
     def run_code(self) -> int | None:
         """The run's own exit code, where a launcher has made 1 of it."""
