@@ -49,6 +49,8 @@ class Process:
         self.output, self.code_file = output, output.with_suffix(".code")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text("")
+        for left in (self.code_file, Path(f"{self.code_file}.said")):
+            left.unlink(missing_ok=True)
         self.code: int | None = None
         sys.stdout.flush()
         sys.stderr.flush()
