@@ -71,6 +71,9 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             if isinstance(stop.code, int) and stop.code:
                 _note_exit_code(stop.code)
             raise
+        except Exception:
+            _note_exit_code(1)  # before torchrun ends the others, whose SIGTERM is not the reason
+            raise
 
     return guarded
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowprior.data.images import open_images
+from flowprior.data.images import open_images, shared_fingerprint
 from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.errors import UserError, entry_point
 from flowprior.metrics import missing_weights
@@ -39,7 +39,7 @@ def main() -> None:
         images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
         origin = {
             "autoencoder": autoencoder.fingerprint,
-            "images": workers.share(images.fingerprint() if workers.is_main else None),  # it looks at every file
+            "images": shared_fingerprint(images, workers),
             "size": config.data.size,
             **config.cache.describe(),
         }

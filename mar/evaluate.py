@@ -17,7 +17,7 @@ import numpy as np
 
 import flowprior.metrics
 from flowprior.data.image_archive import ImageArchive, archive_has_images
-from flowprior.data.images import ImageConfig, open_images
+from flowprior.data.images import ImageConfig, open_images, shared_fingerprint
 from flowprior.errors import UserError, entry_point
 from flowprior.metrics import METRICS, Extractor, ImageSet, Statistics, evaluate_generation, half_half_fid
 from flowprior.training.archives import archive_members
@@ -34,7 +34,10 @@ MOST_COMPARED = 100_000
 @entry_point
 def main() -> None:
     config = read_config(__doc__)
-    with distributed_workers() as workers, sole_writer(Path(config.run_dir) / "mar", workers, may_be_read_only=True):
+    with (
+        distributed_workers() as workers,
+        sole_writer(Path(config.run_dir) / "mar", workers, may_be_read_only=result_file(config).is_file()),
+    ):
         if config.evaluate.samples == "generate":
             draw_sets(config, workers)
         extractor = Extractor(
@@ -91,7 +94,7 @@ def open_reference(
         if not config.evaluate.uses_data:
             data = ImageConfig(source="folder", path=config.evaluate.reference, size=config.data.size)
         images = open_images(data)
-        fingerprint = workers.share(images.fingerprint() if workers.is_main else None)  # it looks at every file
+        fingerprint = shared_fingerprint(images, workers)
         identity = {"images": fingerprint, "count": len(images), "size": config.data.size, "crop": "centre"}
         return ImageSet.of_source(images, extractor, progress=True, workers=workers), identity
     file = Path(config.evaluate.reference)

@@ -38,7 +38,7 @@ def main() -> None:
         raise UserError(f"there is no autoencoder at {folder / 'autoencoder'}: run `bash scripts/train_ae.sh` first")
     autoencoder = Autoencoder.load(folder / "autoencoder")
     check_crop(config, autoencoder)
-    with sole_writer(folder, Workers(), may_be_read_only=True):
+    with sole_writer(folder, Workers(), may_be_read_only=(folder / "evaluation.json").is_file()):
         evaluate(config, folder, autoencoder)
 
 

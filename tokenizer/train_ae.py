@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowprior.data.images import ImageConfig, ImageSource, open_images
+from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
@@ -135,7 +135,7 @@ def main() -> None:
         images = open_images(config.data, config.train.seed)
         measured = config.held_out_data()
         held_out = images if measured == config.data else open_images(measured)  # without augmentation in either case
-        fingerprint = workers.share(images.fingerprint() if workers.is_main else None)  # which looks at every file
+        fingerprint = shared_fingerprint(images, workers)
         folder.open(config, workers, {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {}))
         if folder.is_complete():
             folder.say_complete()

@@ -17,6 +17,7 @@ from flowprior.data import digits
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.training.config import option
+from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint
 from flowprior.training.randomness import stream_seed
 
@@ -160,7 +161,7 @@ class FolderImages:
 def image_names(folder: Path, deep: bool) -> list[str]:
     """The images in ``folder``, and in its sub-folders where ``deep``: paths below it, folder by folder in the order of their names."""
     found = []
-    for above, below, files in os.walk(folder):
+    for above, below, files in os.walk(folder, onerror=_raise):  # or a folder that cannot be read would hold nothing
         inner = os.path.relpath(above, folder)
         found += [
             name if inner == "." else f"{inner}/{name}" for name in files if Path(name).suffix.lower() in EXTENSIONS
@@ -168,6 +169,24 @@ def image_names(folder: Path, deep: bool) -> list[str]:
         if not deep:
             below.clear()
     return sorted(found, key=lambda name: name.split("/"))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def shared_fingerprint(images: ImageSource, workers: Workers) -> str:
+    """The fingerprint of the first process's images, which looks at every file, in all processes.
+
+    Raises:
+        UserError: the processes do not even see equally many images.
+    """
+    counts = workers.gather(len(images))
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"the processes see different images ({min(counts)} to {max(counts)} of them): give all nodes the same DATA"
+        )
+    return workers.share(images.fingerprint() if workers.is_main else None)
 
 
 SOURCES = {"digits": DigitImages, "folder": FolderImages}

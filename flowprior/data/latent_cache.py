@@ -154,7 +154,9 @@ def write_latent_cache(
             tensors = {"latents": torch.cat(latents), "labels": torch.cat(labels)}
             shard_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             require_room(
-                folder, shard_bytes * (1 if place else len(missing)), f"the latent cache of {len(images)} images"
+                folder,
+                shard_bytes * (1 if place else len(missing) * workers.count),
+                f"the latent cache of {len(images)} images",
             )
             write_tensors(files[shard], tensors, _metadata(mark, tensors))
     workers.barrier()

@@ -85,6 +85,7 @@ class OnlineFlow:
         total_updates: length of a cosine schedule.
         seed: of the noise, and of a sequence flow's weights.
         micro_batches: in how many equal parts, one after the other, each process's latents were made (gradient accumulation).
+        half: train it under bfloat16 autocast.
         workers: this process among those of the run; by default as ``torch.distributed`` is set up.
     """
 
@@ -97,8 +98,10 @@ class OnlineFlow:
         total_updates: int = 1,
         seed: int = 0,
         micro_batches: int = 1,
+        half: bool = False,
         workers: Workers | None = None,
     ) -> None:
+        self.half = half
         self.config, self.seed, self.micro_batches = config or OnlineFlowConfig(), seed, micro_batches
         network = prior if isinstance(prior, VelocityMLP) else prior.velocity
         self.workers = workers or current_workers(next(network.parameters()).device)
@@ -109,7 +112,7 @@ class OnlineFlow:
         else:
             velocity = copy.deepcopy(network).requires_grad_(True)
         self.tokens, optim = tokens, self.config.optim
-        self.own = OwnNetwork(velocity, optim, total_updates * self.config.steps, self.workers)
+        self.own = OwnNetwork(velocity, optim, total_updates * self.config.steps, self.workers, name="the online flow")
         self.ema = EMA(velocity, optim.ema_decay) if optim.ema_decay else None
         self.updates = 0
         self.seen = torch.zeros(2, device=self.workers.device)  # claimed and found since the last update
@@ -158,7 +161,10 @@ class OnlineFlow:
         draws["group_size"] = self.group_size(latents.shape[-2], draws.get("group_size", 1)) if latents.dim() > 1 else 1
         terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.t_max, **draws)
         if torch.is_grad_enabled():
-            self.seen += torch.stack([terms.claimed, terms.found])
+            told = torch.stack([terms.claimed, terms.found])
+            self.seen += torch.where(
+                told.isfinite().all(), told, 0.0
+            )  # a step that is not finite is skipped: it leaves nothing
         return terms.loss + alignment_loss(prior, latents, **draws) if both else terms.loss
 
     @property
@@ -180,7 +186,7 @@ class OnlineFlow:
             ``online_loss``, Eq. 3 per channel of this process's latents in the last step, and ``online_lag``.
 
         Raises:
-            NonFiniteLoss: in some process; nothing was stepped.
+            NonFiniteLoss: in some process; the step that failed moved nothing.
         """
         latents, config = latents.detach().float(), self.config
         if latents.dim() == 2:
@@ -189,7 +195,9 @@ class OnlineFlow:
         size = self.group_size(latents.shape[1], config.group_size)
         for step in range(self.updates * config.steps, (self.updates + 1) * config.steps):
             noise, t = self._draw(step, latents, size)
-            loss = flow_matching_loss(self.velocity, latents, group_size=size, noise=noise, t=t)
+            # Without autocast's cache: it would keep what was cast before the weights of the step before moved.
+            with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
+                loss = flow_matching_loss(self.velocity, latents, group_size=size, noise=noise, t=t)
             self.own.minimise(loss, step)
             if self.ema is not None:
                 self.ema.update(step)

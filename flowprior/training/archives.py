@@ -16,6 +16,7 @@ from flowprior.errors import UserError
 # Deflate makes a thousand bytes of one, at most. Arrays that are worth keeping are nowhere near that.
 LARGEST_EXPANSION = 200
 ALWAYS_ALLOWED_BYTES = 64 << 20
+PIECE_BYTES = 16 << 20
 
 
 def check_expansion(path: Path, what: str) -> None:
@@ -85,10 +86,15 @@ def _read_array(file: Any, size: int) -> np.ndarray:
         count *= length
     if count * dtype.itemsize > size:
         raise ValueError(f"an array of shape {shape} in {size} bytes")
-    data = file.read(count * dtype.itemsize)
+    data = np.empty(count * dtype.itemsize, np.uint8)
+    view, filled = memoryview(data), 0
+    while filled < len(view) and (got := file.readinto(view[filled : filled + PIECE_BYTES])):
+        filled += got
+    if filled < len(view):
+        raise ValueError("it ends within the array")
     if file.read(1):  # to the end, where zipfile compares the checksum
         raise ValueError(f"more than an array of shape {shape}")
-    return np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
+    return data.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def load_pt(path: Path, what: str, **options: Any) -> Any:

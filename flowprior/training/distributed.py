@@ -15,8 +15,9 @@ from torch import Tensor
 
 from flowprior.errors import LostProcess, UserError
 
+# For the first process, say, which measures and saves while the others wait.
+LONGEST_WAIT = timedelta(hours=2)
 # What gloo and NCCL say, as plain RuntimeErrors, when the process at the other end of a connection is gone.
-LONGEST_WAIT = timedelta(hours=2)  # for the first process, say, which measures and saves while the others wait
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
@@ -119,8 +120,12 @@ def distributed_workers() -> Iterator[Workers]:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    together = (
+        device.type == "cpu"
+    )  # NCCL's group is left by all processes at once: one that fails alone would wait in it
     try:
         yield Workers(torch_distributed.get_rank(), count, device)
+        together = True
     except RuntimeError as error:
         if not any(sign in str(error) for sign in PEER_IS_GONE):
             raise
@@ -128,4 +133,5 @@ def distributed_workers() -> Iterator[Workers]:
             "another process of the run ended; run the same command again to go on from the last checkpoint"
         ) from error
     finally:
-        torch_distributed.destroy_process_group()
+        if together:
+            torch_distributed.destroy_process_group()

@@ -43,6 +43,7 @@ class FolderLock:
         self.folder, self.file = folder, folder / NAME
         self.made: list[Path] = []  # folders that are only there for the lock
         self.descriptor = -1
+        self.about = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         self.stopped, self.beats = threading.Event(), threading.Thread(target=self._beat, daemon=True)
 
     def acquire(self) -> None:
@@ -52,9 +53,12 @@ class FolderLock:
             UserError: another process owns it; the message says which and since when.
             OSError: the folder cannot be written.
         """
-        self._make_folder()
         while True:
-            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._make_folder()
+            try:
+                descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:  # its owner removed the folder in between
+                continue
             try:
                 inode = os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino
                 if inode in _held:
@@ -77,17 +81,17 @@ class FolderLock:
         sweep(self.folder)  # also where the owner ended well: another of its processes may have been killed
         self.descriptor, self.inode = descriptor, inode
         _held.add(inode)
-        about = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(about).encode(), 0)
+        os.pwrite(descriptor, json.dumps(self.about).encode(), 0)
         self.beats.start()
 
     def release(self) -> None:
         """Give the folder up; folders that only the lock needed go."""
         self.stopped.set()
-        self.beats.join()
+        if self.beats.ident is not None:
+            self.beats.join()
         with contextlib.suppress(OSError):
-            if _is(self.file, self.inode):
+            if self._is_mine():
                 self.file.unlink()
         _held.discard(self.inode)
         os.close(self.descriptor)
@@ -105,7 +109,12 @@ class FolderLock:
     def _beat(self) -> None:
         while not self.stopped.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(self.descriptor)
+                if self._is_mine():
+                    os.utime(self.descriptor)
+
+    def _is_mine(self) -> bool:
+        """Not so where another machine took this process for dead, when it was suspended, and has taken over."""
+        return _is(self.file, self.inode) and _read(self.descriptor) in (self.about, {})
 
     def _is_alive(self, owner: dict[str, Any], descriptor: int, system_locks: bool) -> bool:
         """Whether an owner that does not hold the system's lock, as far as one can see here, is alive all the same."""
@@ -156,18 +165,33 @@ def sole_writer(folder: Path, workers: Workers, may_be_read_only: bool = False) 
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C wait, so that no lock is left half made or half removed."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    """Within, SIGTERM and Ctrl-C wait, so that no lock is left half made or half removed.
+
+    Blocking them would not do: the system then hands them to another thread, and Python to the main one all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {
+        number: signal.signal(number, lambda came, frame: waiting.append(came))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for number in waiting:
+            signal.raise_signal(number)
 
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files that a killed writer left; only the folder's owner may."""
     for remains in folder.rglob(".*.tmp"):
-        if remains.is_file():
+        pid = remains.name.split(".")[-2]
+        being_written = pid.isdigit() and int(pid) != os.getpid() and _process_exists(pid)
+        if remains.is_file() and not being_written:
             remains.unlink(missing_ok=True)
 
 

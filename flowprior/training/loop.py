@@ -54,7 +54,9 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "how many checkpoints stay", changes_result=False)
     tensorboard: bool = option(True, "write TensorBoard files as well", changes_result=False)
     non_finite_steps: int = option(
-        3, "so many steps in a row with a loss or gradient that is NaN or infinite end the run; fewer are skipped"
+        3,
+        "so many steps in a row with a loss or gradient that is NaN or infinite end the run; fewer are skipped",
+        changes_result=False,
     )
 
     def __post_init__(self) -> None:
@@ -64,6 +66,10 @@ class TrainConfig:
             raise ValueError("non_finite_steps is at least 1, which ends the run at the first of them")
         if min(self.eval_steps, self.checkpoint_steps, self.workers) < 0:
             raise ValueError("eval_steps, checkpoint_steps and workers cannot be negative")
+
+    def half(self, device: torch.device) -> bool:
+        """Whether forward passes run under bfloat16 autocast."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
 
     def micro_batch(self, processes: int) -> int:
         """Samples per forward pass; a UserError when the global batch does not divide."""
@@ -137,7 +143,7 @@ class TrainingLoop:
         if self.checkpoints and workers.is_main:
             self.checkpoints.sweep()
         self.log = RunLog(folder, self.step, config.tensorboard) if folder and workers.is_main else None
-        half = config.precision == "bfloat16" or (config.precision == "auto" and workers.device.type == "cuda")
+        half = config.half(workers.device)
         self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
         self.stop_signal: int | None = None
         self.stopping = False

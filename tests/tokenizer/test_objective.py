@@ -168,7 +168,7 @@ def test_on_a_grid_of_times_the_flow_regulariser_is_the_priors_loss_at_the_grids
 
 @pytest.mark.parametrize("values", [{"time_grid": -1}, {"grid_steps": 0}])
 def test_a_grid_of_times_that_cannot_be_is_refused(values):
-    with pytest.raises(ValueError, match="time_grid"):
+    with pytest.raises(ValueError, match=next(iter(values))):
         FlowConfig(**values)
 
 

@@ -47,7 +47,9 @@ class FlowConfig:
         if min(self.pairs, self.group_size, self.grid_steps) < 1:
             raise ValueError("pairs, group_size and grid_steps are at least 1")
         if self.time_grid and self.objective != "likelihood":
-            raise ValueError(f"time_grid serves the objective likelihood, not {self.objective}: write time_grid=0")
+            raise ValueError(
+                f"time_grid serves the objective likelihood, not {self.objective}: write regulariser.flow.time_grid=0"
+            )
 
     def build(self, context: RegulariserContext) -> FlowRegulariser:
         return FlowRegulariser(self, context)
@@ -67,6 +69,7 @@ class FlowRegulariser(Regulariser):
                 total_updates=context.train.steps,
                 seed=context.seed,
                 micro_batches=context.train.accumulation,
+                half=context.train.half(context.workers.device),
                 workers=context.workers,
             )
 
