@@ -3,7 +3,8 @@
 from flowprior.errors import UserError
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.prior import FlowPrior
+from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
 
 __version__ = "0.1.0"
-__all__ = ["FlowPrior", "OnlineFlow", "OnlineFlowConfig", "UserError", "VelocityMLP", "__version__"]
+__all__ = ["FlowPrior", "OnlineFlow", "OnlineFlowConfig", "TimeGrid", "UserError", "VelocityMLP", "__version__"]

@@ -29,6 +29,7 @@ class Replayed:
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
         self.recordings: dict[tuple[object, ...], _Recording] = {}
+        self.pool: tuple[int, int] | None = None  # of memory, one for all shapes: no output outlives its replay
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         device = inputs[0].device
@@ -56,7 +57,9 @@ class Replayed:
                     self.function(*kept)
             torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            # The pinning threads of data loaders may go on meanwhile.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 output = self.function(*kept)
         return _Recording(graph, kept, output)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -183,16 +184,20 @@ class Head:
 
     def __init__(self, network: VelocityMLP, times: TimeCodes, cuda_graphs: bool) -> None:
         self.network, self.times = network, times
-        self._evaluation = Replayed(self._evaluate) if cuda_graphs else self._evaluate
+        evaluate = partial(
+            _evaluate, network
+        )  # not a method: recordings go with their head, and not when the collector comes
+        self._evaluation = Replayed(evaluate) if cuda_graphs else evaluate
 
     def __call__(self, x: Tensor, t: float, embedded: Tensor) -> Tensor:
         """The velocity of ``x (B, n, C)`` at time ``t`` under each of ``embedded (G, n, W)``, G a multiple of B: ``(G, n, C)``, float32."""
         return self._evaluation(x, self.times(t), embedded)
 
-    def _evaluate(self, x: Tensor, time: Tensor, embedded: Tensor) -> Tensor:
-        network, code = self.network, time + embedded  # (G, n, W)
-        modulations = [block.modulation(code) for block in network.blocks] + [network.output.modulation(code)]
-        return network.velocity(x.repeat(len(embedded) // len(x), 1, 1), modulations).float()
+
+def _evaluate(network: VelocityMLP, x: Tensor, time: Tensor, embedded: Tensor) -> Tensor:
+    code = time + embedded  # (G, n, W)
+    modulations = [block.modulation(code) for block in network.blocks] + [network.output.modulation(code)]
+    return network.velocity(x.repeat(len(embedded) // len(x), 1, 1), modulations).float()  # (G, n, C)
 
 
 def head_velocity(

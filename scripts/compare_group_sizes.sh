@@ -2,7 +2,7 @@
 # What times that features share cost the flow prior: the loss on held-out digits, step by step, over several seeds.
 #   bash scripts/compare_group_sizes.sh
 #   SEEDS="0 1 2" SIZES="1 16" STEPS=500 bash scripts/compare_group_sizes.sh
-# One thread each, one after the other. Prints the table and draws docs/group_sizes.png; run again, it goes on.
+# One thread each, one after the other. Prints the table and draws runs/group_sizes/group_sizes.png (docs/ has a copy); run again, it goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SEEDS=${SEEDS:-0 1 2}
 SIZES=${SIZES:-1 16}
@@ -16,4 +16,4 @@ for seed in $SEEDS; do
       "run_dir=$RUNS/size${size}_seed$seed"
   done
 done
-exec "$PYTHON" scripts/draw_group_sizes.py "$RUNS" docs/group_sizes.png --sizes $SIZES --seeds $SEEDS
+exec "$PYTHON" scripts/draw_group_sizes.py "$RUNS" "$RUNS/group_sizes.png" --sizes $SIZES --seeds $SEEDS

@@ -76,13 +76,12 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
         return tensor
 
     objective.log_steps = 0
-    flop: dict[str, float] = {}
     objective.train()(batch, random)  # what is computed once and kept for many steps is no part of one
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             terms = objective.train()(batch, random)
         terms["loss"].backward()
-    flop = by_part(counter, objective)
+    flop: dict[str, float] = by_part(counter, objective)
     if objective.adversary is not None:
         adversary = objective.adversary
         adversary.discriminator.train().trained.requires_grad_(True)

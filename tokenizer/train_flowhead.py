@@ -9,7 +9,6 @@ features of images (timm, autoencoder, codebook).
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +217,7 @@ def finish(
             "target": prior.target,
             **about,
             "compared_with": evaluation.compared_with,
-            **{name: value if math.isfinite(value) else str(value) for name, value in figures.items()},
+            **figures,
             "seconds": stopwatch.seconds(),
             "peak_memory_gb": peak_memory_gb(),
         }

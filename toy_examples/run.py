@@ -228,10 +228,11 @@ def main() -> None:
             draw_panels(list(drawn), sheets / "figure5.png", config.map.dpi)
             draw_snapshots(list(drawn), sheets / "figure6.png", config.map.dpi)
         print(f"objective {objective}\n{summary(rows)}")
-    if len(objectives) > 1:
+    if len(objectives) > 1 or len(names) > 1:
         draw_objectives(
             {o: [drawn for _, drawn in runs] for o, runs in finished.items()}, out / "objectives.png", config.map.dpi
         )
+    if len(objectives) > 1:
         print(comparison([row for runs in zip(*finished.values()) for row, _ in runs]))
 
 

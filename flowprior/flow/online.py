@@ -61,6 +61,8 @@ class OnlineFlowConfig:
             raise ValueError(f"t_max lies between 0 and 1, not at {self.t_max}")
         if not 0 < self.t_first < 1:
             raise ValueError(f"t_first lies between 0 and 1, not at {self.t_first}")
+        if self.t_growth_updates and self.t_first > self.t_max:
+            raise ValueError(f"the path grows from t_first to t_max: {self.t_first} is above {self.t_max}")
         if min(self.steps, self.pairs, self.group_size) < 1 or self.t_growth_updates < 0:
             raise ValueError("steps, pairs and group_size are at least 1, and t_growth_updates cannot be negative")
 

@@ -22,4 +22,6 @@ def path_sample(noise: Tensor, data: Tensor, t: Tensor) -> PathSample:
 
 def group_size_for(count: int, wanted: int) -> int:
     """The largest divisor of ``count`` that is at most ``wanted``: the size of the groups that share a time."""
+    if count < 1:
+        raise ValueError("there are no tokens to take the loss of")
     return next(size for size in range(min(max(wanted, 1), count), 0, -1) if count % size == 0)

@@ -54,6 +54,10 @@ class KeptModulations:
         self._made_from: tuple[object, list[tuple[Tensor, int]]] | None = None
         self._rows: list[Tensor] = []
 
+    def __reduce__(self) -> tuple[type[KeptModulations], tuple[()]]:
+        return KeptModulations, ()  # a copy's network has other weights
+
+    @torch.compiler.disable
     def of(self, network: VelocityMLP, grid: TimeGrid) -> list[Tensor]:
         """``(count, 3 W)`` for each block of ``network`` and ``(count, 2 W)`` for its output layer, without gradients.
 

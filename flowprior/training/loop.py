@@ -187,7 +187,7 @@ class TrainingLoop:
             mininterval=0.5,
         )
         window: list[dict[str, Tensor]] = []
-        window_start = time.perf_counter()
+        window_start, window_first = time.perf_counter(), self.step
         with self._signals_noted(), bar:
             while self.step < config.steps:
                 terms = self._train_step(stream, beside)
@@ -200,19 +200,18 @@ class TrainingLoop:
                 last = self.step == config.steps
                 if self.step % config.log_steps == 0 or last:
                     figures = self._mean_over(window)
-                    figures["steps_per_second"] = len(window) / (time.perf_counter() - window_start)
+                    figures["steps_per_second"] = (self.step - window_first) / (time.perf_counter() - window_start)
                     if self.skipped.total:
                         figures["skipped_steps"] = self.skipped.total
                     self._write(figures)
                     bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
-                    window, window_start = [], time.perf_counter()
+                    window, window_start, window_first = [], time.perf_counter(), self.step
                 if evaluate is not None and (last or (config.eval_steps and self.step % config.eval_steps == 0)):
                     evaluated = self._evaluated(evaluate)
                     self._write(evaluated)
                     window_start = time.perf_counter()
-                if (
-                    self.workers.count == 1
-                ):  # several processes stop together, after the step in which all have heard of it
+                # Several processes stop together, after the step in which all have heard of it.
+                if self.workers.count == 1:
                     self.stopping = self.stop_signal is not None
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()

@@ -29,7 +29,7 @@ def _first(source: object, count: int) -> object:
 
 
 def latent_caching(level: str, device: torch.device, folder: Path) -> Case:
-    """The digits, as they are repeated in a GPU's case, through the encoder into a cache on disk, its checksum included."""
+    """The digits through the encoder into a cache on disk, its checksum included."""
     preset, count = {"tiny": ("digits", 32), "gpu": ("imagenet_qwen", 1797)}.get(level, ("digits", 512))
     config = build_config(AEConfig, read_preset(PRESETS / f"{preset}.yaml", PRESETS))
     config.model.encoder.pretrained = False

@@ -81,10 +81,9 @@ def mar_sampling(level: str, device: torch.device, folder: Path) -> Case:
 
         return call
 
-    variants = {
-        "plain": sampling(models[0]),
-        "exact savings": sampling(models[0], **EXACT, **graphs),
-        "efficient": sampling(models[1], **EXACT, **graphs, **EFFICIENT),
-    }
+    savings = {"exact savings": (models[0], EXACT), "efficient": (models[1], EXACT | EFFICIENT)}
+    variants = {"plain": sampling(models[0])}
+    variants |= {name: sampling(model, **options, **graphs) for name, (model, options) in savings.items()}
+    counted = {name: sampling(model, **options) for name, (model, options) in savings.items()}
     size = f"{batch} images, {ar_steps} steps, {head_steps} head evaluations, guidance, width {plain.width}"
-    return Case(size, "images", batch, variants)
+    return Case(size, "images", batch, variants, counted)

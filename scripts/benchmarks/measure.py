@@ -28,12 +28,14 @@ class Case:
         unit: of what a call processes.
         samples: so many of them per call.
         variants: calls that do the same work; the first is the plain one that the others are compared with.
+        counted: calls whose arithmetic is a variant's, where the counter does not see the variant's own (CUDA graphs).
     """
 
     size: str
     unit: str
     samples: int
     variants: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    counted: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Effort:
 def measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
     """The figures of every variant, and of every one but the first by how much it is faster and does less arithmetic."""
     rate = matmul_rate(device, 0.2 * effort.seconds)
-    flop = {name: count_flop(call, device) for name, call in case.variants.items()}  # the first call of each, eager
+    counted = {**case.variants, **case.counted}
+    flop = {name: count_flop(counted[name], device) for name in case.variants}  # the first call of each, eager
     calls = {name: calls_for(call, device, effort.seconds) for name, call in case.variants.items()}
     times: dict[str, list[float]] = {name: [] for name in case.variants}
     if device.type == "cuda":

@@ -8,7 +8,16 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 START, END = "<!-- benchmark tables: bash scripts/benchmark.sh --readme -->", "<!-- end of benchmark tables -->"
-COLUMNS = ("", "of", "seconds", "per second", "GFLOP", "of the matmul rate", "arithmetic", "seconds")
+COLUMNS = (
+    "case",
+    "of",
+    "seconds",
+    "per second",
+    "GFLOP",
+    "of the matmul rate",
+    "arithmetic to plain",
+    "seconds to plain",
+)
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:

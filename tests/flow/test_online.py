@@ -183,3 +183,12 @@ def test_latents_that_are_not_finite_change_nothing():
 def test_a_config_that_makes_no_sense_is_refused(values):
     with pytest.raises(Exception, match="t_max|t_first|t_growth|at least 1|weight"):
         build_config(OnlineFlowConfig, values)
+
+
+def test_a_loss_that_is_not_finite_leaves_nothing_in_the_lag():
+    prior = random_prior(3)
+    online = OnlineFlow(prior)
+    latents = torch.randn(4, 3, prior.channels)
+    assert not prior.alignment_loss(latents * float("nan"), objective="distribution", online=online).isfinite()
+    prior.alignment_loss(latents, objective="distribution", online=online)
+    assert online.update(latents)["online_lag"].isfinite()

@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -6,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowprior.flow.velocity import VelocityMLP
 from mar.model import MAR, MARConfig
-from mar.sampler import SamplerConfig, guidance, known_after_steps, sample_latents
+from mar.sampler import Head, SamplerConfig, guidance, known_after_steps, sample_latents
 
 TOKENS, CHANNELS, CLASSES = 5, 3, 4
 LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 0, 1]), [11, 12, 13, 14, 15, 16]
@@ -236,3 +239,14 @@ def test_all_solvers_approach_the_same_sample(model, solver):
 def test_impossible_sampler_settings_are_refused(values):
     with pytest.raises(ValueError):
         SamplerConfig(**values)
+
+
+def test_a_head_and_what_it_has_recorded_go_without_the_collector():
+    head = Head(VelocityMLP(2, 8, 1, cond_channels=4), times=None, cuda_graphs=True)
+    gone = weakref.ref(head)
+    gc.disable()
+    try:
+        del head
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -115,3 +115,21 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write into"), sole_writer(tmp_path / "file" / "x", Workers()):
         pass
+
+
+def test_an_owner_that_was_taken_over_leaves_the_next_ones_lock(tmp_path):
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    successor = {"host": "elsewhere", "pid": 1, "since": "now"}
+    (tmp_path / NAME).write_text(json.dumps(successor))  # in the same file, as a takeover does
+    lock.release()
+    assert owner(tmp_path) == successor
+
+
+def test_a_temporary_file_that_a_living_process_writes_is_not_swept(tmp_path):
+    living, dead = tmp_path / f".grid.npz.{os.getppid()}.tmp", tmp_path / ".grid.npz.999999999.tmp"
+    for file in (living, dead):
+        file.touch()
+    with sole_writer(tmp_path, Workers()):
+        pass
+    assert living.is_file() and not dead.exists()
