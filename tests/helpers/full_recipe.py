@@ -69,7 +69,7 @@ def train_steps(
     loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, Workers(), progress=False)
     size, rows, start = config.data.size, [], [time.perf_counter()]
 
-    def after_step(terms, step):
+    def beside(terms, step):
         terms.pop("latents")
         told = objective.adversary.update(terms.pop("images"), terms.pop("reconstruction"), step)
         rows.append({name: value.item() for name, value in (terms | told).items()})
@@ -80,7 +80,7 @@ def train_steps(
     images = torch.randint(
         0, 256, (config.train.global_batch, 3, size, size), generator=torch_generator, dtype=torch.uint8
     )
-    loop.run(iter([{"image": images}] * config.train.steps * config.train.accumulation), after_step=after_step)
+    loop.run(iter([{"image": images}] * config.train.steps * config.train.accumulation), beside=beside)
     return rows
 
 
