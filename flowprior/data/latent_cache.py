@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from flowprior.training.files import (
 from flowprior.training.randomness import stream_seed
 
 FORMAT_VERSION = 1
+SHARD_NAME = re.compile(r"latents-\d{5,9}\.safetensors")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -263,8 +265,8 @@ class LatentCache:
             ]
             if not shards or min(self.count, self.num_classes, self.views, *self.shape) < 1:
                 raise ValueError("it lists no shards, or a number in it is not above 0")
-            if any(file.name != entry["file"] for (file, _, _), entry in zip(shards, self.manifest["shards"])):
-                raise ValueError("a shard's name leads out of its folder")
+            if not all(SHARD_NAME.fullmatch(entry["file"]) for entry in self.manifest["shards"]):
+                raise ValueError("it names files that are no shards")  # or that lie elsewhere
             if not isinstance(self.manifest.get("origin"), dict) or not isinstance(
                 self.manifest.get("class_names"), list
             ):

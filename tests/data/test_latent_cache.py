@@ -386,3 +386,12 @@ def test_what_a_cache_is_made_of_names_later_options_only_where_they_are_used():
 def test_impossible_caches_are_refused(values):
     with pytest.raises(ValueError):
         CacheConfig(**values)
+
+
+@pytest.mark.parametrize("name", ["../latents-00000.safetensors", "latents-00000.safetens" + "[" * 300, 7])
+def test_a_manifest_that_names_files_which_are_no_shards_is_refused(name, copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["shards"][0]["file"] = name
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        LatentCache(copy)
