@@ -20,7 +20,6 @@ from torch import Tensor
 from flowprior.data.images import open_images, shared_fingerprint
 from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.errors import UserError, entry_point
-from flowprior.metrics import missing_weights
 from flowprior.training.distributed import distributed_workers
 from flowprior.training.files import read_json
 from flowprior.training.lock import sole_writer
@@ -55,6 +54,8 @@ def main() -> None:
             return
         reference = Path(config.evaluate.reference)
         if workers.is_main:  # before hours of training, rather than after them
+            from flowprior.metrics import missing_weights  # brings torch-fidelity, which a cache that is complete does not need
+
             if reference.suffix == ".npz" and not reference.is_file():
                 print(
                     f"note: the evaluation's reference {reference} is not there yet (fid_stats/README.md)",

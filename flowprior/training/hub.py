@@ -53,8 +53,7 @@ def push_folder(
         try:
             hub.create_repo(name, private=private, exist_ok=True)
             hub.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {what}")
-        except (
-            Exception
-        ) as error:  # of the hub's library or of the HTTP client below it, which differ between its versions
+        # The errors of the hub's library, and of the HTTP client below it, differ between its versions.
+        except Exception as error:
             raise UserError(f"cannot upload to {name}: {' '.join(str(error).split())[:200]}") from error
     return f"{hub.endpoint}/{name}"
