@@ -54,7 +54,7 @@ def main() -> None:
             return
         reference = Path(config.evaluate.reference)
         if workers.is_main:  # before hours of training, rather than after them
-            from flowprior.metrics import missing_weights  # brings torch-fidelity, which a cache that is complete does not need
+            from flowprior.metrics import missing_weights  # brings torch-fidelity: not for a cache that is complete
 
             if reference.suffix == ".npz" and not reference.is_file():
                 print(
