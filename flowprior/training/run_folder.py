@@ -87,7 +87,8 @@ class RunFolder:
         inputs = inputs or {}
         changes = self.check(config, inputs)
         workers.barrier()  # nobody writes before everybody has looked
-        if workers.is_main and (changes or not self.config_file.is_file()):
+        whole = self.config_file.is_file() and self.inputs_file.is_file()  # a run killed between the two has left one
+        if workers.is_main and (changes or not whole):
             try:
                 write_bytes(self.config_file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
                 write_json(self.inputs_file, inputs)

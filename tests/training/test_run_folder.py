@@ -132,3 +132,15 @@ def test_a_run_that_saved_nothing_yet_takes_a_corrected_config(tmp_path):
     folder.open(TrainConfig(steps=5), Workers())
     folder.open(TrainConfig(steps=6), Workers())
     assert "steps: 6" in (tmp_path / "stage" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("lost", ["config.yaml", "inputs.json"])
+def test_a_run_killed_between_its_first_two_files_gets_both_from_the_next_and_goes_on(lost, tmp_path):
+    folder, inputs = RunFolder(tmp_path, "stage"), {"data": "one"}
+    folder.open(Config(), Workers(), inputs)
+    (folder.path / lost).unlink()  # what the kill kept from being written, or the disk from keeping
+    folder.open(Config(), Workers(), inputs)
+    (folder.path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    folder.open(Config(), Workers(), inputs)
+    with pytest.raises(UserError, match="another data"):
+        folder.open(Config(), Workers(), {"data": "other"})
