@@ -182,7 +182,11 @@ def draw_losses(axes: Any, run: Path) -> None:
         ),
     ):
         rows = read_rows(run / stage / "log.jsonl", "loss")
-        names = [n for n in rows[0] if n not in ("step", "grad_norm", "lr", "steps_per_second") and "/" not in n]
+        names = [
+            n
+            for n in rows[0]
+            if n not in ("step", "grad_norm", "lr", "steps_per_second", "waiting_for_data") and "/" not in n
+        ]
         for name, colour in zip(names, (BLUE, RED, GREEN, GREY)):
             axis.plot([row["step"] for row in rows], [row[name] for row in rows], color=colour, label=name, linewidth=1)
         axis.set(yscale="log", xlabel="step", title=title)

@@ -22,10 +22,11 @@ from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.ema import EMA
+from flowprior.training.heap import keep_freed_memory
 from flowprior.training.non_finite import SkippedSteps, what_is_not_finite
 from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 from flowprior.training.randomness import StepRandom
-from flowprior.training.reporting import RunLog
+from flowprior.training.reporting import TIMINGS, RunLog
 
 # Buffers are alike in all processes without DDP's help; since torch 2.14 the option has another name.
 OWN_BUFFERS = next(
@@ -117,6 +118,8 @@ class TrainingLoop:
         self.config, self.optim, self.workers, self.folder = config, optim, workers, folder
         self.model, self.description = model, description
         self.progress = progress and workers.is_main
+        if workers.device.type == "cpu":
+            keep_freed_memory()
         self.optimizer = make_optimizer(objective, optim)
         self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
         if config.compile:
@@ -147,6 +150,7 @@ class TrainingLoop:
         self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
         self.stop_signal: int | None = None
         self.stopping = False
+        self.waited = 0.0  # seconds, for batches, since figures were last written
 
     def run(
         self,
@@ -187,7 +191,7 @@ class TrainingLoop:
             mininterval=0.5,
         )
         window: list[dict[str, Tensor]] = []
-        window_start, window_first = time.perf_counter(), self.step
+        window_start, window_first, self.waited = time.perf_counter(), self.step, 0.0
         with self._signals_noted(), bar:
             while self.step < config.steps:
                 terms = self._train_step(stream, beside)
@@ -200,12 +204,13 @@ class TrainingLoop:
                 last = self.step == config.steps
                 if self.step % config.log_steps == 0 or last:
                     figures = self._mean_over(window)
-                    figures["steps_per_second"] = (self.step - window_first) / (time.perf_counter() - window_start)
+                    elapsed = time.perf_counter() - window_start
+                    figures |= dict(zip(TIMINGS, ((self.step - window_first) / elapsed, self.waited / elapsed)))
                     if self.skipped.total:
                         figures["skipped_steps"] = self.skipped.total
                     self._write(figures)
                     bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
-                    window, window_start, window_first = [], time.perf_counter(), self.step
+                    window, window_start, window_first, self.waited = [], time.perf_counter(), self.step, 0.0
                 if evaluate is not None and (last or (config.eval_steps and self.step % config.eval_steps == 0)):
                     evaluated = self._evaluated(evaluate)
                     self._write(evaluated)
@@ -263,7 +268,10 @@ class TrainingLoop:
         sums: dict[str, Tensor] = {}
         samples: dict[str, list[Tensor]] = {}
         for micro in range(config.accumulation):
-            batch = {name: value.to(workers.device, non_blocking=True) for name, value in next(stream).items()}
+            start = time.perf_counter()
+            batch = next(stream)
+            self.waited += time.perf_counter() - start
+            batch = {name: value.to(workers.device, non_blocking=True) for name, value in batch.items()}
             slot, slots = micro * workers.count + workers.rank, config.accumulation * workers.count
             random = StepRandom(config.seed, self.step, slot, slots, workers.device)
             random.seed_dropout()

@@ -10,6 +10,9 @@ from typing import Any
 from flowprior.errors import UserError
 from flowprior.training.files import write_bytes
 
+# Figures of the machine and not of the run: steps per second, and the share of the time in which the loop waited for batches.
+TIMINGS = ("steps_per_second", "waiting_for_data")
+
 
 class RunLog:
     """Scalars by step, to ``log.jsonl`` and TensorBoard.

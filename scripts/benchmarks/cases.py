@@ -5,7 +5,7 @@ A case is a function of a level (``tiny`` for tests, ``quick`` and ``full`` on a
 
 from __future__ import annotations
 
-from scripts.benchmarks.autoencoder_cases import autoencoder_step
+from scripts.benchmarks.autoencoder_cases import autoencoder_step, autoencoder_step_from_files
 from scripts.benchmarks.data_cases import cache_reading, evaluation, image_loading, latent_caching
 from scripts.benchmarks.flow_cases import alignment, flow_prior_step, toy_step
 from scripts.benchmarks.mar_cases import mar_sampling, mar_step
@@ -20,5 +20,6 @@ CASES = {
     "latent caching": latent_caching,
     "cache reading": cache_reading,
     "image loading": image_loading,
+    "training from files": autoencoder_step_from_files,
     "evaluation": evaluation,
 }

@@ -76,15 +76,10 @@ def cache_reading(level: str, device: torch.device, folder: Path) -> Case:
 def image_loading(level: str, device: torch.device, folder: Path) -> Case:
     """JPEG files of 500 x 375 pixels, decoded, cropped to 256 and mirrored in the training's process, or beside a GPU in others."""
     count, batch, size = (8, 4, 32) if level == "tiny" else (256, 32, 256)
-    random = np.random.default_rng(0)
-    (folder / "images" / "class").mkdir(parents=True)
-    for number in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        picture = coarse.resize((500, 375), Image.Resampling.BICUBIC)
-        picture.save(folder / "images" / "class" / f"{number:04d}.jpg", quality=90)
-    images = open_images(ImageConfig(source="folder", path=str(folder / "images"), size=size, flip=True))
+    path = jpeg_folder(folder / "images", count)
+    images = open_images(ImageConfig(source="folder", path=str(path), size=size, flip=True))
     streams = {}
-    for processes in (0, 8, 16) if level == "gpu" else (0,):
+    for processes in (0, 8, 16) if level == "gpu" else (0, 2):
         config = TrainConfig(global_batch=batch, workers=processes)
         streams[f"{processes} processes"] = iter(training_batches(images, config, Workers(device=device)))
 
@@ -94,6 +89,17 @@ def image_loading(level: str, device: torch.device, folder: Path) -> Case:
 
     variants = {name: lambda stream=stream: call(stream) for name, stream in streams.items()}
     return Case(f"{batch} JPEG files, 500 x 375 to {size} px", "images", batch, variants)
+
+
+def jpeg_folder(folder: Path, count: int) -> Path:
+    """``folder``, filled with one class of JPEG files, soft colours of the size that ImageNet's files have in the mean."""
+    random = np.random.default_rng(0)
+    (folder / "class").mkdir(parents=True)
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        picture = coarse.resize((500, 375), Image.Resampling.BICUBIC)
+        picture.save(folder / "class" / f"{number:04d}.jpg", quality=90)
+    return folder
 
 
 def evaluation(level: str, device: torch.device, folder: Path) -> Case:

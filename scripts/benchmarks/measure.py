@@ -95,10 +95,16 @@ def count_flop(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def calls_for(call: Callable[[], Any], device: torch.device, seconds: float) -> int:
-    """How many calls take ``seconds``, by one that follows the eager one; on a GPU one more comes between, which compiles."""
+    """How many calls take ``seconds``, found by making ever more of them; on a GPU one more comes before, which compiles.
+
+    Ever more, since the first ones may tell nothing: a loader has batches ready that cost no time.
+    """
     if device.type == "cuda":
         call()
-    return max(1, math.ceil(seconds / seconds_of(call, device, 1)))
+    calls = 1
+    while (each := seconds_of(call, device, calls)) * calls < seconds:
+        calls = max(calls + 1, min(4 * calls, math.ceil(seconds / max(each, 1e-9))))
+    return calls
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device, calls: int) -> float:

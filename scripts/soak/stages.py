@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from flowprior.training.checkpoint import named_entries
 from flowprior.training.files import tensors_fingerprint
-from flowprior.training.reporting import read_log
+from flowprior.training.reporting import TIMINGS, read_log
 from soak.processes import Instrument, Process, command, nothing
 
 STEPS = 40
@@ -214,7 +214,7 @@ def steps_saved(name: str, run: Path) -> list[int]:
 def log_of(name: str, run: Path) -> list[dict[str, Any]]:
     """The rows of a trained stage's log, but for its speed."""
     rows = read_log(stage_folder(name, run) / "log.jsonl") if name in TRAINED else []
-    return [{key: value for key, value in row.items() if key != "steps_per_second"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
 
 
 def checkpoint_hash(folder: Path) -> str:

@@ -12,7 +12,7 @@ from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint
 from flowprior.training.loop import TrainConfig
 from flowprior.training.randomness import StepRandom
-from flowprior.training.reporting import read_log
+from flowprior.training.reporting import TIMINGS, read_log
 from flowprior.training.run_folder import RunFolder
 from tokenizer import train_ae
 from tokenizer.losses.adversarial import AdversarialConfig, Adversary
@@ -102,10 +102,7 @@ class Run:
         return tensors_fingerprint({**moments, **heads, **lecam, **self.objective.autoencoder.state_dict()})
 
     def figures(self) -> list[dict]:
-        return [
-            {k: v for k, v in row.items() if k != "steps_per_second"}
-            for row in read_log(self.folder.path / "log.jsonl")
-        ]
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_log(self.folder.path / "log.jsonl")]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from flowprior.errors import UserError
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig, learning_rate
-from flowprior.training.reporting import read_log
+from flowprior.training.reporting import TIMINGS, read_log
 from small_run import Points, make_loop, small_config, state_hash, train
 
 
@@ -38,8 +39,7 @@ def stop_before(step):
 
 def figures(folder):
     return [
-        {name: value for name, value in row.items() if name != "steps_per_second"}
-        for row in read_log(folder / "log.jsonl")
+        {name: value for name, value in row.items() if name not in TIMINGS} for row in read_log(folder / "log.jsonl")
     ]
 
 
@@ -479,3 +479,19 @@ def test_after_a_step_the_rows_of_all_its_micro_batches_are_there_in_their_order
             after_step=lambda terms, step, seen=seen: seen.append(terms.pop("rows").tolist()) or {},
         )
     assert rows[1] == rows[2] and all(len(step) == 8 for step in rows[1])
+
+
+def test_the_log_says_which_share_of_the_time_went_by_waiting_for_batches(tmp_path):
+    loop = make_loop(tmp_path, replace(small_config(), log_steps=2), Workers())
+
+    def late():
+        for batch in training_batches(Points(), loop.config, Workers()):
+            time.sleep(0.02)
+            yield batch
+
+    loop.run(late())
+    rows = [row for row in read_log(tmp_path / "log.jsonl") if "waiting_for_data" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    for row in rows:
+        seconds = 2 / row["steps_per_second"]
+        assert 2 * loop.config.accumulation * 0.02 <= row["waiting_for_data"] * seconds <= seconds
