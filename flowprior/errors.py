@@ -40,6 +40,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, outside of the training loop's steps. Exit code 143."""
 
 
+def one_line(error: BaseException, limit: int | None = 160) -> str:
+    """What an error says, on one line and cut to ``limit`` characters, for use inside another message; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a ``main`` so that whatever ends it early is one line on stderr and an exit code.
 
@@ -52,7 +57,7 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
             with _sigterm_raises():
                 main()
         except UserError as error:
-            _end(f"error: {' '.join(str(error).split())}", USER_ERROR_EXIT)
+            _end(f"error: {one_line(error, limit=None)}", USER_ERROR_EXIT)
         except NonFiniteLoss as error:
             _end(f"stopped: {error}; the last checkpoint is intact (a lower optim.lr may help)", NON_FINITE_EXIT)
         except LostProcess as error:

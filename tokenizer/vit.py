@@ -10,7 +10,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.training.archives import load_pt
 from flowprior.training.config import option
 from flowprior.training.files import read_tensors
@@ -74,7 +74,7 @@ def build_vit(
         )
     except (RuntimeError, TypeError, AssertionError, KeyError) as error:
         what = f"the weights in {config.weights} are not those of" if overlay else "timm cannot build the ViT"
-        raise UserError(f"{what} '{config.name}' at {image_size} px ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"{what} '{config.name}' at {image_size} px ({one_line(error)})") from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"the weights of '{config.name}' are not on this machine and cannot be fetched: put model.safetensors from "

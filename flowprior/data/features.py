@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flowprior.data.order import SampleKey
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.training.archives import archive_members, load_pt, read_arrays
 
 
@@ -45,7 +45,7 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
     except UserError:
         raise
     except Exception as error:  # of a damaged file: the parsers raise a dozen kinds, down to tokenize.TokenError
-        raise UserError(f"the feature file {path} cannot be read ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"the feature file {path} cannot be read ({one_line(error)})") from error
     if key and isinstance(table, Tensor) and path.suffix in (".npy", ".pt", ".pth"):
         raise UserError(f"{path} holds one array without a name, and so none called '{key}': leave the key out")
     if isinstance(table, dict):

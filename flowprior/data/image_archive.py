@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.training.archives import archive_members, check_expansion, is_archive, read_arrays
 from flowprior.training.distributed import Workers
 from flowprior.training.files import flush_to_disk, read_json, require_room, write_json
@@ -206,7 +206,7 @@ def _read_header(member: _Member) -> tuple[tuple[int, ...], bool, np.dtype]:
     except UserError:
         raise
     except Exception as error:  # the header is an expression, and numpy's parser fails in a dozen ways
-        raise UserError(f"{IMAGES} in {member.path} is no array ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"{IMAGES} in {member.path} is no array ({one_line(error)})") from error
     if fortran:
         raise UserError(f"{IMAGES} in {member.path} is in Fortran order: save it in C order")
     return shape, fortran, dtype

@@ -15,7 +15,7 @@ from torchvision.transforms import functional as TF
 
 from flowprior.data import digits
 from flowprior.data.order import SampleKey
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint
@@ -145,8 +145,7 @@ class FolderImages:
             with Image.open(file, formats=FORMATS) as opened:
                 image = opened.convert("RGB")
         except Exception as error:  # of a damaged file: Pillow's decoders have a dozen; of a bomb: its own
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"the image {file} cannot be read ({reason}): mend or remove it") from error
+            raise UserError(f"the image {file} cannot be read ({one_line(error)}): mend or remove it") from error
         random = _generator(self.seed, key)
         if key.epoch >= 0 and config.crop == "random_resized":
             box = random_resized_box(image.height, image.width, config.min_area, random)

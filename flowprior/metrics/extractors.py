@@ -19,7 +19,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.metrics.statistics import Statistics, StreamingMoments
@@ -224,7 +224,7 @@ class DINOv2FeatureExtractor(FeatureExtractorBase):
             network = timm.create_model(self.MODEL, pretrained=not own, checkpoint_path=own or "", **sizes)
         except Exception as error:  # of the hub's client or of a file: they share no base
             raise UserError(
-                f"the weights of {self.MODEL} cannot be had ({' '.join(str(error).split())[:160]}): put the hub's timm/{self.MODEL} "
+                f"the weights of {self.MODEL} cannot be had ({one_line(error)}): put the hub's timm/{self.MODEL} "
                 "into HF_HOME, or name a .safetensors file (weights_path, or evaluate.weights beside evaluate.extractor=dinov2)"
             ) from None
         self.network = network.requires_grad_(False).eval()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
 # Deflate makes a thousand bytes of one, at most. Arrays that are worth keeping are nowhere near that.
 LARGEST_EXPANSION = 200
@@ -25,7 +25,7 @@ def check_expansion(path: Path, what: str) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # of a damaged directory: zipfile and struct have several
-        raise UserError(f"the {what} {path} cannot be read ({_reason(error)})") from error
+        raise UserError(f"the {what} {path} cannot be read ({one_line(error)})") from error
     unpacked = sum(member.file_size for member in members)
     if unpacked > ALWAYS_ALLOWED_BYTES + LARGEST_EXPANSION * path.stat().st_size:
         raise UserError(
@@ -70,7 +70,7 @@ def read_arrays(path: Path, what: str, wanted: Container[str] | None = None) -> 
                 with archive.open(member) as file:
                     arrays[name] = _read_array(file, member.file_size)
     except Exception as error:  # of a damaged file: zipfile, the decompressors and numpy's header parser have a dozen
-        raise UserError(f"the {what} {path} cannot be read ({_reason(error)})") from error
+        raise UserError(f"the {what} {path} cannot be read ({one_line(error)})") from error
     return arrays
 
 
@@ -113,8 +113,4 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     try:
         return torch.load(source, weights_only=True, **options)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
-        raise UserError(f"the {what} {path} is damaged ({_reason(error)}): restore or delete it") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"the {what} {path} is damaged ({one_line(error)}): restore or delete it") from error

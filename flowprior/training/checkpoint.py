@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
-from flowprior.errors import NonFiniteLoss, UserError
+from flowprior.errors import NonFiniteLoss, UserError, one_line
 from flowprior.training.archives import load_pt
 from flowprior.training.files import (
     file_sha256,
@@ -144,9 +144,7 @@ class Checkpoints:
                 else:
                     item.load_state_dict(state)
             except Exception as error:  # modules, optimisers and others have each their own
-                raise UserError(
-                    f"{file} does not fit this run ({' '.join(str(error).split())[:200]}): {remedy}"
-                ) from error
+                raise UserError(f"{file} does not fit this run ({one_line(error, limit=200)}): {remedy}") from error
         return steps[-1]
 
     def _read(self, folder: Path, step: int, remedy: str, device: torch.device | str) -> dict[Path, dict[str, Any]]:

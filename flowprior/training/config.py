@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
 C = TypeVar("C")
 LARGEST_YAML_BYTES = 1 << 20
@@ -122,7 +122,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecursionError,
         yaml.YAMLError,
     ) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
-        raise UserError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot read the config {path}: {one_line(error, limit=None)}") from error
     if values is not None and not isinstance(values, dict):
         raise UserError(f"the config {path} must hold 'option: value' lines")
     return values or {}

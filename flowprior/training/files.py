@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
 LARGEST_JSON_BYTES = 64 << 20
 LARGEST_SIZE = 1 << 24  # of one dimension of a network
@@ -104,7 +104,7 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{what} does not fit its own config: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{what} does not fit its own config: {one_line(error, limit=300)}") from error
 
 
 def build_saved(
@@ -129,7 +129,7 @@ def build_saved(
     except UserError:
         raise
     except Exception as error:  # whatever a network says to sizes that are none
-        raise UserError(f"{what} has a damaged config ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"{what} has a damaged config ({one_line(error)})") from error
     there = {name: tuple(value.shape) for name, value in tensors.items()}
     if differing := sorted(name for name in wanted | there if wanted.get(name) != there.get(name)):
         raise UserError(f"{what} does not fit its own config: {', '.join(differing[:4])}")

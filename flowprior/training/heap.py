@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-# glibc's parameters (mallopt(3)), and values: blocks below 32 MiB, its largest threshold, come from the heap, which grows by 64 MiB and is not given back.
+# glibc's parameters (mallopt(3)), and values: blocks below 32 MiB, the largest threshold there is, come from the heap, which grows by 64 MiB and
+# is not given back.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 VALUES = {TRIM_THRESHOLD: 1 << 30, TOP_PAD: 64 << 20, MMAP_THRESHOLD: 32 << 20}
 

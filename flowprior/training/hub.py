@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
 SAVED_FILES = ["model.safetensors", "config.json"]
 
@@ -55,5 +55,5 @@ def push_folder(
             hub.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {what}")
         # The errors of the hub's library, and of the HTTP client below it, differ between its versions.
         except Exception as error:
-            raise UserError(f"cannot upload to {name}: {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"cannot upload to {name}: {one_line(error, limit=200)}") from error
     return f"{hub.endpoint}/{name}"

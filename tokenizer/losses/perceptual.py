@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.training.archives import load_pt
 from flowprior.training.files import read_tensors
 
@@ -67,8 +67,9 @@ class PerceptualLoss(nn.Module):
                 ) in self.net.net.named_parameters():  # slice3.12.weight is torchvision's features.12.weight
                     value.copy_(tensors[f"features.{name.split('.', 1)[1]}"])
         except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{file} does not hold torchvision's VGG-16 weights ({reason}): {remedy}") from error
+            raise UserError(
+                f"{file} does not hold torchvision's VGG-16 weights ({one_line(error)}): {remedy}"
+            ) from error
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         return super().train(False)

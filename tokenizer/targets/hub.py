@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
 
 class NoSuchFile(Exception):
@@ -39,7 +39,7 @@ def hub_file(repository: str, file: str, remedy: str, revision: str = "main", ca
             raise NoSuchFile(f"{repository} has no file {file}") from error
         reason = "no connection" if not cached_only else "not in the cache"
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     raise UserError(
         f"{file} of {repository} is not on this machine and cannot be fetched from {constants.ENDPOINT} ({reason}): "

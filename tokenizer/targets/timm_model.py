@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.data.images import open_images
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.training.config import option
 from flowprior.training.files import file_sha256
 from flowprior.training.randomness import stream_seed
@@ -64,7 +64,7 @@ class TimmTarget(ExtractionOptions):
                 )
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
-                f"'{self.model}' takes no images of data.size={context.data.size} pixels ({' '.join(str(error).split())[:120]})"
+                f"'{self.model}' takes no images of data.size={context.data.size} pixels ({one_line(error, limit=120)})"
             ) from error
         return encoder
 
@@ -164,7 +164,7 @@ def _create(name: str, size: int, weights: Path | None, seed: int) -> nn.Module:
             torch.default_generator.manual_seed(seed)
             return timm.create_model(name, pretrained=weights is not None, num_classes=0, **options)
     except Exception as error:  # of a file that is damaged or of another model: the readers raise a dozen kinds
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         if weights is None:
             raise UserError(f"timm cannot build '{name}' at {size} px ({reason})") from error
         raise UserError(
