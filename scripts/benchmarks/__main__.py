@@ -1,6 +1,6 @@
 """Measure what is expensive, on whatever device there is; prints a table and writes a JSON file.
 
-bash scripts/benchmark.sh [--quick] [--only CASE ...] [--out FILE]
+bash scripts/benchmark.sh [--quick] [--profile] [--only CASE ...] [--out FILE]
 bash scripts/benchmark.sh --readme      write the README's tables anew from scripts/benchmarks/results
 """
 
@@ -59,6 +59,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="smaller batches and fewer rounds: under 3 minutes")
     parser.add_argument("--tiny", action="store_true", help="networks of toy size, to see that everything runs")
+    parser.add_argument("--profile", action="store_true", help="also say which operators take most of the time")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"), help="[runs/benchmark.json]")
     parser.add_argument("--readme", action="store_true", help="measure nothing: write the README's tables")
@@ -105,7 +106,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     effort = EFFORTS["quick" if arguments.quick and level != "tiny" else level]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(CASES[name](level, device, Path(folder)), device, effort)
+        figures = measure(CASES[name](level, device, Path(folder)), device, effort, arguments.profile)
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),

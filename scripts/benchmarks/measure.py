@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.training.run_folder import peak_memory_gb
@@ -46,8 +47,11 @@ class Effort:
     seconds: float
 
 
-def measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
-    """The figures of every variant, and of every one but the first by how much it is faster and does less arithmetic."""
+def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = False) -> dict[str, Any]:
+    """The figures of every variant, and of every one but the first by how much it is faster and does less arithmetic.
+
+    ``profiled`` adds which operators take most of the time.
+    """
     rate = matmul_rate(device, 0.2 * effort.seconds)
     counted = {**case.variants, **case.counted}
     flop = {name: count_flop(counted[name], device) for name in case.variants}  # the first call of each, eager
@@ -73,6 +77,8 @@ def measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
             variants[name]["times_faster"] = statistics.median(pairs)
             if flop[name]:
                 variants[name]["times_less_flop"] = flop[plain] / flop[name]
+        if profiled:
+            variants[name]["largest_costs"] = largest_costs(case.variants[name], device)
         if sheet := data_sheet_rate(device):
             variants[name]["mfu"] = flop[name] / seconds / sheet
     return {
@@ -92,6 +98,18 @@ def count_flop(call: Callable[[], Any], device: torch.device) -> int:
     with eager, FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
+
+
+def largest_costs(call: Callable[[], Any], device: torch.device, count: int = 5) -> dict[str, float]:
+    """Share of the time of one call that each of the ``count`` most expensive operators takes by itself, of the device's where it is a GPU."""
+    gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as profiler:
+        call()
+        finish(device)
+    times = {row.key: row.self_device_time_total if gpu else row.self_cpu_time_total for row in profiler.key_averages()}
+    total, longest = sum(times.values()) or 1.0, sorted(times, key=lambda key: -times[key])[:count]
+    return {key: times[key] / total for key in longest}
 
 
 def calls_for(call: Callable[[], Any], device: torch.device, seconds: float) -> int:

@@ -66,7 +66,18 @@ def terminal(result: dict[str, Any]) -> str:
     cells = [COLUMNS, *rows(result)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    return "\n".join([about(result), *lines])
+    return "\n".join([about(result), *lines, *costs(result)])
+
+
+def costs(result: dict[str, Any]) -> list[str]:
+    """A line for every variant that was profiled: the operators that take most of its time."""
+    return [
+        f"{name}: {variant}: "
+        + ", ".join(f"{key} {100 * share:.0f} %" for key, share in figures["largest_costs"].items())
+        for name, case in result["cases"].items()
+        for variant, figures in case["variants"].items()
+        if "largest_costs" in figures
+    ]
 
 
 def readme_tables(folder: Path = RESULTS) -> str:

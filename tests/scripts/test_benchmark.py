@@ -32,6 +32,16 @@ def test_every_case_is_measured_and_the_faster_way_of_each_does_less_arithmetic(
     assert len(compared) == 7
 
 
+def test_a_profile_names_the_operators_that_take_most_of_the_time(tmp_path):
+    done = benchmark("--tiny", "--profile", "--only", "flow prior step", "--out", tmp_path / "tiny.json")
+    assert done.returncode == 0, done.stderr
+    variants = json.loads((tmp_path / "tiny.json").read_text())["cases"]["flow prior step"]["variants"]
+    for name, figures in variants.items():
+        shares = list(figures["largest_costs"].values())
+        assert len(shares) == 5 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+        assert f"flow prior step: {name}: {next(iter(figures['largest_costs']))} " in done.stdout
+
+
 def test_a_case_that_is_not_there_is_one_line_that_lists_those_that_are():
     done = benchmark("--only", "nothing")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "MAR sampling" in done.stderr
