@@ -6,8 +6,8 @@ PRESET=${PRESET:-digits}
 DATA=${DATA:-}
 NPROC=${NPROC:-1}
 NNODES=${NNODES:-1}
-# Threads that wait without spinning cost nothing here and keep a busy machine from crawling.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+# Threads that wait spin for some microseconds and sleep then: spinning for long makes a busy machine crawl, and sleeping at once makes an idle one slow.
+[[ -n ${OMP_WAIT_POLICY:-} ]] || export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 
 fail() { echo "error: $*" >&2; exit 2; }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,9 +33,29 @@ def flow_prior_step(level: str, device: torch.device, folder: Path) -> Case:
 
 
 def toy_step(level: str, device: torch.device, folder: Path) -> Case:
-    """The network, the batch and the optimiser of the paper's toys."""
+    """The network, the batch and the optimiser of the paper's toys; first in a loop as one writes it, with PyTorch's defaults."""
     optim = OptimConfig(schedule="constant", clip_norm=0.0, ema_decay=0.0)
-    return _training_case(TINY if level == "tiny" else TOY, 32 if level == "tiny" else 256, 1, optim, device)
+    sizes, batch = (TINY, 32) if level == "tiny" else (TOY, 256)
+    case = _training_case(sizes, batch, 1, optim, device)
+    return replace(case, variants={"plain PyTorch": _plain_step(sizes, batch, device), **case.variants})
+
+
+def _plain_step(sizes: dict[str, int], batch: int, device: torch.device) -> Callable[[], object]:
+    """Eq. 3 with a time per token, backward, ``torch.optim.AdamW``."""
+    network = VelocityMLP(**sizes).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    data = torch.randn(batch, sizes["channels"], device=device)
+
+    def call() -> float:
+        noise, t = torch.randn_like(data), torch.rand(batch, device=device)
+        x_t = (1 - t[:, None]) * noise + t[:, None] * data
+        loss = (network(x_t, t) - (data - noise)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return call
 
 
 def _training_case(sizes: dict[str, int], batch: int, pairs: int, optim: OptimConfig, device: torch.device) -> Case:
