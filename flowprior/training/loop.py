@@ -26,7 +26,8 @@ from flowprior.training.heap import keep_freed_memory
 from flowprior.training.non_finite import SkippedSteps, what_is_not_finite
 from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 from flowprior.training.randomness import StepRandom
-from flowprior.training.reporting import TIMINGS, RunLog
+from flowprior.training.reporting import RunLog
+from flowprior.training.step_window import StepWindow
 
 # Buffers are alike in all processes without DDP's help; since torch 2.14 the option has another name.
 OWN_BUFFERS = next(
@@ -150,7 +151,7 @@ class TrainingLoop:
         self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
         self.stop_signal: int | None = None
         self.stopping = False
-        self.waited = 0.0  # seconds, for batches, since figures were last written
+        self.window = StepWindow(workers, self.step)
 
     def run(
         self,
@@ -190,43 +191,32 @@ class TrainingLoop:
             dynamic_ncols=True,
             mininterval=0.5,
         )
-        window: list[dict[str, Tensor]] = []
-        window_start, window_first, self.waited = time.perf_counter(), self.step, 0.0
+        self.window = StepWindow(self.workers, self.step)
         with self._signals_noted(), bar:
             while self.step < config.steps:
                 terms = self._train_step(stream, beside)
                 if terms and after_step is not None:
                     terms |= after_step(terms, self.step)
-                if terms:
-                    window.append({name: value.detach() for name, value in terms.items() if value.dim() == 0})
+                self.window.add(terms)
                 self.step += 1
                 bar.update()
                 last = self.step == config.steps
                 if self.step % config.log_steps == 0 or last:
-                    figures = self._mean_over(window)
-                    elapsed = time.perf_counter() - window_start
-                    figures |= dict(zip(TIMINGS, ((self.step - window_first) / elapsed, self.waited / elapsed)))
+                    figures = self.window.close(self.step)
                     if self.skipped.total:
                         figures["skipped_steps"] = self.skipped.total
                     self._write(figures)
                     bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
-                    window, window_start, window_first, self.waited = [], time.perf_counter(), self.step, 0.0
                 if evaluate is not None and (last or (config.eval_steps and self.step % config.eval_steps == 0)):
                     evaluated = self._evaluated(evaluate)
                     self._write(evaluated)
-                    window_start = time.perf_counter()
                 # Several processes stop together, after the step in which all have heard of it.
                 if self.workers.count == 1:
                     self.stopping = self.stop_signal is not None
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
                 if self.stopping and not last:
-                    if self.workers.is_main:
-                        print(
-                            f"stopped after step {self.step}; run the same command again to go on",
-                            file=sys.stderr,
-                            flush=True,
-                        )
+                    self._say_stopped()
                     raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         if self.log is not None:
             self.log.close()
@@ -270,7 +260,7 @@ class TrainingLoop:
         for micro in range(config.accumulation):
             start = time.perf_counter()
             batch = next(stream)
-            self.waited += time.perf_counter() - start
+            self.window.waited += time.perf_counter() - start
             batch = {name: value.to(workers.device, non_blocking=True) for name, value in batch.items()}
             slot, slots = micro * workers.count + workers.rank, config.accumulation * workers.count
             random = StepRandom(config.seed, self.step, slot, slots, workers.device)
@@ -295,9 +285,12 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _evaluated(self, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float]:
+        start = time.perf_counter()
         self.objective.eval()
         with self.averaged_weights(), self.autocast:
-            return evaluate(self.step)
+            figures = evaluate(self.step)
+        self.window.leave_out(time.perf_counter() - start)
+        return figures
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within, the model holds the weights that are handed on: the average where one is kept."""
@@ -309,13 +302,9 @@ class TrainingLoop:
             self.checkpoints.save(self.step)
         self.workers.barrier()
 
-    def _mean_over(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
-        # Of a term that not every step has (it starts late, or is measured when it is written), the mean over the steps that have it.
-        names = dict.fromkeys(name for terms in window for name in terms)
-        values = {
-            name: [terms[name].float().to(self.workers.device) for terms in window if name in terms] for name in names
-        }
-        return self.workers.mean({name: torch.stack(steps).mean() for name, steps in values.items()})
+    def _say_stopped(self) -> None:
+        if self.workers.is_main:
+            print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
 
     def _write(self, figures: dict[str, float]) -> None:
         if self.log is not None:

@@ -1,0 +1,53 @@
+"""The steps since the last line of the log, as the figures of the next one."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from flowprior.training.distributed import Workers
+from flowprior.training.reporting import TIMINGS
+
+
+class StepWindow:
+    """Gathers the steps' terms, and the time that went by.
+
+    Args:
+        workers: this process among those of the run, over all of which figures are means.
+        step: the first step in the window.
+    """
+
+    def __init__(self, workers: Workers, step: int) -> None:
+        self.workers = workers
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        self.terms: list[dict[str, Tensor]] = []
+        self.first, self.start, self.waited = step, time.perf_counter(), 0.0
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Keep a step's scalar terms; of a skipped step there are none."""
+        if terms:
+            self.terms.append({name: value.detach() for name, value in terms.items() if value.dim() == 0})
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that is not the steps' own, an evaluation's."""
+        self.start += seconds
+
+    def close(self, step: int) -> dict[str, float]:
+        """The figures of the steps up to ``step``, and a new window. All processes call it together.
+
+        Of a term that not every step has (it starts late, or is measured when it is written), the mean over the steps that have it.
+        """
+        names = dict.fromkeys(name for terms in self.terms for name in terms)
+        values = {
+            name: torch.stack([terms[name].float().to(self.workers.device) for terms in self.terms if name in terms])
+            for name in names
+        }
+        figures = self.workers.mean({name: steps.mean() for name, steps in values.items()})
+        elapsed = time.perf_counter() - self.start
+        figures |= dict(zip(TIMINGS, ((step - self.first) / elapsed, self.waited / elapsed)))
+        self._open(step)
+        return figures
