@@ -4,7 +4,7 @@
 #   SEEDS="0 1 2" REGULARISERS="none flow" JOBS=2 bash scripts/compare_digits.sh
 #   PRESET=digits_textual RUNS=runs/textual REGULARISERS="none likelihood_0.01 distribution_0.1" bash scripts/compare_digits.sh
 # An entry is a regulariser's name, or one of the flow's objectives with a weight; the latter are held off and ramped alike (SCHEDULE).
-# AE_WORDS and MAR_WORDS are options of the stages; STAGES=ae leaves the generators out. JOBS runs go on at once, with one thread each.
+# PRIOR_WORDS, AE_WORDS and MAR_WORDS are options of the stages; STAGES=ae leaves the generators out. JOBS runs go on at once, with one thread each.
 # Prints the table and writes $RUNS/digits.json; run again, it goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SEEDS=${SEEDS:-0 1 2}
@@ -13,7 +13,7 @@ JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 RUNS=${RUNS:-runs/comparison}
 SCHEDULE=${SCHEDULE:-regulariser.flow.start_step=500 regulariser.flow.ramp_steps=300}
 STAGES=${STAGES:-ae mar}
-AE_WORDS=${AE_WORDS:-} MAR_WORDS=${MAR_WORDS:-}
+PRIOR_WORDS=${PRIOR_WORDS:-} AE_WORDS=${AE_WORDS:-} MAR_WORDS=${MAR_WORDS:-}
 ensure_environment
 export PYTHON OMP_NUM_THREADS=1 PRESET DATA= NPROC=1 NNODES=1
 mkdir -p "$RUNS"
@@ -44,7 +44,10 @@ in_background() {
   "$command" "$@" > "$RUNS/$name.log" 2>&1 &
 }
 
-train_prior() { bash scripts/train_flowhead.sh "run_dir=$RUNS/prior_seed$1" "train.seed=$1"; }
+train_prior() {
+  # shellcheck disable=SC2086
+  bash scripts/train_flowhead.sh "run_dir=$RUNS/prior_seed$1" "train.seed=$1" $PRIOR_WORDS
+}
 
 for seed in $SEEDS; do in_background train_prior "prior_seed$seed" "$seed"; done
 wait

@@ -61,10 +61,11 @@ class Scripts:
 
     def __init__(self, python: str) -> None:
         self.python = python
+        self.tiny_options = {name: TRAIN + words for name, words in TINY.items()}
 
     def command(self, name: str, *words: str, run_dir: Path | None = None, tiny: bool = True, **variables: str) -> dict:
         """What ``subprocess`` wants to know; ``variables`` go to the script's environment."""
-        options = [*(TRAIN + TINY[name] if tiny else []), *([f"run_dir={run_dir}"] if run_dir else []), *words]
+        options = [*(self.tiny_options[name] if tiny else []), *([f"run_dir={run_dir}"] if run_dir else []), *words]
         environment = {k: v for k, v in os.environ.items() if k not in ("PRESET", "DATA", "NPROC", "NNODES")}
         environment |= {"PYTHON": self.python, "PYTHON_EXEC": self.python, "OMP_NUM_THREADS": "1", **variables}
         return {"args": ["bash", str(ROOT / "scripts" / f"{name}.sh"), *options], "env": environment, "text": True}
