@@ -7,6 +7,7 @@ DATA=${DATA:-}
 NPROC=${NPROC:-1}
 NNODES=${NNODES:-1}
 # Threads that wait spin for some microseconds and sleep then: spinning for long makes a busy machine crawl, and sleeping at once makes an idle one slow.
+# The count is GNU's OpenMP's, which PyTorch has on Linux; others only hear that they are to sleep.
 [[ -n ${OMP_WAIT_POLICY:-} ]] || export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 
 fail() { echo "error: $*" >&2; exit 2; }

@@ -34,6 +34,7 @@ from flowprior.flow.prior import Alignment
 from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_preset
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import write_json
+from flowprior.training.heap import keep_freed_memory
 from flowprior.training.lock import sole_writer
 from toy_examples.animation import draw_animation
 from toy_examples.config import MapConfig, ToyConfig
@@ -206,6 +207,8 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device here: write --device cpu, or leave it out")
     device = best_device() if arguments.device == "auto" else torch.device(arguments.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     preset = Path(arguments.preset).stem
     out = Path(arguments.out or ("runs/toy" if arguments.preset == "default" else f"runs/toy_{preset}"))
     objectives = {"all": list(OBJECTIVES), None: [config.latents.objective]}.get(

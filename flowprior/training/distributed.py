@@ -14,6 +14,7 @@ import torch.distributed as torch_distributed
 from torch import Tensor
 
 from flowprior.errors import LostProcess, UserError
+from flowprior.training.heap import keep_freed_memory
 
 # For the first process, say, which measures and saves while the others wait.
 LONGEST_WAIT = timedelta(hours=2)
@@ -102,12 +103,16 @@ def current_workers(device: torch.device) -> Workers:
 def distributed_workers() -> Iterator[Workers]:
     """The :class:`Workers` of this process, from torchrun's environment; leaves the process group on the way out.
 
+    What a stage's command begins with: on a CPU it also sets the allocator, which a library would leave to its caller.
+
     Raises:
         UserError: there are fewer GPUs than processes.
         LostProcess: another process ended while this one waited for it.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     device = best_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     if count == 1:
         yield Workers(device=device)
         return

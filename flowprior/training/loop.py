@@ -22,7 +22,6 @@ from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.ema import EMA
-from flowprior.training.heap import keep_freed_memory
 from flowprior.training.non_finite import SkippedSteps, what_is_not_finite
 from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 from flowprior.training.randomness import StepRandom
@@ -119,8 +118,6 @@ class TrainingLoop:
         self.config, self.optim, self.workers, self.folder = config, optim, workers, folder
         self.model, self.description = model, description
         self.progress = progress and workers.is_main
-        if workers.device.type == "cpu":
-            keep_freed_memory()
         self.optimizer = make_optimizer(objective, optim)
         self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
         if config.compile:
@@ -151,7 +148,9 @@ class TrainingLoop:
         self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
         self.stop_signal: int | None = None
         self.stopping = False
-        self.window = StepWindow(workers, self.step)
+        self.window = StepWindow(
+            workers, self.step
+        )  # run() opens its own: this one is a single step's, which a benchmark makes
 
     def run(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 from flowprior.errors import UserError
 from flowprior.training.files import write_bytes
 
-# Figures of the machine and not of the run: steps per second, and the share of the time in which the loop waited for batches.
+# Figures of the machine and not of the run: steps per second, and the share of the time in which the process that waited longest waited for batches.
 TIMINGS = ("steps_per_second", "waiting_for_data")
 
 

@@ -15,7 +15,7 @@ class StepWindow:
     """Gathers the steps' terms, and the time that went by.
 
     Args:
-        workers: this process among those of the run, over all of which figures are means.
+        workers: this process among those of the run. Terms are means over all of them; the time spent waiting is the longest of any.
         step: the first step in the window.
     """
 
@@ -48,6 +48,6 @@ class StepWindow:
         }
         figures = self.workers.mean({name: steps.mean() for name, steps in values.items()})
         elapsed = time.perf_counter() - self.start
-        figures |= dict(zip(TIMINGS, ((step - self.first) / elapsed, self.waited / elapsed)))
+        figures |= dict(zip(TIMINGS, ((step - self.first) / elapsed, max(self.workers.gather(self.waited)) / elapsed)))
         self._open(step)
         return figures

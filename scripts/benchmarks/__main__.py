@@ -24,6 +24,7 @@ import torch
 
 from flowprior.errors import UserError, entry_point
 from flowprior.training.files import write_json
+from flowprior.training.heap import keep_freed_memory
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.measure import Effort, measure
 from scripts.benchmarks.table import put_into, terminal
@@ -105,6 +106,8 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     level = "tiny" if arguments.tiny else "gpu" if device.type == "cuda" else "quick" if arguments.quick else "full"
     effort = EFFORTS["quick" if arguments.quick and level != "tiny" else level]
     torch.manual_seed(0)
+    if device.type == "cpu":
+        keep_freed_memory()  # as every stage does
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(CASES[name](level, device, Path(folder)), device, effort, arguments.profile)
     machine = {

@@ -30,6 +30,7 @@ def autoencoder_step(level: str, device: torch.device, folder: Path) -> Case:
     preset, batch = {"gpu": ("imagenet_qwen", 32), "tiny": ("digits", 4)}.get(level, ("digits", 64))
     config = _config(preset, batch)
     loop, batches = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device), _in_memory(config)
+    loop._train_step(batches)  # the modulations of a grid of times, once in many steps
     size = f"{batch} images of {config.data.size} px, preset {preset}, pixel and alignment losses"
     return Case(size, "images", batch, {"step": lambda: loop._train_step(batches)})
 
@@ -45,13 +46,14 @@ def autoencoder_step_from_files(level: str, device: torch.device, folder: Path) 
     path = jpeg_folder(folder / "images", 8 if level == "tiny" else 256)
     images = open_images(ImageConfig(source="folder", path=str(path), size=config.data.size, flip=True))
     files = iter(training_batches(images, replace(config.train, workers=processes), Workers(device=device)))
-    loop._train_step(in_memory)  # the modulations of the grid of times, once in many steps
+    loop._train_step(in_memory)
     variants = {
         "images in memory": lambda: loop._train_step(in_memory),
         f"JPEG files, {processes} processes": lambda: loop._train_step(files),
     }
     widths = f"ViT of width {config.model.encoder.width}" if level != "gpu" else "preset imagenet_qwen"
-    return Case(f"{batch} images of {config.data.size} px, {widths}", "images", batch, variants)
+    ready = {f"JPEG files, {processes} processes": lambda: [next(files) for _ in range(2 * processes)]}
+    return Case(f"{batch} images of {config.data.size} px, {widths}", "images", batch, variants, before=ready)
 
 
 def _config(preset: str, batch: int) -> AEConfig:

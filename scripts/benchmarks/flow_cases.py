@@ -33,7 +33,8 @@ def flow_prior_step(level: str, device: torch.device, folder: Path) -> Case:
 
 
 def toy_step(level: str, device: torch.device, folder: Path) -> Case:
-    """The network, the batch and the optimiser of the paper's toys; first in a loop as one writes it, with PyTorch's defaults."""
+    """The network, the batch and the optimiser of the paper's toys; first in a loop as one writes it, with PyTorch's AdamW as it comes, and the same
+    threads and allocator."""
     optim = OptimConfig(schedule="constant", clip_norm=0.0, ema_decay=0.0)
     sizes, batch = (TINY, 32) if level == "tiny" else (TOY, 256)
     case = _training_case(sizes, batch, 1, optim, device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +30,7 @@ class Case:
         unit: of what a call processes.
         samples: so many of them per call.
         variants: calls that do the same work; the first is the plain one that the others are compared with.
+        before: calls that bring about the state of a long run, before every timed round of a variant.
         counted: calls whose arithmetic is a variant's, where the counter does not see the variant's own (CUDA graphs).
     """
 
@@ -36,6 +38,7 @@ class Case:
     unit: str
     samples: int
     variants: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    before: dict[str, Callable[[], Any]] = field(default_factory=dict)
     counted: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
 
@@ -61,7 +64,9 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(effort.rounds):
         for name, call in case.variants.items():
+            case.before.get(name, lambda: None)()
             times[name].append(seconds_of(call, device, calls[name]))
+    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb()
     rate = statistics.median([rate, matmul_rate(device, 0.2 * effort.seconds)])
     plain, variants = next(iter(case.variants)), {}
     for name in case.variants:
@@ -86,7 +91,7 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
         "unit": case.unit,
         "samples": case.samples,
         "matmul_gflop_per_second": rate / 1e9,
-        "peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb(),
+        "peak_memory_gb": peak,
         "variants": variants,
     }
 
@@ -101,13 +106,18 @@ def count_flop(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def largest_costs(call: Callable[[], Any], device: torch.device, count: int = 5) -> dict[str, float]:
-    """Share of the time of one call that each of the ``count`` most expensive operators takes by itself, of the device's where it is a GPU."""
+    """Of the operators' own time in one call, the share of each of the ``count`` most expensive; on a GPU, of their kernels' time.
+
+    Python between the operators is in neither.
+    """
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as profiler:
         call()
         finish(device)
-    times = {row.key: row.self_device_time_total if gpu else row.self_cpu_time_total for row in profiler.key_averages()}
+    # A kernel has a row of its own beside its operator's, and an annotation one that spans what lies within: neither counts.
+    rows = [row for row in profiler.key_averages() if row.device_type == DeviceType.CPU and not row.is_user_annotation]
+    times = {row.key: row.self_device_time_total if gpu else row.self_cpu_time_total for row in rows}
     total, longest = sum(times.values()) or 1.0, sorted(times, key=lambda key: -times[key])[:count]
     return {key: times[key] / total for key in longest}
 

@@ -212,7 +212,7 @@ def steps_saved(name: str, run: Path) -> list[int]:
 
 
 def log_of(name: str, run: Path) -> list[dict[str, Any]]:
-    """The rows of a trained stage's log, but for its speed."""
+    """The rows of a trained stage's log, but for its timings."""
     rows = read_log(stage_folder(name, run) / "log.jsonl") if name in TRAINED else []
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
 

@@ -495,3 +495,21 @@ def test_the_log_says_which_share_of_the_time_went_by_waiting_for_batches(tmp_pa
     for row in rows:
         seconds = 2 / row["steps_per_second"]
         assert 2 * loop.config.accumulation * 0.02 <= row["waiting_for_data"] * seconds <= seconds
+
+
+def test_the_rate_in_the_log_is_that_of_the_steps_without_evaluations_between_them(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def pass_time(seconds):
+        nonlocal now
+        now += seconds
+
+    loop = make_loop(tmp_path, replace(small_config(), log_steps=4, eval_steps=3), Workers())
+    step = loop._train_step
+    loop._train_step = lambda *words: (pass_time(0.5), step(*words))[1]
+    loop.run(
+        training_batches(Points(), loop.config, Workers()), evaluate=lambda step: pass_time(1000.0) or {"score": 1.0}
+    )
+    rows = [row for row in read_log(tmp_path / "log.jsonl") if "steps_per_second" in row]
+    assert [(row["step"], row["steps_per_second"]) for row in rows] == [(4, 2.0), (8, 2.0), (12, 2.0)]
