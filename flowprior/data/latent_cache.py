@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from flowprior.data.images import ImageSource, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.data.order import SampleKey
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.files import (
@@ -144,15 +144,9 @@ def write_latent_cache(
         for place, shard in enumerate(missing):
             latents, labels = [], []
             for batch in itertools.islice(batches, len(ranges[shard])):
-                pictures = to_model(batch["image"].to(workers.device))
-                views = [encode(view) for view in config.views(pictures, size or pictures.shape[-1])]
-                if config.posterior == "sample":
-                    indices = batch["index"].tolist()
-                    views = [draw_latents(v, [("cache", i, n) for i in indices]) for n, v in enumerate(views)]
-                latents.append(torch.stack(views, dim=1).to(DTYPES[config.dtype]).cpu())  # (B, views, T, C)
+                latents.append(_encoded(batch, encode, config, workers.device, size))
                 labels.append(batch["label"])
-                _check_finite(latents[-1], batch["index"], config.dtype)
-                bar.update(len(pictures))
+                bar.update(len(batch["label"]))
             tensors = {"latents": torch.cat(latents), "labels": torch.cat(labels)}
             shard_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             require_room(
@@ -163,29 +157,49 @@ def write_latent_cache(
             write_tensors(files[shard], tensors, _metadata(mark, tensors))
     workers.barrier()
     if workers.is_main:
-        with safe_open(files[0], "pt") as first:
-            _, views, tokens, channels = first.get_slice("latents").get_shape()
-        moments = config.posterior == "moments"
-        write_json(
-            folder / "manifest.json",
-            {
-                "format": FORMAT_VERSION,
-                "count": len(images),
-                "views": views,
-                "tokens": tokens,
-                "channels": channels // 2 if moments else channels,
-                **({"moments": True} if moments else {}),
-                "dtype": config.dtype,
-                "num_classes": images.num_classes,
-                "class_names": images.class_names,
-                "origin": origin,
-                "shards": [
-                    {"file": file.name, "rows": _rows(shard, config, images), "sha256": file_sha256(file)}
-                    for shard, file in enumerate(files)
-                ],
-            },
-        )
+        write_json(folder / "manifest.json", _manifest(files, images, config, origin))
     workers.barrier()
+
+
+def _encoded(
+    batch: dict[str, Tensor],
+    encode: Callable[[Tensor], Tensor],
+    config: CacheConfig,
+    device: torch.device,
+    size: int | None,
+) -> Tensor:
+    """The latents ``(B, views, T, C)`` of a batch as they are stored, on the CPU."""
+    pictures = to_model(batch["image"].to(device))
+    views = [encode(view) for view in config.views(pictures, size or pictures.shape[-1])]
+    if config.posterior == "sample":
+        indices = batch["index"].tolist()
+        views = [draw_latents(v, [("cache", i, n) for i in indices]) for n, v in enumerate(views)]
+    latents = torch.stack(views, dim=1).to(DTYPES[config.dtype]).cpu()
+    _check_finite(latents, batch["index"], config.dtype)
+    return latents
+
+
+def _manifest(files: list[Path], images: ImageSource, config: CacheConfig, origin: dict[str, Any]) -> dict[str, Any]:
+    """What ``manifest.json`` says of the shards that lie there."""
+    with safe_open(files[0], "pt") as first:
+        _, views, tokens, channels = first.get_slice("latents").get_shape()
+    moments = config.posterior == "moments"
+    return {
+        "format": FORMAT_VERSION,
+        "count": len(images),
+        "views": views,
+        "tokens": tokens,
+        "channels": channels // 2 if moments else channels,
+        **({"moments": True} if moments else {}),
+        "dtype": config.dtype,
+        "num_classes": images.num_classes,
+        "class_names": images.class_names,
+        "origin": origin,
+        "shards": [
+            {"file": file.name, "rows": _rows(shard, config, images), "sha256": file_sha256(file)}
+            for shard, file in enumerate(files)
+        ],
+    }
 
 
 def draw_latents(moments: Tensor, places: Sequence[tuple[int | str, ...]]) -> Tensor:
@@ -275,28 +289,9 @@ class LatentCache:
             raise UserError(
                 f"{folder / 'manifest.json'} is damaged ({error}): delete the latent cache {folder}, and cache again"
             ) from error
-        self.latents: list[Tensor] = []
-        labels: list[Tensor] = []
-        for file, rows, checksum in shards:
-            if not file.is_file() or (verify and file_sha256(file) != checksum):
-                raise UserError(
-                    f"the latent cache's file {file} is missing or damaged: delete it and {folder / 'manifest.json'}, and cache again"
-                )
-            try:
-                with safe_open(file, "pt") as shard:
-                    self.latents.append(shard.get_tensor("latents"))
-                    labels.append(shard.get_tensor("labels"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"the latent cache's file {file} is damaged ({error}): delete the cache {folder}"
-                ) from error
-            width = self.shape[1] * (2 if self.moments else 1)
-            whole = self.latents[-1].shape == (rows, self.views, self.shape[0], width) and labels[-1].shape == (rows,)
-            if not whole or not self.latents[-1].is_floating_point() or labels[-1].dtype != torch.int64:
-                raise UserError(
-                    f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {folder}"
-                )
-        self.labels = torch.cat(labels)
+        parts = [self._read_shard(*shard, verify) for shard in shards]
+        self.latents = [latents for latents, _ in parts]
+        self.labels = torch.cat([labels for _, labels in parts])
         self.starts = torch.tensor([0] + [len(part) for part in self.latents]).cumsum(0)
         if len(self.labels) != self.count:
             raise UserError(
@@ -306,6 +301,28 @@ class LatentCache:
             raise UserError(
                 f"the latent cache {folder} has labels beyond its {self.num_classes} classes: delete the cache"
             )
+
+    def _read_shard(self, file: Path, rows: int, checksum: str, verify: bool) -> tuple[Tensor, Tensor]:
+        """Latents ``(rows, views, T, C)``, or twice C where they are moments, and labels ``(rows,)``."""
+        if not file.is_file() or (verify and file_sha256(file) != checksum):
+            manifest = self.folder / "manifest.json"
+            raise UserError(
+                f"the latent cache's file {file} is missing or damaged: delete it and {manifest}, and cache again"
+            )
+        try:
+            with safe_open(file, "pt") as shard:
+                latents, labels = shard.get_tensor("latents"), shard.get_tensor("labels")
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"the latent cache's file {file} is damaged ({one_line(error)}): delete the cache {self.folder}"
+            ) from error
+        width = self.shape[1] * (2 if self.moments else 1)
+        whole = latents.shape == (rows, self.views, self.shape[0], width) and labels.shape == (rows,)
+        if not whole or not latents.is_floating_point() or labels.dtype != torch.int64:
+            raise UserError(
+                f"the latent cache's file {file} does not have the shape that its manifest says: delete the cache {self.folder}"
+            )
+        return latents, labels
 
     def __len__(self) -> int:
         return self.count
