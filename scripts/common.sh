@@ -49,11 +49,28 @@ ensure_environment() {
   echo "$wanted" > .venv/requirements.cksum
 }
 
+# supervised COMMAND ARGUMENT...: run it and return its status. A SIGTERM to this script is handed on, and the script lives until the command has ended;
+# bash alone would end at once and leave the command behind. Ctrl-C reaches both from the terminal.
+supervised() {
+  local child status=0
+  (trap - INT; exec "$@") <&0 &
+  child=$!
+  trap 'kill -TERM "$child" 2>/dev/null || true' TERM
+  trap : INT
+  wait "$child" || status=$?
+  while kill -0 "$child" 2>/dev/null; do  # a signal ends the waiting, not the command
+    status=0
+    wait "$child" || status=$?
+  done
+  trap - TERM INT
+  return "$status"
+}
+
 # launch MODULE ARGUMENT...: in one process, or in NPROC on each of NNODES nodes.
 # On several nodes MASTER_ADDR, MASTER_PORT and NODE_RANK are torchrun's.
 launch() {
   if (( NPROC * NNODES == 1 )); then
-    "$PYTHON" -m "$@"
+    supervised "$PYTHON" -m "$@"
     return
   fi
   local rendezvous=(--standalone) status=0
@@ -62,7 +79,7 @@ launch() {
   fi
   FLOWPRIOR_EXIT_CODE=$(mktemp)
   export FLOWPRIOR_EXIT_CODE
-  "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
+  supervised "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
   # torchrun reports every failure as 1; a person's mistake keeps its code 2, divergence 3, a signal 143.
   if (( status )) && [[ -s $FLOWPRIOR_EXIT_CODE ]]; then status=$(< "$FLOWPRIOR_EXIT_CODE"); fi
   if [[ -s $FLOWPRIOR_EXIT_CODE.said ]]; then cat "$FLOWPRIOR_EXIT_CODE.said" >&2; fi

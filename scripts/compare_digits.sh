@@ -17,6 +17,14 @@ PRIOR_WORDS=${PRIOR_WORDS:-} AE_WORDS=${AE_WORDS:-} MAR_WORDS=${MAR_WORDS:-}
 ensure_environment
 export PYTHON OMP_NUM_THREADS=1 PRESET DATA= NPROC=1 NNODES=1
 mkdir -p "$RUNS"
+# Whatever ends this script ends its runs, each with a checkpoint.
+stop() {
+  kill -TERM $(jobs -rp) 2>/dev/null || true
+  wait
+  exit "$1"
+}
+trap 'stop 143' TERM
+trap 'stop 130' INT
 
 # The options of an entry of REGULARISERS.
 options_of() {
@@ -31,8 +39,8 @@ options_of() {
 one_run() {
   local regulariser=$1 seed=$2 folder=$RUNS/$1_seed$2
   # shellcheck disable=SC2046,SC2086  # words are meant to be split
-  bash scripts/train_ae.sh "run_dir=$folder" "prior=$RUNS/prior_seed$seed/flowhead/prior" $(options_of "$regulariser") "train.seed=$seed" $AE_WORDS &&
-    { [[ $STAGES == ae ]] || bash scripts/train_mar.sh "run_dir=$folder" "train.seed=$seed" "sample.seed=$seed" $MAR_WORDS; }
+  supervised bash scripts/train_ae.sh "run_dir=$folder" "prior=$RUNS/prior_seed$seed/flowhead/prior" $(options_of "$regulariser") "train.seed=$seed" $AE_WORDS &&
+    { [[ $STAGES == ae ]] || supervised bash scripts/train_mar.sh "run_dir=$folder" "train.seed=$seed" "sample.seed=$seed" $MAR_WORDS; }
 }
 
 # COMMAND NAME ARGUMENT...: start it in the background once fewer than JOBS run, with its output in a log of that name.
@@ -46,7 +54,7 @@ in_background() {
 
 train_prior() {
   # shellcheck disable=SC2086
-  bash scripts/train_flowhead.sh "run_dir=$RUNS/prior_seed$1" "train.seed=$1" $PRIOR_WORDS
+  supervised bash scripts/train_flowhead.sh "run_dir=$RUNS/prior_seed$1" "train.seed=$1" $PRIOR_WORDS
 }
 
 for seed in $SEEDS; do in_background train_prior "prior_seed$seed" "$seed"; done

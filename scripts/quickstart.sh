@@ -17,7 +17,7 @@ export PYTHON
 for stage in train_flowhead train_ae train_mar; do
   echo "--- bash scripts/$stage.sh"
   before=$SECONDS
-  PRESET=$PRESET bash "scripts/$stage.sh"
+  PRESET=$PRESET supervised bash "scripts/$stage.sh"
   echo "$stage: $((SECONDS - before)) s"
 done
 "$PYTHON" scripts/report.py "$RUN"

@@ -303,7 +303,8 @@ class TrainingLoop:
 
     def _say_stopped(self) -> None:
         if self.workers.is_main:
-            print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
+            tqdm.write(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr)
+            sys.stderr.flush()
 
     def _write(self, figures: dict[str, float]) -> None:
         if self.log is not None:
