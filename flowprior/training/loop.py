@@ -179,6 +179,8 @@ class TrainingLoop:
         Raises:
             NonFiniteLoss: ``config.non_finite_steps`` steps in a row were skipped.
         """
+        if self.step and self.step < self.config.steps and self.workers.is_main:
+            print(f"{self.description}: going on from step {self.step}", file=sys.stderr, flush=True)
         evaluated: dict[str, float] = {}
         stream, config = iter(batches), self.config
         bar = tqdm(

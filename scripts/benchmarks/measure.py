@@ -84,7 +84,7 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
             variants[name]["times_faster"] = statistics.median(pairs)
             if flop[name]:
                 variants[name]["times_less_flop"] = flop[plain] / flop[name]
-        if profiled:
+        if profiled and flop[name]:  # where there is nothing to count, what takes the time is not PyTorch's
             variants[name]["largest_costs"] = largest_costs(case.variants[name], device)
         if sheet := data_sheet_rate(device):
             variants[name]["mfu"] = flop[name] / seconds / sheet

@@ -34,7 +34,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                     f"{figures['samples_per_second']:,.3g} {case['unit']}"
                     if figures["samples_per_second"] < 1000
                     else f"{figures['samples_per_second']:,.0f} {case['unit']}",
-                    f"{gflop:,.4g}" if gflop < 1000 else f"{gflop:,.0f}",
+                    "" if not gflop else f"{gflop:,.4g}" if gflop < 1000 else f"{gflop:,.0f}",
                     f"{100 * figures['share_of_matmul_rate']:.0f} %" if counted else "",
                     f"1 / {figures['times_less_flop']:.2f}" if counted and "times_less_flop" in figures else "",
                     f"1 / {figures['times_faster']:.2f}" if "times_faster" in figures else "",
@@ -49,7 +49,7 @@ def about(result: dict[str, Any]) -> str:
     rates = [case["matmul_gflop_per_second"] for case in result["cases"].values()]
     peak = max(case["peak_memory_gb"] for case in result["cases"].values())
     return (
-        f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, PyTorch {versions['torch']}, "
+        f"{machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}, {machine['precision']}, PyTorch {versions['torch']}, "
         f"{'short' if result['quick'] else 'full'} run; matmul rate {min(rates):,.0f} to {max(rates):,.0f} GFLOP per second; "
         f"peak memory of a case {peak:.1f} GB" + (f"; {result['note']}" if "note" in result else "")
     )

@@ -23,15 +23,20 @@ from soak.stages import Soak
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bash scripts/soak.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a handful of each, in under five minutes")
-    parser.add_argument("--rows", help="numbers joined by commas [all]")
+    parser.add_argument(
+        "--rows",
+        help=f"numbers joined by commas [all]: {', '.join(f'{number} {row.title}' for number, row in ROWS.items())}",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of every random instant and mutation [0]")
     parser.add_argument("--share", type=float, default=1.0, help="of the long form's random trials, for less time [1]")
     parser.add_argument("--json", type=Path, help="file to which the rows that were tried are added")
     arguments = parser.parse_args()
     try:
-        chosen = [int(number) for number in arguments.rows.split(",")] if arguments.rows else list(ROWS)
+        chosen = [int(number) for number in arguments.rows.split(",")] if arguments.rows is not None else list(ROWS)
         rows = {number: ROWS[number] for number in chosen}
     except (ValueError, KeyError):
         print(f"error: --rows is a list of {', '.join(map(str, ROWS))}", file=sys.stderr)
