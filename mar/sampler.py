@@ -184,9 +184,8 @@ class Head:
 
     def __init__(self, network: VelocityMLP, times: TimeCodes, cuda_graphs: bool) -> None:
         self.network, self.times = network, times
-        evaluate = partial(
-            _evaluate, network
-        )  # not a method: recordings go with their head, and not when the collector comes
+        # Not a method: recordings go with their head, and not when the collector comes.
+        evaluate = partial(_evaluate, network)
         self._evaluation = Replayed(evaluate) if cuda_graphs else evaluate
 
     def __call__(self, x: Tensor, t: float, embedded: Tensor) -> Tensor:

@@ -94,9 +94,8 @@ def train(
     if config.evaluate.online_count:
         from mar.online import OnlineEvaluation  # brings torch-fidelity, which training needs for this alone
 
-        online = OnlineEvaluation(
-            config, painter
-        )  # now, since a missing reference is better missed before the first step
+        # Here, since a missing reference is better missed before the first step.
+        online = OnlineEvaluation(config, painter)
 
     def evaluate(step: int) -> dict[str, float]:
         if workers.is_main:

@@ -110,9 +110,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.input_scale is not None:
-            scale, shift = (
-                images.new_tensor(v).view(-1, 1, 1) for v in (self.input_scale, self.input_shift)
-            )  # (3, 1, 1)
+            # (3, 1, 1)
+            scale, shift = (images.new_tensor(v).view(-1, 1, 1) for v in (self.input_scale, self.input_shift))
             images = images * scale + shift  # (B, 3, H, H)
         patches = self.vit._pos_embed(self.vit.patch_embed(images))  # (B, prefix + patches, W)
         tokens = self.latent_tokens.expand(len(images), -1, -1)  # (B, T, W)
@@ -135,17 +134,15 @@ class Decoder(nn.Module):
         self.again = config.checkpoint_blocks
 
     def forward(self, latents: Tensor) -> Tensor:
-        patches = self.vit._pos_embed(
-            self.mask_token.expand(len(latents), self.side**2, -1)
-        )  # (B, prefix + patches, W)
+        # (B, prefix + patches, W)
+        patches = self.vit._pos_embed(self.mask_token.expand(len(latents), self.side**2, -1))
         x = torch.cat([patches, self.from_latent(latents) + self.latent_positions], dim=1)
         x = through_blocks(self.vit, x, self.again)[:, self.vit.num_prefix_tokens :][
             :, : self.side**2
         ]  # (B, patches, W)
         pixels = self.to_pixels(x).view(-1, self.side, self.side, self.patch, self.patch, 3)
-        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
-            -1, 3, self.side * self.patch, self.side * self.patch
-        )  # (B, 3, H, H)
+        # (B, 3, H, H)
+        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, self.side * self.patch, self.side * self.patch)
 
 
 class Autoencoder(nn.Module):

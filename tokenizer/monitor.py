@@ -70,9 +70,8 @@ class Monitor:
         workers: Workers,
     ) -> None:
         self.config, self.folder, self.images, self.device = config, folder, images, workers.device
-        spread = (
-            torch.linspace(0, len(images) - 1, min(config.images, len(images))).long().tolist()
-        )  # folders are sorted by class
+        # Over all of them, since folders are sorted by class.
+        spread = torch.linspace(0, len(images) - 1, min(config.images, len(images))).long().tolist()
         keys = [SampleKey(index, -1) for index in spread]
         self.keys = [keys[first : first + 128] for first in range(0, len(keys), 128)]
         self.context, self.names = meters, list(config.metrics)

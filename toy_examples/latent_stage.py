@@ -81,9 +81,8 @@ class AlignmentObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.latents, self.config, self.online = latents, config, online
-        self.velocity = lambda x, t: velocity(
-            x, t
-        )  # held by a function, a frozen network is no part of what is trained
+        # Held by a function, a frozen network is no part of what is trained.
+        self.velocity = lambda x, t: velocity(x, t)
 
     def groups(self) -> Tensor:
         """The points as ``(N / size, size, 2)``."""

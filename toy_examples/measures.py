@@ -142,9 +142,8 @@ def likelihoods(
     }
     everything = torch.cat(list(points.values()))
     terms = elbo_terms(flow.velocity, everything, pairs=pairs)
-    short = (
-        terms.constant + terms.correction - torch.cat(list(found.values()))
-    )  # what lambda L_align has to make up for
+    # What lambda L_align has to make up for.
+    short = terms.constant + terms.correction - torch.cat(list(found.values()))
     smallest = max(0.0, (short / terms.alignment).max().item())
     gap = smallest * terms.alignment - short
     return {

@@ -164,9 +164,8 @@ class OnlineFlow:
         terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.t_max, **draws)
         if torch.is_grad_enabled():
             told = torch.stack([terms.claimed, terms.found])
-            self.seen += torch.where(
-                told.isfinite().all(), told, 0.0
-            )  # a step that is not finite is skipped: it leaves nothing
+            # A step that is not finite is skipped: it leaves nothing.
+            self.seen += torch.where(told.isfinite().all(), told, 0.0)
         return terms.loss + alignment_loss(prior, latents, **draws) if both else terms.loss
 
     @property

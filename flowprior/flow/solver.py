@@ -41,9 +41,8 @@ def integrate(
     length = (t_end - t_start) / steps
 
     def at(step: float) -> float:
-        return (
-            t_end if step == steps else t_start + (t_end - t_start) * (step / steps)
-        )  # t_end exactly: it bounds guidance
+        # At the end t_end exactly, which bounds guidance.
+        return t_end if step == steps else t_start + (t_end - t_start) * (step / steps)
 
     before = None
     for step in range(steps):

@@ -48,9 +48,8 @@ class ReconstructionMeter:
             )
         if len(original) == 0:
             return
-        values = torch.stack(
-            [psnr_per_image(original, reconstructed), ssim_per_image(original, reconstructed)]
-        )  # (2, B)
+        # (2, B)
+        values = torch.stack([psnr_per_image(original, reconstructed), ssim_per_image(original, reconstructed)])
         self._sums[:2] += values.double().sum(dim=1).cpu()
         self._sums[2] += len(original)
 

@@ -107,9 +107,8 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     if is_archive(path):
         check_expansion(path, what)
     elif path.is_file() and not options.get("mmap"):
-        source = io.BytesIO(
-            path.read_bytes()
-        )  # the format before zip: a file takes the memory that a length in it asks for
+        # The format before zip: a file takes the memory that a length in it asks for.
+        source = io.BytesIO(path.read_bytes())
     try:
         return torch.load(source, weights_only=True, **options)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways

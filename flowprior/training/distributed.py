@@ -125,9 +125,8 @@ def distributed_workers() -> Iterator[Workers]:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-    together = (
-        device.type == "cpu"
-    )  # NCCL's group is left by all processes at once: one that fails alone would wait in it
+    # NCCL's group is left by all processes at once: one that fails alone would wait in it.
+    together = device.type == "cpu"
     try:
         yield Workers(torch_distributed.get_rank(), count, device)
         together = True

@@ -148,9 +148,8 @@ class TrainingLoop:
         self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
         self.stop_signal: int | None = None
         self.stopping = False
-        self.window = StepWindow(
-            workers, self.step
-        )  # run() opens its own: this one is a single step's, which a benchmark makes
+        # For a single step, which a benchmark makes by itself: run() opens its own.
+        self.window = StepWindow(workers, self.step)
 
     def run(
         self,

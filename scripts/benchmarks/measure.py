@@ -67,9 +67,8 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
             case.before.get(name, lambda: None)()
             times[name].append(seconds_of(call, device, calls[name]))
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb()
-    rate = max(
-        rate, matmul_rate(device, 0.2 * effort.seconds)
-    )  # what the machine can do: something else may have had it for a moment
+    # What the machine can do: something else may have had it for a moment.
+    rate = max(rate, matmul_rate(device, 0.2 * effort.seconds))
     plain, variants = next(iter(case.variants)), {}
     for name in case.variants:
         seconds = statistics.median(times[name])

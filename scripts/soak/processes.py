@@ -65,9 +65,8 @@ class Process:
             descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number in (1, 2):
                 os.dup2(descriptor, number)
-            sys.stdout, sys.stderr = (
-                os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2)
-            )  # a test's are its own
+            # A test's are its own.
+            sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
             os.environ["FLOWPRIOR_EXIT_CODE"] = str(self.code_file)
             work()
             code = 0

@@ -35,9 +35,8 @@ def test_a_solver_takes_exactly_the_steps_asked_for_and_stays_between_the_ends(m
     start, end = (1.0, 0.0) if backward else (0.0, 1.0)
     x = integrate(velocity, torch.zeros((), dtype=torch.float64), steps, method, start, end)
     assert len(times) == steps * EVALUATIONS_PER_STEP[method]
-    assert (
-        min(times) >= 0 and max(times) <= 1 and times[0] == start
-    )  # exactly, or guidance would not reach the last one
+    # Exactly, or guidance would not reach the last one.
+    assert min(times) >= 0 and max(times) <= 1 and times[0] == start
     assert x.item() == pytest.approx(end - start, abs=1e-12)
 
 

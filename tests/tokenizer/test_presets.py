@@ -107,9 +107,8 @@ def test_a_dry_run_counts_lpips_and_the_discriminator_too():
     config.loss.perceptual_weight = config.loss.adversarial.weight = 1.0
     config.loss.adversarial.discriminator.name = "patchgan"
     said = dry_run(config)
-    assert (
-        number(r"perceptual +0 trained +([\d,]+) frozen", said) == 14_714_688 + 1472
-    )  # VGG-16's convolutions, LPIPS's layers
+    # VGG-16's convolutions, LPIPS's layers.
+    assert number(r"perceptual +0 trained +([\d,]+) frozen", said) == 14_714_688 + 1472
     assert len(re.findall(r"discriminator, (?:for the autoencoder|its own step) +[\d.,]+ ", said)) == 2
 
 

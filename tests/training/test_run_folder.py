@@ -43,11 +43,13 @@ def test_a_folder_in_which_nothing_is_saved_takes_on_the_corrected_options(tmp_p
 def test_a_folder_goes_on_with_other_options_of_logging_and_loading(tmp_path):
     folder = RunFolder(tmp_path, "stage")
     folder.open(Config(), Workers())
-    folder.complete({})
+    folder.complete({"seconds": 1})
+    begun = (folder.path / "config.yaml").read_text()
     folder.open(
         Config(train=TrainConfig(workers=2, log_steps=1, checkpoint_steps=7, keep_checkpoints=5, tensorboard=False)),
         Workers(),
     )
+    assert (folder.path / "config.yaml").read_text() == begun and folder.read_result("")["seconds"] == 1
 
 
 def test_the_resolved_config_lies_in_the_folder(tmp_path):
