@@ -207,9 +207,13 @@ class Autoencoder(nn.Module):
             raise ValueError(f"decode takes latents (B, {sizes[0]}, {sizes[1]}), not {tuple(latents.shape)}")
         return self.decoder(latents)
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Encoded]:
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None, latent_noise: Tensor | None = None
+    ) -> tuple[Tensor, Encoded]:
+        """Reconstruction and :meth:`posterior`; the decoder, and it alone, sees ``latent_noise (B, T, C)`` on top of the latents."""
         encoded = self.posterior(images, noise)
-        return self.decoder(encoded.latents), encoded
+        seen = encoded.latents if latent_noise is None else encoded.latents + latent_noise
+        return self.decoder(seen), encoded
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``."""

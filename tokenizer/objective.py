@@ -35,11 +35,15 @@ class LossConfig:
         "", "file of VGG-16's weights, where it is not in torch's hub folder", changes_result=False
     )
     adversarial: AdversarialConfig = option(AdversarialConfig, "")
+    latent_noise: float = option(
+        0.0,
+        "the decoder learns from latents with noise of a standard deviation |N(0, latent_noise^2)|, drawn per image",
+    )
 
     def __post_init__(self) -> None:
         numbers = (self.pixel_weight, self.perceptual_weight, self.perceptual_start_step, self.perceptual_ramp_steps)
-        if min(numbers) < 0:
-            raise ValueError("weights, starts and ramps cannot be negative")
+        if min(*numbers, self.latent_noise) < 0:
+            raise ValueError("weights, starts, ramps and noise cannot be negative")
 
 
 class AutoencoderObjective(nn.Module):
@@ -81,7 +85,7 @@ class AutoencoderObjective(nn.Module):
         images = to_model(batch["image"])  # (B, 3, H, H)
         model = self.autoencoder.config
         noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.gaussian else None
-        reconstruction, encoded = self.autoencoder(images, noise)
+        reconstruction, encoded = self.autoencoder(images, noise, self._latent_noise(len(images), random))
         reconstruction = reconstruction.float()
 
         terms, weighted = self._image_terms(reconstruction, images, random.step)
@@ -106,6 +110,14 @@ class AutoencoderObjective(nn.Module):
             for name, value in weighted.items():
                 figures[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.workers)
         return {"loss": sum(weighted.values()), **terms, **figures, **extra}
+
+    def _latent_noise(self, images: int, random: StepRandom) -> Tensor | None:
+        """``(B, T, C)``, of another level for every image (Zheng et al., arXiv 2510.11690): what a generator gets wrong, the decoder has met."""
+        if not self.config.latent_noise:
+            return None
+        model = self.autoencoder.config
+        level = self.config.latent_noise * random.normal("latent noise level", images, 1, 1).abs()
+        return level * random.normal("latent noise", images, model.tokens, model.channels)
 
     def _image_terms(
         self, reconstruction: Tensor, images: Tensor, step: int

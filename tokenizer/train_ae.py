@@ -54,8 +54,14 @@ class EvaluateConfig:
     reference: str = option(
         "", "for rFID a .npz of as many real images, cropped alike; empty: the originals themselves"
     )
+    latent_noise: tuple[float, ...] = option(
+        (),
+        "also measure the images decoded from latents with noise, of these shares of each channel's standard deviation",
+    )
 
     def __post_init__(self) -> None:
+        if min(self.latent_noise, default=1.0) <= 0:
+            raise ValueError(f"latent_noise are numbers above 0, not {list(self.latent_noise)}")
         if self.extractor:
             check_extractor(self.extractor)
         check_meters(self.metrics)

@@ -195,7 +195,24 @@ def test_what_a_regulariser_says_of_itself_is_json_with_its_weight_and_prior(pri
     assert FlowConfig().build(context(prior)).describe()["prior"] == prior.fingerprint
 
 
-@pytest.mark.parametrize("values", [{"pixel_weight": -1}, {"perceptual_weight": -0.1}, {"perceptual_ramp_steps": -1}])
+def test_latent_noise_of_another_level_for_every_image_reaches_the_decoder_and_nothing_else(prior, batch):
+    clean, noisy = make("flow", prior), make("flow", prior, latent_noise=0.3)
+    random = StepRandom(0, 5)
+    terms, disturbed = clean(batch, random), noisy(batch, random)
+    assert torch.equal(terms["flow"], disturbed["flow"]) and torch.equal(terms["latents"], disturbed["latents"])
+    level = 0.3 * random.normal("latent noise level", 2, 1, 1).abs()
+    noise = level * random.normal("latent noise", 2, TOKENS, CHANNELS)
+    assert level[0] != level[1]
+    reconstruction = noisy.autoencoder.decode(terms["latents"] + noise)
+    images = batch["image"].float() / 127.5 - 1
+    torch.testing.assert_close(disturbed["l2"], torch.nn.functional.mse_loss(reconstruction, images))
+    assert disturbed["l2"] != terms["l2"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"pixel_weight": -1}, {"perceptual_weight": -0.1}, {"perceptual_ramp_steps": -1}, {"latent_noise": -0.1}],
+)
 def test_negative_weights_are_refused(values):
     with pytest.raises(ValueError, match="negative"):
         LossConfig(**values)

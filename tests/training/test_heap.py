@@ -19,7 +19,7 @@ from scripts.benchmarks.flow_cases import toy_step
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
-step = toy_step("full", torch.device("cpu"), Path()).variants["a time for 16"]
+step = toy_step("full", torch.device("cpu"), Path()).variants["a time for 8"]
 for _ in range(3):
     step()
     large = torch.ones(10 << 20)  # 40 MiB
