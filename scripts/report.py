@@ -45,7 +45,9 @@ def figures_text(figures: dict[str, float]) -> str:
     for name, value in figures.items():
         if name.endswith("_std") and name.removesuffix("_std") in figures:
             continue
-        label, form, unit = FORMS.get(name, (name.replace("_", " "), ".3f", ""))
+        name_alone, _, noise = name.partition("_noise_")
+        label, form, unit = FORMS.get(name_alone, (name_alone.replace("_", " "), ".3f", ""))
+        label += f" with noise {noise}" if noise else ""
         deviation = f" +- {figures[f'{name}_std']:{form}}" if f"{name}_std" in figures else ""
         texts.append(f"{label} {value:{form}}{deviation}{unit}")
     return "  ".join(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,15 +36,17 @@ class LossConfig:
         "", "file of VGG-16's weights, where it is not in torch's hub folder", changes_result=False
     )
     adversarial: AdversarialConfig = option(AdversarialConfig, "")
-    latent_noise: float = option(
+    latent_noise_std: float = option(
         0.0,
-        "the decoder learns from latents with noise of a standard deviation |N(0, latent_noise^2)|, drawn per image",
+        "noise on what the decoder is given, in the latents' own units: for every image a level is drawn from |N(0, latent_noise_std^2)|",
     )
 
     def __post_init__(self) -> None:
         numbers = (self.pixel_weight, self.perceptual_weight, self.perceptual_start_step, self.perceptual_ramp_steps)
-        if min(*numbers, self.latent_noise) < 0:
-            raise ValueError("weights, starts, ramps and noise cannot be negative")
+        if min(numbers) < 0:
+            raise ValueError("weights, starts and ramps cannot be negative")
+        if not 0 <= self.latent_noise_std < math.inf:
+            raise ValueError(f"latent_noise_std is a finite number from 0 on, not {self.latent_noise_std}")
 
 
 class AutoencoderObjective(nn.Module):
@@ -112,11 +115,14 @@ class AutoencoderObjective(nn.Module):
         return {"loss": sum(weighted.values()), **terms, **figures, **extra}
 
     def _latent_noise(self, images: int, random: StepRandom) -> Tensor | None:
-        """``(B, T, C)``, of another level for every image (Zheng et al., arXiv 2510.11690): what a generator gets wrong, the decoder has met."""
-        if not self.config.latent_noise:
+        """``(B, T, C)``, of another level for every image, as Zheng et al. (arXiv 2510.11690) train the decoder of a frozen encoder.
+
+        The encoder here learns through it: without a regulariser that holds the latents' scale, it lets them grow until the noise is small.
+        """
+        if not self.config.latent_noise_std:
             return None
         model = self.autoencoder.config
-        level = self.config.latent_noise * random.normal("latent noise level", images, 1, 1).abs()
+        level = self.config.latent_noise_std * random.normal("latent noise level", images, 1, 1).abs()
         return level * random.normal("latent noise", images, model.tokens, model.channels)
 
     def _image_terms(

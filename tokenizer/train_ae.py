@@ -7,6 +7,7 @@ Writes ``<run_dir>/ae``: ``autoencoder/`` (the averaged weights), pictures of re
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -54,14 +55,14 @@ class EvaluateConfig:
     reference: str = option(
         "", "for rFID a .npz of as many real images, cropped alike; empty: the originals themselves"
     )
-    latent_noise: tuple[float, ...] = option(
-        (),
-        "also measure the images decoded from latents with noise, of these shares of each channel's standard deviation",
+    latent_noise_shares: tuple[float, ...] = option(
+        (), "measure also what is decoded from latents with noise, whose std is such a share of each channel's"
     )
 
     def __post_init__(self) -> None:
-        if min(self.latent_noise, default=1.0) <= 0:
-            raise ValueError(f"latent_noise are numbers above 0, not {list(self.latent_noise)}")
+        shares = [f"{share:g}" for share in self.latent_noise_shares]
+        if not all(0 < share < math.inf for share in self.latent_noise_shares) or len(set(shares)) < len(shares):
+            raise ValueError(f"latent_noise_shares are different numbers above 0, not {', '.join(shares)}")
         if self.extractor:
             check_extractor(self.extractor)
         check_meters(self.metrics)

@@ -127,7 +127,7 @@ class TrainingLoop:
         if workers.count > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
             forward = DistributedDataParallel(forward, device_ids=devices, **{OWN_BUFFERS: False})
-        self.objective, self.forward = objective.train(), forward
+        self.objective, self.forward = objective, forward
         self.skipped = SkippedSteps(config.non_finite_steps)
         objects: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, "skipped": self.skipped}
         objects |= saved or {}
@@ -228,6 +228,10 @@ class TrainingLoop:
         rate = learning_rate(self.step, self.config.steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if (
+            not self.objective.training
+        ):  # after an evaluation; telling every module takes a percent of a small network's step
+            self.objective.train()
         sums, whole = self._accumulate(stream)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -288,7 +292,6 @@ class TrainingLoop:
         self.objective.eval()
         with self.averaged_weights(), self.autocast:
             figures = evaluate(self.step)
-        self.objective.train()
         self.window.leave_out(time.perf_counter() - start)
         return figures
 

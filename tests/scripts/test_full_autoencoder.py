@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowprior.data.images import ImageConfig, open_images, to_model
 from flowprior.training.reporting import read_log
 from tokenizer.autoencoder import Autoencoder
 
@@ -20,7 +19,7 @@ WORDS = [
     "features={source: digits, digits: {steps: 3, width: 8}}",
     "loss.adversarial={weight: 0.1, start_step: 3, adaptive: true, lecam_weight: 0.01, consistency_weight: 1}",
     "loss.adversarial.discriminator={name: patchgan, patchgan: {width: 4, layers: 1}}",
-    "loss.latent_noise=0.1",
+    "loss.latent_noise_std=0.1",
     "loss.adversarial.optim.lr=1e-3",
     "train.steps=8",
     "train.log_steps=1",
@@ -93,7 +92,7 @@ MISTAKES = {
     "a reference of another count": (["evaluate.metrics=[rfid]", "evaluate.reference={npz}"], "number of images"),
     "another crop": (["data.crop=random_resized"], "data.crop=centre"),
     "an unknown metric": (["evaluate.metrics=[bogus]"], "fidelity, lpips, rfid"),
-    "no noise": (["evaluate.latent_noise=[0.1, 0]"], "numbers above 0"),
+    "no noise": (["evaluate.latent_noise_shares=[0.1, 0]"], "numbers above 0"),
     "no VGG weights": (["evaluate.metrics=[lpips]", "loss.perceptual_weights=nowhere.pth"], "nowhere.pth"),
 }
 
@@ -114,7 +113,7 @@ def test_an_evaluation_that_would_not_compare_is_refused_in_one_line(trained, tm
     assert said in line
 
 
-def test_noise_on_the_latents_is_measured_beside_them_in_units_of_every_channel(trained, tmp_path, capsys):
+def test_noise_on_the_latents_is_measured_beside_them(trained, tmp_path, capsys):
     from tokenizer import evaluate
 
     shutil.copytree(trained / "ae" / "autoencoder", tmp_path / "ae" / "autoencoder")
@@ -127,16 +126,15 @@ def test_noise_on_the_latents_is_measured_beside_them_in_units_of_every_channel(
         return json.loads((tmp_path / "ae" / "evaluation.json").read_text())["metrics"]
 
     plain = run()
-    noisy = run("evaluate.latent_noise=[0.01, 0.5]")
+    noisy = run("evaluate.latent_noise_shares=[0.01, 0.5]")
     assert {name: noisy[name] for name in plain} == plain
     assert set(noisy) - set(plain) == {f"{name}_noise_{share}" for name in plain for share in ("0.01", "0.5")}
     assert noisy["psnr_noise_0.5"] < noisy["psnr_noise_0.01"] < plain["psnr"] + 0.01
     capsys.readouterr()
-    assert run("evaluate.latent_noise=[0.01, 0.5]") == noisy and "complete" in capsys.readouterr().out
+    assert run("evaluate.latent_noise_shares=[0.01, 0.5]") == noisy and "complete" in capsys.readouterr().out
 
-    autoencoder = Autoencoder.load(tmp_path / "ae" / "autoencoder")
-    images = open_images(ImageConfig(source="digits", size=32, subset="train"))
-    with torch.no_grad():
-        latents = autoencoder.encode(to_model(images.images))
-    expected = latents.flatten(0, 1).std(0, correction=0)
-    torch.testing.assert_close(evaluate.channel_std(autoencoder, images), expected, rtol=1e-4, atol=1e-6)
+
+def test_the_report_names_figures_with_noise_by_what_they_are_and_the_share():
+    from scripts.report import figures_text
+
+    assert figures_text({"psnr": 29.5, "psnr_noise_0.2": 24.25}) == "PSNR 29.50 dB  PSNR with noise 0.2 24.25 dB"

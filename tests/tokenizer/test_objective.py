@@ -195,8 +195,8 @@ def test_what_a_regulariser_says_of_itself_is_json_with_its_weight_and_prior(pri
     assert FlowConfig().build(context(prior)).describe()["prior"] == prior.fingerprint
 
 
-def test_latent_noise_of_another_level_for_every_image_reaches_the_decoder_and_nothing_else(prior, batch):
-    clean, noisy = make("flow", prior), make("flow", prior, latent_noise=0.3)
+def test_latent_noise_of_another_level_for_every_image_reaches_the_decoder_and_no_regularisers_term(prior, batch):
+    clean, noisy = make("flow", prior), make("flow", prior, latent_noise_std=0.3)
     random = StepRandom(0, 5)
     terms, disturbed = clean(batch, random), noisy(batch, random)
     assert torch.equal(terms["flow"], disturbed["flow"]) and torch.equal(terms["latents"], disturbed["latents"])
@@ -209,10 +209,13 @@ def test_latent_noise_of_another_level_for_every_image_reaches_the_decoder_and_n
     assert disturbed["l2"] != terms["l2"]
 
 
-@pytest.mark.parametrize(
-    "values",
-    [{"pixel_weight": -1}, {"perceptual_weight": -0.1}, {"perceptual_ramp_steps": -1}, {"latent_noise": -0.1}],
-)
+@pytest.mark.parametrize("values", [{"pixel_weight": -1}, {"perceptual_weight": -0.1}, {"perceptual_ramp_steps": -1}])
 def test_negative_weights_are_refused(values):
     with pytest.raises(ValueError, match="negative"):
         LossConfig(**values)
+
+
+@pytest.mark.parametrize("std", [-0.1, float("nan"), float("inf")])
+def test_noise_that_is_no_finite_number_from_0_on_is_refused(std):
+    with pytest.raises(ValueError, match="latent_noise_std"):
+        LossConfig(latent_noise_std=std)

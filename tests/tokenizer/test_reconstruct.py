@@ -1,0 +1,80 @@
+"""What the meters see of an autoencoder, by one whose latents can be computed by hand and which notes what it decodes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from flowprior.data.images import ImageConfig, open_images, to_model
+from tokenizer.reconstruct import channel_std, measure, measure_with_noise
+
+SCALES = torch.tensor([1.0, 10.0, 0.1])  # of the three channels
+
+
+class Recorder(nn.Module):
+    """Latents are the 64 patches' mean colours, each channel on a scale of its own."""
+
+    config = SimpleNamespace(channels=3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded: list[torch.Tensor] = []
+
+    def encode(self, images):
+        noise = torch.rand(len(images), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        return (nn.functional.avg_pool2d(images, 4) + noise).flatten(2).mT * SCALES
+
+    def decode(self, latents):
+        self.decoded.append(latents)
+        return torch.zeros(len(latents), 3, 32, 32)
+
+
+class Counter:
+    """A meter that counts images, and keeps the reconstructions' mean."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def update(self, original, reconstructed):
+        assert original.shape == reconstructed.shape and original.dtype == reconstructed.dtype == torch.uint8
+        self.count += len(original)
+
+    def compute(self):
+        return {"count": self.count}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return open_images(ImageConfig(source="digits", size=32, subset="train"))
+
+
+def latents_of(images) -> torch.Tensor:
+    whole = to_model(images.images)
+    return torch.cat([Recorder().encode(part) for part in whole.split(128)])
+
+
+def test_channel_std_is_that_of_all_tokens(images):
+    expected = latents_of(images).flatten(0, 1).std(0, correction=0)
+    torch.testing.assert_close(channel_std(Recorder(), images), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_latents_are_decoded_as_they_are(images):
+    recorder = Recorder()
+    assert measure(recorder, images, [Counter()]) == {"count": len(images)}
+    assert torch.equal(torch.cat(recorder.decoded), latents_of(images))
+
+
+def test_noise_is_a_share_of_each_channels_std_and_alike_for_all_shares_and_calls(images):
+    recorder, again = Recorder(), Recorder()
+    found = measure_with_noise(recorder, images, {0.1: [Counter()], 0.25: [Counter()]})
+    assert found == {"count_noise_0.1": len(images), "count_noise_0.25": len(images)}
+    latents, std = latents_of(images), channel_std(Recorder(), images)
+    small = (torch.cat(recorder.decoded[::2]) - latents) / (0.1 * std)
+    large = (torch.cat(recorder.decoded[1::2]) - latents) / (0.25 * std)
+    torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(small.flatten(0, 1).std(0), torch.ones(3), rtol=0.02, atol=0)  # 95,872 numbers a channel
+    torch.testing.assert_close(small.flatten(0, 1).mean(0), torch.zeros(3), rtol=0, atol=0.02)
+
+    measure_with_noise(again, images, {0.25: [Counter()]})
+    assert torch.equal(torch.cat(again.decoded), torch.cat(recorder.decoded[1::2]))

@@ -1,0 +1,80 @@
+"""A trained autoencoder's reconstructions under the meters: from its latents, and from its latents with noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from flowprior.data.images import ImageSource, to_model, to_uint8
+from flowprior.data.loader import indexed_batches
+from flowprior.training.distributed import best_device
+from flowprior.training.randomness import stream_seed
+from tokenizer.autoencoder import Autoencoder
+from tokenizer.metrics import Meter
+
+BATCH = 128
+
+
+@torch.no_grad()
+def measure(autoencoder: Autoencoder, images: ImageSource, meters: list[Meter], loaders: int = 0) -> dict[str, float]:
+    """The meters' figures over all images, which are read by so many ``loaders`` beside this process and not kept."""
+    for originals, latents in encoded(autoencoder, images, loaders, "reconstruct"):
+        reconstruction = to_uint8(autoencoder.decode(latents)).cpu()
+        for meter in meters:
+            meter.update(originals, reconstruction)
+    return _figures(meters)
+
+
+@torch.no_grad()
+def measure_with_noise(
+    autoencoder: Autoencoder, images: ImageSource, meters: dict[float, list[Meter]], loaders: int = 0
+) -> dict[str, float]:
+    """How well the decoder bears what a generator gets wrong: the figures of images decoded from ``latents + share * std * noise``.
+
+    Args:
+        autoencoder, images, loaders: as for :func:`measure`.
+        meters: for every share a set of its own. ``std`` is each channel's (:func:`channel_std`); ``noise`` is Gaussian, alike for
+            all shares and in every call.
+
+    Returns:
+        ``<figure>_noise_<share>``.
+    """
+    std = channel_std(autoencoder, images, loaders)
+    generator = torch.Generator().manual_seed(stream_seed("noise on the latents"))
+    for originals, latents in encoded(autoencoder, images, loaders, "reconstruct with noise"):
+        noise = (std * torch.randn(latents.shape, generator=generator)).to(latents)  # (B, T, C)
+        for share, own in meters.items():
+            reconstruction = to_uint8(autoencoder.decode(latents + share * noise)).cpu()
+            for meter in own:
+                meter.update(originals, reconstruction)
+    return {f"{name}_noise_{share:g}": value for share, own in meters.items() for name, value in _figures(own).items()}
+
+
+@torch.no_grad()
+def channel_std(autoencoder: Autoencoder, images: ImageSource, loaders: int = 0) -> Tensor:
+    """Standard deviation of every channel of the latents, ``(C,)`` on the CPU, over all images and tokens."""
+    count = 0
+    total = square = torch.zeros(autoencoder.config.channels, dtype=torch.float64)
+    for _, latents in encoded(autoencoder, images, loaders, "measure latents"):
+        tokens = latents.flatten(0, 1).double().cpu()  # (B T, C)
+        count, total, square = count + len(tokens), total + tokens.sum(0), square + tokens.square().sum(0)
+    return (square / count - (total / count).square()).clamp_min(0).sqrt().float()
+
+
+def encoded(
+    autoencoder: Autoencoder, images: ImageSource, loaders: int, description: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of all images, uint8 ``(B, 3, H, H)`` as they are read, and their latents ``(B, T, C)`` on the best device."""
+    device = best_device()
+    autoencoder.to(device)
+    ranges = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
+    batches = indexed_batches(images, ranges, loaders)
+    for batch in tqdm(batches, total=len(ranges), desc=description, unit="batch", dynamic_ncols=True):
+        yield batch["image"], autoencoder.encode(to_model(batch["image"].to(device)))
+
+
+def _figures(meters: list[Meter]) -> dict[str, float]:
+    return {name: value for meter in meters for name, value in meter.compute().items()}
