@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from flowprior.data.images import ImageSource, to_model, to_uint8
 from flowprior.data.loader import indexed_batches
+from flowprior.metrics.statistics import StreamingMoments
 from flowprior.training.distributed import best_device
 from flowprior.training.randomness import stream_seed
 from tokenizer.autoencoder import Autoencoder
@@ -56,12 +57,10 @@ def measure_with_noise(
 @torch.no_grad()
 def channel_std(autoencoder: Autoencoder, images: ImageSource, loaders: int = 0) -> Tensor:
     """Standard deviation of every channel of the latents, ``(C,)`` on the CPU, over all images and tokens."""
-    count = 0
-    total = square = torch.zeros(autoencoder.config.channels, dtype=torch.float64)
+    moments = StreamingMoments()
     for _, latents in encoded(autoencoder, images, loaders, "measure latents"):
-        tokens = latents.flatten(0, 1).double().cpu()  # (B T, C)
-        count, total, square = count + len(tokens), total + tokens.sum(0), square + tokens.square().sum(0)
-    return (square / count - (total / count).square()).clamp_min(0).sqrt().float()
+        moments.update(latents.flatten(0, 1))  # (B T, C)
+    return (moments.scatter.diagonal() / moments.count).sqrt().float().cpu()
 
 
 def encoded(

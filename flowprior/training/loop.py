@@ -228,9 +228,8 @@ class TrainingLoop:
         rate = learning_rate(self.step, self.config.steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if (
-            not self.objective.training
-        ):  # after an evaluation; telling every module takes a percent of a small network's step
+        # After an evaluation. Telling every module in every step takes a percent of a small network's.
+        if not self.objective.training:
             self.objective.train()
         sums, whole = self._accumulate(stream)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -31,7 +31,7 @@ class Recorder(nn.Module):
 
 
 class Counter:
-    """A meter that counts images, and keeps the reconstructions' mean."""
+    """A meter that counts images."""
 
     def __init__(self) -> None:
         self.count = 0
