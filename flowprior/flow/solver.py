@@ -60,7 +60,7 @@ def integrate(
 
 @torch.no_grad()
 def sample(
-    velocity: Callable[[Tensor, float], Tensor],
+    velocity: Callable[[Tensor, Tensor], Tensor],
     shape: tuple[int, ...],
     *,
     steps: int = 50,
@@ -68,5 +68,7 @@ def sample(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw ``shape`` noise and carry it to data."""
-    return integrate(velocity, torch.randn(shape, generator=generator, device=device), steps, method)
+    """Draw ``shape`` noise and carry it to data; ``velocity`` gets its times as tensors ``()``."""
+    noise = torch.randn(shape, generator=generator, device=device)
+    # torch.compile makes a new graph of a network for every Python number that it is called with.
+    return integrate(lambda x, t: velocity(x, torch.full((), t, device=device)), noise, steps, method)

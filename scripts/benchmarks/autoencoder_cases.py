@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from flowprior.data.loader import training_batches
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.compilation import has_compiler
 from flowprior.training.config import build_config, read_preset
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainingLoop
@@ -28,11 +30,14 @@ SMALL_PRIOR = {"width": 256, "depth": 3}
 def autoencoder_step(level: str, device: torch.device, folder: Path) -> Case:
     """Of the paper's autoencoder on a GPU, of the digits' on a CPU; pixel and alignment losses, since the others need weights of other networks."""
     preset, batch = {"gpu": ("imagenet_qwen", 32), "tiny": ("digits", 4)}.get(level, ("digits", 64))
-    config = _config(preset, batch)
-    loop, batches = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device), _in_memory(config)
-    loop._train_step(batches)  # the modulations of a grid of times, once in many steps
+    config, variants = _config(preset, batch), {}
+    for name in ["step", *(["compiled"] if level in ("full", "gpu") and has_compiler(device) else [])]:
+        config.train = replace(config.train, compile=name == "compiled")
+        loop, batches = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device), _in_memory(config)
+        variants[name] = partial(loop._train_step, batches)
+        variants[name]()  # compiles, and makes the modulations of a grid of times, once in many steps
     size = f"{batch} images of {config.data.size} px, preset {preset}, pixel and alignment losses"
-    return Case(size, "images", batch, {"step": lambda: loop._train_step(batches)})
+    return Case(size, "images", batch, variants)
 
 
 def autoencoder_step_from_files(level: str, device: torch.device, folder: Path) -> Case:

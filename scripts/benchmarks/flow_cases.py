@@ -14,6 +14,7 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.compilation import has_compiler
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
@@ -35,11 +36,18 @@ def flow_prior_step(level: str, device: torch.device, folder: Path) -> Case:
 
 def toy_step(level: str, device: torch.device, folder: Path) -> Case:
     """The network, the batch and the optimiser of the paper's toys; first in a loop as one writes it, with PyTorch's AdamW as it comes, and the same
-    threads and allocator."""
+    threads and allocator. On a CPU also compiled, where there is a compiler; on a GPU all but the plain loop are."""
     optim = OptimConfig(schedule="constant", clip_norm=0.0, ema_decay=0.0)
     sizes, batch = (TINY, 32) if level == "tiny" else (TOY, 256)
     case = _training_case(sizes, batch, 1, TOY_GROUP_SIZE, optim, device)
-    return replace(case, variants={"plain PyTorch": _plain_step(sizes, batch, device), **case.variants})
+    variants = {"plain PyTorch": _plain_step(sizes, batch, device), **case.variants}
+    if device.type == "cpu" and has_compiler(device):
+        *_, (name, compiled) = _training_case(
+            sizes, batch, 1, TOY_GROUP_SIZE, optim, device, compiled=True
+        ).variants.items()
+        compiled()  # which compiles
+        variants[f"{name}, compiled"] = compiled
+    return replace(case, variants=variants)
 
 
 def _plain_step(sizes: dict[str, int], batch: int, device: torch.device) -> Callable[[], object]:
@@ -61,12 +69,19 @@ def _plain_step(sizes: dict[str, int], batch: int, device: torch.device) -> Call
 
 
 def _training_case(
-    sizes: dict[str, int], batch: int, pairs: int, group_size: int, optim: OptimConfig, device: torch.device
+    sizes: dict[str, int],
+    batch: int,
+    pairs: int,
+    group_size: int,
+    optim: OptimConfig,
+    device: torch.device,
+    compiled: bool = False,
 ) -> Case:
+    compiled = compiled or device.type == "cuda"
     channels = sizes["channels"]
     identity = TargetMap(torch.zeros(channels), torch.ones(()), torch.eye(channels))
     objective = FlowMatchingObjective(VelocityMLP(**sizes), identity, pairs).to(device)
-    config = TrainConfig(steps=10**9, global_batch=batch, compile=device.type == "cuda")
+    config = TrainConfig(steps=10**9, global_batch=batch, compile=compiled)
     loop = TrainingLoop(objective, objective.velocity, config, optim, Workers(device=device), progress=False)
     batches = itertools.repeat({"features": torch.randn(batch, channels)})
 

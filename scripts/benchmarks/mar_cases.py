@@ -86,4 +86,4 @@ def mar_sampling(level: str, device: torch.device, folder: Path) -> Case:
     variants |= {name: sampling(model, **options, **graphs) for name, (model, options) in savings.items()}
     counted = {name: sampling(model, **options) for name, (model, options) in savings.items()}
     size = f"{batch} images, {ar_steps} steps, {head_steps} head evaluations, guidance, width {plain.width}"
-    return Case(size, "images", batch, variants, counted)
+    return Case(size, "images", batch, variants, counted=counted)

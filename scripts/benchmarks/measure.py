@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
@@ -57,7 +56,7 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
     """
     rate = matmul_rate(device, 0.2 * effort.seconds)
     counted = {**case.variants, **case.counted}
-    flop = {name: count_flop(counted[name], device) for name in case.variants}  # the first call of each, eager
+    flop = {name: count_flop(counted[name]) for name in case.variants}  # the first call of each, eager
     calls = {name: calls_for(call, device, effort.seconds) for name, call in case.variants.items()}
     times: dict[str, list[float]] = {name: [] for name in case.variants}
     if device.type == "cuda":
@@ -97,11 +96,9 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
     }
 
 
-def count_flop(call: Callable[[], Any], device: torch.device) -> int:
+def count_flop(call: Callable[[], Any]) -> int:
     """Of one call, by PyTorch's counter, which sees eager kernels only."""
-    compiled = device.type == "cuda"
-    eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    with eager, FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 

@@ -138,3 +138,14 @@ def test_the_report_names_figures_with_noise_by_what_they_are_and_the_share():
     from scripts.report import figures_text
 
     assert figures_text({"psnr": 29.5, "psnr_noise_0.2": 24.25}) == "PSNR 29.50 dB  PSNR with noise 0.2 24.25 dB"
+
+
+def test_compiled_it_trains_alike(trained, scripts, tmp_path):
+    """Gradients are asked for more than once in a step, for the adaptive weights, and of a compiled network too."""
+    result = scripts.run("train_ae", *WORDS, "train.compile=true", run_dir=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for row, plain in zip(steps(tmp_path), steps(trained), strict=True):
+        assert row.keys() == plain.keys()
+        for name in ("loss", "l2", "weighted/vavae", "discriminator/game"):
+            if name in row:
+                assert row[name] == pytest.approx(plain[name], rel=1e-2, abs=1e-6), (name, row["step"])

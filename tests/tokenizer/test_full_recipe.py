@@ -1,7 +1,12 @@
 """The paper's full recipe at a size for tests; ``python tests/helpers/full_recipe.py`` takes the same steps at the paper's."""
 
 import math
+from functools import partial
 
+import torch
+
+from flowprior.training import loop as training_loop
+from flowprior.training.compilation import compile_parts
 from full_recipe import full_recipe, train_steps
 
 SMALL = [
@@ -31,3 +36,21 @@ def test_every_term_of_the_full_recipe_is_there_and_finite_and_sends_a_gradient_
         assert {"game", "lecam", "consistency"} <= row.keys()
     assert ["latent_gradient/l2" in row for row in rows] == [False, True, False]
     assert all(rows[1][f"latent_gradient/{name}"] > 0 for name in terms)
+
+
+def test_compiled_with_blocks_computed_again_it_takes_the_same_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_loop, "compile_parts", partial(compile_parts, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    rows = {}
+    with torch._functorch.config.patch(donated_buffer=False):  # as the trainer does
+        for compiled in ("false", "true"):
+            torch.manual_seed(0)
+            config = full_recipe(tmp_path, *SMALL, f"train.compile={compiled}")
+            rows[compiled] = train_steps(config, tmp_path, prior_width=16, prior_depth=1)
+    # The encoder's and the decoder's, and nothing that the compiler gave up on.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for row, plain in zip(rows["true"], rows["false"], strict=True):
+        assert row.keys() == plain.keys()
+        assert all(math.isclose(row[name], plain[name], rel_tol=1e-5) for name in row if name != "seconds")
