@@ -21,7 +21,7 @@ def integrate(
     """Carry ``x`` along the flow in exactly ``steps`` steps of equal length.
 
     Args:
-        velocity: ``v(x, t)`` with a scalar ``t``.
+        velocity: ``v(x, t)`` with a Python number ``t``.
         x: state at ``t_start``, any shape.
         steps: number of steps; the velocity is evaluated once (``euler``, ``ab2``) or twice (``midpoint``, ``heun``) in each.
         method: first order ``euler``; second order ``midpoint``, ``heun``, or ``ab2``, the two-step Adams-Bashforth method (Hairer, Norsett
@@ -68,7 +68,7 @@ def sample(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw ``shape`` noise and carry it to data; ``velocity`` gets its times as tensors ``()``."""
+    """Draw ``shape`` noise and carry it to data; ``velocity`` gets its times as tensors of shape ``()``."""
     noise = torch.randn(shape, generator=generator, device=device)
     # torch.compile makes a new graph of a network for every Python number that it is called with.
     return integrate(lambda x, t: velocity(x, torch.full((), t, device=device)), noise, steps, method)

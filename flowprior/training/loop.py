@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from flowprior.errors import NonFiniteLoss, UserError
 from flowprior.training.checkpoint import Checkpoints, Stateful
-from flowprior.training.compilation import compile_parts
+from flowprior.training.compilation import compile_parts, compiler_failures_told
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.ema import EMA
@@ -48,9 +48,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "auto: bfloat16 autocast on a GPU, float32 on a CPU"
     )
-    compile: bool = option(
-        False, "torch.compile the model: the first steps take half a minute to some minutes, the others less"
-    )
+    compile: bool = option(False, "torch.compile the model: the first steps take up to minutes, later ones are faster")
     workers: int = option(0, "data loading processes per training process", changes_result=False)
     log_steps: int = option(20, "write figures every so many steps", changes_result=False)
     eval_steps: int = option(500, "evaluate every so many steps; 0: at the end only")
@@ -124,7 +122,7 @@ class TrainingLoop:
         self.optimizer = make_optimizer(objective, optim)
         self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
         if config.compile:
-            compile_parts(model, workers.device)
+            compile_parts(model)
         forward: nn.Module = objective
         if workers.count > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
@@ -271,7 +269,7 @@ class TrainingLoop:
             random.seed_dropout()
             last = micro + 1 == config.accumulation
             with contextlib.nullcontext() if last or workers.count == 1 else self.forward.no_sync():
-                with self.autocast:
+                with self.autocast, compiler_failures_told():
                     terms = self.forward(batch, random)
                 (terms["loss"] / config.accumulation).backward()
             for name, value in terms.items():

@@ -15,12 +15,11 @@ from flowprior.data.loader import training_batches
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.compilation import has_compiler
 from flowprior.training.config import build_config, read_preset
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainingLoop
 from scripts.benchmarks.data_cases import jpeg_folder
-from scripts.benchmarks.measure import Case
+from scripts.benchmarks.measure import Case, can_run
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective
 from tokenizer.vit import ViTConfig
 
@@ -28,14 +27,16 @@ SMALL_PRIOR = {"width": 256, "depth": 3}
 
 
 def autoencoder_step(level: str, device: torch.device, folder: Path) -> Case:
-    """Of the paper's autoencoder on a GPU, of the digits' on a CPU; pixel and alignment losses, since the others need weights of other networks."""
+    """Of the paper's autoencoder on a GPU, of the digits' on a CPU; pixel and alignment losses, since the others need weights of other networks.
+    In full and on a GPU also compiled, where there is a compiler."""
     preset, batch = {"gpu": ("imagenet_qwen", 32), "tiny": ("digits", 4)}.get(level, ("digits", 64))
     config, variants = _config(preset, batch), {}
-    for name in ["step", *(["compiled"] if level in ("full", "gpu") and has_compiler(device) else [])]:
+    for name in ("plain", "compiled") if level in ("full", "gpu") else ("plain",):
         config.train = replace(config.train, compile=name == "compiled")
-        loop, batches = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device), _in_memory(config)
-        variants[name] = partial(loop._train_step, batches)
-        variants[name]()  # compiles, and makes the modulations of a grid of times, once in many steps
+        loop = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device)
+        step = partial(loop._train_step, _in_memory(config))
+        if can_run(step):  # which compiles, and makes the modulations of a grid of times, once in many steps
+            variants[name] = step
     size = f"{batch} images of {config.data.size} px, preset {preset}, pixel and alignment losses"
     return Case(size, "images", batch, variants)
 

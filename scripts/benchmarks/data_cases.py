@@ -97,7 +97,7 @@ def image_loading(level: str, device: torch.device, folder: Path) -> Case:
         f"{n} processes": lambda n=n: [next(streams[f"{n} processes"]) for _ in range(2 * n)] if n else time.sleep(rest)
         for n in numbers
     }
-    return Case(f"{batch} JPEG files, 500 x 375 to {size} px", "images", batch, variants, before)
+    return Case(f"{batch} JPEG files, 500 x 375 to {size} px", "images", batch, variants, before=before)
 
 
 def jpeg_folder(folder: Path, count: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,12 +13,11 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.compilation import has_compiler
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stratified_uniform
-from scripts.benchmarks.measure import Case
+from scripts.benchmarks.measure import Case, can_run
 
 PAPER = {"channels": 32, "width": 1024, "depth": 6}
 TOY = {"channels": 2, "width": 512, "depth": 4}
@@ -30,24 +28,33 @@ GROUP_SIZE, TOY_GROUP_SIZE = 16, 8
 
 def flow_prior_step(level: str, device: torch.device, folder: Path) -> Case:
     """Four (t, noise) pairs per feature; a time for each of them, or one for sixteen features."""
-    batch = {"tiny": 32, "quick": 128, "full": 512, "gpu": 4096}[level]
-    return _training_case(TINY if level == "tiny" else PAPER, batch, 4, GROUP_SIZE, OptimConfig(), device)
+    batch, sizes = {"tiny": 32, "quick": 128, "full": 512, "gpu": 4096}[level], TINY if level == "tiny" else PAPER
+    with_group = _steps(sizes, batch, 4, OptimConfig(), device, compiled=device.type == "cuda")
+    variants = {"a time per token": with_group(1), f"a time for {GROUP_SIZE}": with_group(GROUP_SIZE)}
+    return Case(_size(sizes, batch, 4), "features", batch, variants)
 
 
 def toy_step(level: str, device: torch.device, folder: Path) -> Case:
     """The network, the batch and the optimiser of the paper's toys; first in a loop as one writes it, with PyTorch's AdamW as it comes, and the same
-    threads and allocator. On a CPU also compiled, where there is a compiler; on a GPU all but the plain loop are."""
+    threads and allocator. In full also compiled, where there is a compiler; on a GPU all but the plain loop are."""
     optim = OptimConfig(schedule="constant", clip_norm=0.0, ema_decay=0.0)
     sizes, batch = (TINY, 32) if level == "tiny" else (TOY, 256)
-    case = _training_case(sizes, batch, 1, TOY_GROUP_SIZE, optim, device)
-    variants = {"plain PyTorch": _plain_step(sizes, batch, device), **case.variants}
-    if device.type == "cpu" and has_compiler(device):
-        *_, (name, compiled) = _training_case(
-            sizes, batch, 1, TOY_GROUP_SIZE, optim, device, compiled=True
-        ).variants.items()
-        compiled()  # which compiles
-        variants[f"{name}, compiled"] = compiled
-    return replace(case, variants=variants)
+    with_group = _steps(sizes, batch, 1, optim, device, compiled=device.type == "cuda")
+    grouped = f"a time for {TOY_GROUP_SIZE}"
+    variants = {
+        "plain PyTorch": _plain_step(sizes, batch, device),
+        "a time per token": with_group(1),
+        grouped: with_group(TOY_GROUP_SIZE),
+    }
+    if level == "full":
+        compiled = _steps(sizes, batch, 1, optim, device, compiled=True)(TOY_GROUP_SIZE)
+        if can_run(compiled):
+            variants[f"{grouped}, compiled"] = compiled
+    return Case(_size(sizes, batch, 1), "features", batch, variants)
+
+
+def _size(sizes: dict[str, int], batch: int, pairs: int) -> str:
+    return f"{batch} x {pairs} pairs, width {sizes['width']}, depth {sizes['depth']}"
 
 
 def _plain_step(sizes: dict[str, int], batch: int, device: torch.device) -> Callable[[], object]:
@@ -68,16 +75,10 @@ def _plain_step(sizes: dict[str, int], batch: int, device: torch.device) -> Call
     return call
 
 
-def _training_case(
-    sizes: dict[str, int],
-    batch: int,
-    pairs: int,
-    group_size: int,
-    optim: OptimConfig,
-    device: torch.device,
-    compiled: bool = False,
-) -> Case:
-    compiled = compiled or device.type == "cuda"
+def _steps(
+    sizes: dict[str, int], batch: int, pairs: int, optim: OptimConfig, device: torch.device, compiled: bool
+) -> Callable[[int], Callable[[], object]]:
+    """The project's own step, given how many tokens share a time."""
     channels = sizes["channels"]
     identity = TargetMap(torch.zeros(channels), torch.ones(()), torch.eye(channels))
     objective = FlowMatchingObjective(VelocityMLP(**sizes), identity, pairs).to(device)
@@ -92,9 +93,7 @@ def _training_case(
 
         return call
 
-    size = f"{batch} x {pairs} pairs, width {sizes['width']}, depth {sizes['depth']}"
-    variants = {"a time per token": step(1), f"a time for {group_size}": step(group_size)}
-    return Case(size, "features", batch, variants)
+    return step
 
 
 def alignment(level: str, device: torch.device, folder: Path) -> Case:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.training.compilation import compile_parts
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
@@ -68,8 +69,8 @@ def mar_sampling(level: str, device: torch.device, folder: Path) -> Case:
     fewer = replace(plain, buffer_tokens=1 if level == "tiny" else SIZES["mar_efficient"]["buffer_tokens"])
     models = [config.build(tokens, channels, 1000).eval().requires_grad_(False).to(device) for config in (plain, fewer)]
     if device.type == "cuda":
-        for part in [part for model in models for part in model.compiled_parts]:
-            part.compile()
+        for model in models:
+            compile_parts(model)
     labels, graphs = torch.arange(batch, device=device), {"cuda_graphs": device.type == "cuda"}
 
     def sampling(model: torch.nn.Module, **options: object) -> Callable[[], object]:

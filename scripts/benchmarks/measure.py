@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowprior.errors import UserError
 from flowprior.training.run_folder import peak_memory_gb
 
 # Dense bfloat16 matmul rates of data sheets, FLOP per second: what MFU is a share of.
@@ -37,8 +39,8 @@ class Case:
     unit: str
     samples: int
     variants: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    before: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    counted: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    before: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
+    counted: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
     """
     rate = matmul_rate(device, 0.2 * effort.seconds)
     counted = {**case.variants, **case.counted}
-    flop = {name: count_flop(counted[name]) for name in case.variants}  # the first call of each, eager
+    flop = {name: count_flop(counted[name]) for name in case.variants}
     calls = {name: calls_for(call, device, effort.seconds) for name, call in case.variants.items()}
     times: dict[str, list[float]] = {name: [] for name in case.variants}
     if device.type == "cuda":
@@ -103,6 +105,15 @@ def count_flop(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def can_run(call: Callable[[], Any]) -> bool:
+    """Whether ``call``, made once, does not end in a :class:`UserError`: one that compiles does on a machine without a compiler."""
+    try:
+        call()
+    except UserError:
+        return False
+    return True
+
+
 def largest_costs(call: Callable[[], Any], device: torch.device, count: int = 5) -> dict[str, float]:
     """Of the operators' own time in one call, the share of each of the ``count`` most expensive; on a GPU, of their kernels' time.
 
@@ -115,9 +126,13 @@ def largest_costs(call: Callable[[], Any], device: torch.device, count: int = 5)
         finish(device)
     # A kernel has a row of its own beside its operator's, and an annotation one that spans what lies within: neither counts.
     rows = [row for row in profiler.key_averages() if row.device_type == DeviceType.CPU and not row.is_user_annotation]
-    times = {row.key: row.self_device_time_total if gpu else row.self_cpu_time_total for row in rows}
-    total, longest = sum(times.values()) or 1.0, sorted(times, key=lambda key: -times[key])[:count]
-    return {key: times[key] / total for key in longest}
+    times: Counter[str] = Counter()
+    for row in rows:
+        # Every graph has a hash in its name.
+        name = "compiled graphs" if "CompiledFxGraph" in row.key else row.key
+        times[name] += row.self_device_time_total if gpu else row.self_cpu_time_total
+    total = times.total() or 1.0
+    return {name: seconds / total for name, seconds in times.most_common(count)}
 
 
 def calls_for(call: Callable[[], Any], device: torch.device, seconds: float) -> int:

@@ -36,14 +36,14 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                     else f"{figures['samples_per_second']:,.0f} {case['unit']}",
                     "" if not gflop else f"{gflop:,.4g}" if gflop < 1000 else f"{gflop:,.0f}",
                     f"{100 * figures['share_of_matmul_rate']:.0f} %" if counted else "",
-                    share(figures["times_less_flop"]) if counted and "times_less_flop" in figures else "",
-                    share(figures["times_faster"]) if "times_faster" in figures else "",
+                    of_plain(figures["times_less_flop"]) if counted and "times_less_flop" in figures else "",
+                    of_plain(figures["times_faster"]) if "times_faster" in figures else "",
                 )
             )
     return made
 
 
-def share(times_less: float) -> str:
+def of_plain(times_less: float) -> str:
     """What is left of the plain way's seconds or arithmetic: 1 / 2.35, or 1.13 where it is more."""
     return f"1 / {times_less:.2f}" if round(times_less, 2) >= 1 else f"{1 / times_less:.2f}"
 
@@ -56,7 +56,7 @@ def about(result: dict[str, Any]) -> str:
     return (
         f"{machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}, {machine['precision']}, PyTorch {versions['torch']}, "
         f"{'short' if result['quick'] else 'full'} run; matmul rate {min(rates):,.0f} to {max(rates):,.0f} GFLOP per second; "
-        f"peak memory of a case {peak:.1f} GB" + (f"; {result['note']}" if "note" in result else "")
+        f"peak memory of a case, with all its rows, {peak:.1f} GB" + (f"; {result['note']}" if "note" in result else "")
     )
 
 

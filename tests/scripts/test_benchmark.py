@@ -4,10 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import pytest
+import torch
+
+from flowprior.training import loop as training_loop
+from flowprior.training.compilation import compile_parts
+from scripts.benchmarks import flow_cases
 from scripts.benchmarks.cases import CASES
-from scripts.benchmarks.table import RESULTS, readme_tables
+from scripts.benchmarks.table import RESULTS, of_plain, readme_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +60,23 @@ def test_the_readmes_tables_are_those_of_the_results_that_are_kept():
     kept = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
     assert kept and all(result["cases"].keys() == CASES.keys() for result in kept)
     assert readme_tables() in (ROOT / "README.md").read_text()
+
+
+def test_what_is_left_of_the_plain_ways_seconds_is_written_as_a_share_or_as_a_multiple():
+    assert [of_plain(times) for times in (2.35, 0.996, 0.885)] == ["1 / 2.35", "1 / 1.00", "1.13"]
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_the_toys_step_is_compiled_too_where_there_is_a_compiler(compiler, tmp_path, monkeypatch):
+    monkeypatch.setattr(flow_cases, "TOY", flow_cases.TINY)
+
+    def backend(graph, inputs):
+        if not compiler:
+            raise ValueError("there is none")
+        return graph
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(training_loop, "compile_parts", partial(compile_parts, backend=backend))
+    variants = flow_cases.toy_step("full", torch.device("cpu"), tmp_path).variants
+    assert ("a time for 8, compiled" in variants) == compiler and len(variants) == 3 + compiler
+    assert all(call() is not None for call in variants.values())

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +16,7 @@ from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training import loop as training_loop
-from flowprior.training.compilation import check_compiler, compile_parts
+from flowprior.training.compilation import compile_parts, compiler_failures_told
 from flowprior.training.config import build_config, read_preset
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
@@ -54,10 +55,12 @@ def generator_objective():
     return GeneratorObjective(model, LatentNormaliser(CHANNELS)), model, batch
 
 
+# What a stage trains, what its evaluation does, and how many graphs it takes: one to train and one to evaluate with, for each network; the
+# generator's blocks share theirs, and sizes that change bring one more, as does a single masked token.
 OBJECTIVES = {
-    "flow prior": (prior_objective, lambda model: sample(model, (8, CHANNELS), steps=25)),
-    "autoencoder": (autoencoder_objective, lambda model: model(torch.zeros(3, 3, 32, 32))),
-    "generator": (generator_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0)),
+    "flow prior": (prior_objective, lambda model: sample(model, (8, CHANNELS), steps=25), 2),
+    "autoencoder": (autoencoder_objective, lambda model: model(torch.zeros(3, 3, 32, 32)), 4),
+    "generator": (generator_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 6),
 }
 
 
@@ -78,7 +81,7 @@ def losses(make, evaluate, compiled, steps=STEPS):
 @pytest.mark.parametrize("stage", OBJECTIVES)
 def test_a_stage_needs_a_few_graphs_only_and_trains_as_without_them(stage, monkeypatch):
     """Dynamo's graphs, run by PyTorch's own operators: what differs from the plain run would be the graphs' mistake."""
-    make, evaluate = OBJECTIVES[stage]
+    make, evaluate, graphs = OBJECTIVES[stage]
     torch._dynamo.reset()
     counter = CompileCounter()
     monkeypatch.setattr(training_loop, "compile_parts", partial(compile_parts, backend=counter))
@@ -86,8 +89,7 @@ def test_a_stage_needs_a_few_graphs_only_and_trains_as_without_them(stage, monke
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         compiled = losses(make, evaluate, compiled=True)
     assert not torch._dynamo.utils.counters["graph_break"]
-    # Trained and evaluated, and of fixed and of changing sizes.
-    assert 2 <= counter.frame_count <= 8
+    assert counter.frame_count == graphs
     assert compiled == losses(make, evaluate, compiled=False)
 
 
@@ -99,34 +101,37 @@ def test_a_compiled_flow_is_sampled_with_one_graph_for_all_times():
     assert counter.frame_count == 1
 
 
-def test_compiled_for_the_machine_it_trains_alike(monkeypatch):
+def test_compiled_for_the_machine_it_trains_alike():
     torch._dynamo.reset()
-    plain, compiled = (losses(*OBJECTIVES["flow prior"], compiled, steps=12) for compiled in (False, True))
-    assert compiled == pytest.approx(plain, rel=1e-4) and compiled[0] != compiled[-1]
+    torch._dynamo.utils.counters.clear()
+    plain = losses(*OBJECTIVES["flow prior"][:2], compiled=False, steps=12)
+    try:
+        compiled = losses(*OBJECTIVES["flow prior"][:2], compiled=True, steps=12)
+    except UserError as error:
+        pytest.skip(str(error))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    assert compiled == pytest.approx(plain, rel=1e-4)
 
 
-@pytest.mark.parametrize("device, variable, named", [("cpu", "CXX", "C++ compiler"), ("cuda", "CC", "C compiler")])
-@pytest.mark.parametrize("own", [True, False])
-def test_a_machine_without_a_compiler_is_one_line_that_says_what_to_do(device, variable, named, own, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv(variable, "my-compiler") if own else monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(UserError, match="compile") as caught:
-        check_compiler(torch.device(device))
-    message = str(caught.value)
-    assert named in message and variable in message and "compile=false" in message and "\n" not in message
-    assert ("my-compiler" in message) == own
-
-
-def test_missing_headers_of_python_are_one_line(monkeypatch, tmp_path):
-    monkeypatch.setenv("CXX", sys.executable)
-    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
-    with pytest.raises(UserError, match="Python.h.*compile=false"):
-        check_compiler(torch.device("cpu"))
-
-
-def test_a_stage_says_so_before_it_trains(tmp_path):
-    words = ["--distribution", "spiral", "--out", str(tmp_path / "toy"), "flow.train.compile=true"]
+def test_without_a_compiler_a_run_ends_with_one_line_and_goes_on_without_it(tmp_path):
+    words = ["--distribution", "spiral", "--out", str(tmp_path / "toy"), "flow.train.steps=3", "latents.train.steps=3"]
     command = [sys.executable, "toy_examples/run.py", *words]
-    environment = {"PATH": "", "CXX": "no-such-compiler", "HOME": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no-such-compiler" in done.stderr
+    without = {
+        **os.environ,
+        "CXX": "no-such-compiler",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [*command, "flow.train.compile=true"], env=without, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: torch.compile failed") and "no-such-compiler" in last and "CXX" in last
+    assert subprocess.run(command, env=without, capture_output=True, timeout=120).returncode == 0
+
+
+def test_other_failures_of_a_step_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes") as caught, compiler_failures_told():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not isinstance(caught.value, UserError)
