@@ -63,6 +63,8 @@ class AutoencoderObjective(nn.Module):
         require_weights: False leaves LPIPS's network random, for counting.
     """
 
+    backward_again = True  # adaptive weights and the log ask for gradients of single terms, before those of the loss
+
     def __init__(
         self,
         autoencoder: Autoencoder,

@@ -232,8 +232,6 @@ def train(
         for part in [*regularisers, *([adversary] if adversary else [])]
         for name, item in part.saved().items()
     }
-    if config.train.compile:  # gradients are asked for more than once: what the backward pass reads must stay
-        torch._functorch.config.donated_buffer = False
     loop = TrainingLoop(objective, autoencoder, config.train, config.optim, workers, folder.path, saved, "autoencoder")
     target_samples = config.prior_folder.parent / "target_samples.safetensors"
     meters = config.meter_context(len(held_out), workers.device)
@@ -279,7 +277,7 @@ def train(
             )
         print(
             f"autoencoder: {folder.path / 'autoencoder'}  "
-            f"(PSNR {figures['psnr']:.2f} dB, {stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
+            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} held-out images, {stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
         )
 
 

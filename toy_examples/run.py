@@ -25,6 +25,9 @@ if __package__ in (None, ""):
         words = f'source "{ROOT}/scripts/common.sh"; ensure_environment; exec "$PYTHON" "$@"'
         os.environ["FLOWPRIOR_ENVIRONMENT"] = "made"
         os.execvp("bash", ["bash", "-c", words, "run.py", str(Path(__file__).resolve()), *sys.argv[1:]])
+    if not os.environ.get("OMP_WAIT_POLICY"):
+        # As scripts/common.sh has it, before PyTorch is imported: on a busy machine, threads that spin while they wait make it crawl.
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
 
 import torch
 from torch import Tensor
@@ -237,6 +240,7 @@ def main() -> None:
         )
     if len(objectives) > 1:
         print(comparison([row for runs in zip(*finished.values()) for row, _ in runs]))
+    print(f"pictures and numbers: {out if len(names) > 1 else run_dir}")
 
 
 if __name__ == "__main__":

@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
 
-def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
+def compile_parts(model: nn.Module, backend: str = "inductor", backward_again: bool = False) -> None:
     """Have ``model``'s ``compiled_parts`` compiled when they are first called, or all of it where it names none.
 
     The parts, not the objective around them: its noise has a new seed, and so would have a new graph, in every step.
+
+    Args:
+        backward_again: a step may go backward through a part more than once, so that what the backward pass reads must stay.
     """
+    if backward_again:
+        torch._functorch.config.donated_buffer = False
     for part in getattr(model, "compiled_parts", [model]):
         part.compile(backend=backend)
 
 
 @contextlib.contextmanager
 def compiler_failures_told() -> Iterator[None]:
-    """Within, a failure of PyTorch's compiler, of which most mean that this machine lacks what it calls, is one line.
+    """Within, what ``torch.compile`` misses on this machine is one line; mistakes of PyTorch's compiler stay what they are.
 
     Raises:
-        UserError: in place of the compiler's exception.
+        UserError: there is no compiler, or it does not compile, or no Triton for this GPU.
     """
     try:
         yield
-    except RuntimeError as error:
-        from torch._dynamo.exc import BackendCompilerFailed  # a second of imports
-
-        if not isinstance(error, BackendCompilerFailed):
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        cause = getattr(error, "inner_exception", error)
+        if not _of_the_machine(cause):
             raise
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"torch.compile failed ({reason}): it needs a compiler and Python's headers (apt install g++ python3-dev; the environment variable "
-            "CXX, or CC on a GPU, names another compiler), or set train.compile to false"
+            f"torch.compile failed: {_telling_line(cause)}; it needs a compiler and Python's headers (apt install g++ python3-dev; the "
+            "environment variable CXX, or CC on a GPU, names another compiler), or set train.compile to false (flow.train.compile in the toys)"
         ) from error
+
+
+def _of_the_machine(cause: BaseException) -> bool:
+    from torch._inductor import exc  # a second of imports
+
+    names = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")
+    types = tuple(getattr(exc, name) for name in names if hasattr(exc, name))
+    # Triton, and the processes that compile for it, have no exceptions of their own.
+    return isinstance(cause, (*types, subprocess.CalledProcessError)) or "C compiler" in str(cause)
+
+
+def _telling_line(cause: BaseException) -> str:
+    """The first line that a compiler marks as an error; else the beginning of all that was said."""
+    marked = [line for line in str(cause).splitlines() if re.search(r"\berror: ", line, re.IGNORECASE)]
+    return marked[0].strip() if marked else one_line(cause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import signal
 import sys
 import time
@@ -48,7 +49,9 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "auto: bfloat16 autocast on a GPU, float32 on a CPU"
     )
-    compile: bool = option(False, "torch.compile the model: the first steps take up to minutes, later ones are faster")
+    compile: bool = option(
+        False, "torch.compile the model, which takes the first steps up to minutes", changes_result=False
+    )
     workers: int = option(0, "data loading processes per training process", changes_result=False)
     log_steps: int = option(20, "write figures every so many steps", changes_result=False)
     eval_steps: int = option(500, "evaluate every so many steps; 0: at the end only")
@@ -85,7 +88,10 @@ class TrainConfig:
 
 
 class Objective(Protocol):
-    """A module whose forward takes a batch and its noise, and returns named scalar terms; ``loss`` is the one that is minimised."""
+    """A module whose forward takes a batch and its noise, and returns named scalar terms; ``loss`` is the one that is minimised.
+
+    One whose forward asks for gradients itself has ``backward_again = True``, see :func:`~flowprior.training.compilation.compile_parts`.
+    """
 
     def __call__(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]: ...
 
@@ -122,7 +128,7 @@ class TrainingLoop:
         self.optimizer = make_optimizer(objective, optim)
         self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
         if config.compile:
-            compile_parts(model)
+            compile_parts(model, backward_again=getattr(objective, "backward_again", False))
         forward: nn.Module = objective
         if workers.count > 1:
             devices = [workers.device.index] if workers.device.type == "cuda" else None
@@ -189,7 +195,6 @@ class TrainingLoop:
             unit="step",
             disable=not self.progress,
             dynamic_ncols=True,
-            mininterval=0.5,
         )
         self.window = StepWindow(self.workers, self.step)
         with self._signals_noted(), bar:
@@ -216,6 +221,7 @@ class TrainingLoop:
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
                 if self.stopping and not last:
+                    bar.close()
                     self._say_stopped()
                     raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         if self.log is not None:
@@ -306,8 +312,7 @@ class TrainingLoop:
 
     def _say_stopped(self) -> None:
         if self.workers.is_main:
-            tqdm.write(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr)
-            sys.stderr.flush()
+            print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
 
     def _write(self, figures: dict[str, float]) -> None:
         if self.log is not None:
@@ -321,6 +326,12 @@ class TrainingLoop:
             if self.stop_signal is not None:
                 raise KeyboardInterrupt
             self.stop_signal = number
+            # At once: a step that compiles takes half a minute to end. Not by sys.stderr, whose buffer may be in the middle of a line.
+            if self.workers.is_main:
+                with contextlib.suppress(OSError):
+                    os.write(
+                        2, b"\nstopping after this step, with a checkpoint; a second Ctrl-C or SIGTERM stops at once\n"
+                    )
 
         if self.folder is None:
             yield

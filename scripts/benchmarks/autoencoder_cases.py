@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from flowprior.training.config import build_config, read_preset
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainingLoop
 from scripts.benchmarks.data_cases import jpeg_folder
-from scripts.benchmarks.measure import Case, can_run
+from scripts.benchmarks.measure import Case, refusal
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective
 from tokenizer.vit import ViTConfig
 
@@ -30,15 +30,23 @@ def autoencoder_step(level: str, device: torch.device, folder: Path) -> Case:
     """Of the paper's autoencoder on a GPU, of the digits' on a CPU; pixel and alignment losses, since the others need weights of other networks.
     In full and on a GPU also compiled, where there is a compiler."""
     preset, batch = {"gpu": ("imagenet_qwen", 32), "tiny": ("digits", 4)}.get(level, ("digits", 64))
-    config, variants = _config(preset, batch), {}
-    for name in ("plain", "compiled") if level in ("full", "gpu") else ("plain",):
-        config.train = replace(config.train, compile=name == "compiled")
+    config = _config(preset, batch)
+
+    def step() -> Callable[[], object]:
         loop = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device)
-        step = partial(loop._train_step, _in_memory(config))
-        if can_run(step):  # which compiles, and makes the modulations of a grid of times, once in many steps
-            variants[name] = step
+        return partial(loop._train_step, _in_memory(config))
+
+    variants, left_out = {"plain": step()}, {}
+    variants["plain"]()  # makes the modulations of a grid of times, once in many steps
+    if level in ("full", "gpu"):
+        config.train = replace(config.train, compile=True)
+        compiled = step()
+        if reason := refusal(compiled):
+            left_out["compiled"] = reason
+        else:
+            variants["compiled"] = compiled
     size = f"{batch} images of {config.data.size} px, preset {preset}, pixel and alignment losses"
-    return Case(size, "images", batch, variants)
+    return Case(size, "images", batch, variants, left_out=left_out)
 
 
 def autoencoder_step_from_files(level: str, device: torch.device, folder: Path) -> Case:

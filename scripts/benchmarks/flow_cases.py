@@ -17,7 +17,7 @@ from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stratified_uniform
-from scripts.benchmarks.measure import Case, can_run
+from scripts.benchmarks.measure import Case, refusal
 
 PAPER = {"channels": 32, "width": 1024, "depth": 6}
 TOY = {"channels": 2, "width": 512, "depth": 4}
@@ -46,11 +46,14 @@ def toy_step(level: str, device: torch.device, folder: Path) -> Case:
         "a time per token": with_group(1),
         grouped: with_group(TOY_GROUP_SIZE),
     }
+    left_out = {}
     if level == "full":
         compiled = _steps(sizes, batch, 1, optim, device, compiled=True)(TOY_GROUP_SIZE)
-        if can_run(compiled):
+        if reason := refusal(compiled):
+            left_out[f"{grouped}, compiled"] = reason
+        else:
             variants[f"{grouped}, compiled"] = compiled
-    return Case(_size(sizes, batch, 1), "features", batch, variants)
+    return Case(_size(sizes, batch, 1), "features", batch, variants, left_out=left_out)
 
 
 def _size(sizes: dict[str, int], batch: int, pairs: int) -> str:

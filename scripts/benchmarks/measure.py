@@ -33,6 +33,7 @@ class Case:
         variants: calls that do the same work; the first is the plain one that the others are compared with.
         before: calls that bring about the state of a long run, before every timed round of a variant.
         counted: calls whose arithmetic is a variant's, where the counter does not see the variant's own (CUDA graphs).
+        left_out: variants that this machine cannot run, and why.
     """
 
     size: str
@@ -41,6 +42,7 @@ class Case:
     variants: dict[str, Callable[[], Any]] = field(default_factory=dict)
     before: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
     counted: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
+    left_out: dict[str, str] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
         "matmul_gflop_per_second": rate / 1e9,
         "peak_memory_gb": peak,
         "variants": variants,
+        **({"left_out": case.left_out} if case.left_out else {}),
     }
 
 
@@ -105,13 +108,13 @@ def count_flop(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def can_run(call: Callable[[], Any]) -> bool:
-    """Whether ``call``, made once, does not end in a :class:`UserError`: one that compiles does on a machine without a compiler."""
+def refusal(call: Callable[[], Any]) -> str:
+    """Make ``call`` once; the :class:`UserError` that it ends with, as one that compiles does where there is no compiler, or nothing."""
     try:
         call()
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def largest_costs(call: Callable[[], Any], device: torch.device, count: int = 5) -> dict[str, float]:

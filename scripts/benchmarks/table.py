@@ -71,7 +71,16 @@ def terminal(result: dict[str, Any]) -> str:
     cells = [COLUMNS, *rows(result)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    return "\n".join([about(result), *lines, *costs(result)])
+    return "\n".join([about(result), *lines, *left_out(result), *costs(result)])
+
+
+def left_out(result: dict[str, Any]) -> list[str]:
+    """A line for every variant that the machine could not run."""
+    return [
+        f"{name}: {variant}: left out: {reason}"
+        for name, case in result["cases"].items()
+        for variant, reason in case.get("left_out", {}).items()
+    ]
 
 
 def costs(result: dict[str, Any]) -> list[str]:

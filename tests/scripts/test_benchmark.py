@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.exc import InvalidCxxCompiler
 
 from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts
 from scripts.benchmarks import flow_cases
 from scripts.benchmarks.cases import CASES
-from scripts.benchmarks.table import RESULTS, of_plain, readme_tables
+from scripts.benchmarks.measure import Effort, measure
+from scripts.benchmarks.table import RESULTS, left_out, of_plain, readme_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,11 +74,15 @@ def test_the_toys_step_is_compiled_too_where_there_is_a_compiler(compiler, tmp_p
 
     def backend(graph, inputs):
         if not compiler:
-            raise ValueError("there is none")
+            raise InvalidCxxCompiler("none")
         return graph
 
     torch._dynamo.reset()
     monkeypatch.setattr(training_loop, "compile_parts", partial(compile_parts, backend=backend))
-    variants = flow_cases.toy_step("full", torch.device("cpu"), tmp_path).variants
-    assert ("a time for 8, compiled" in variants) == compiler and len(variants) == 3 + compiler
-    assert all(call() is not None for call in variants.values())
+    case, name = flow_cases.toy_step("full", torch.device("cpu"), tmp_path), "a time for 8, compiled"
+    assert (name in case.variants) == compiler and (name in case.left_out) != compiler
+    assert len(case.variants) == 3 + compiler and all(call() is not None for call in case.variants.values())
+    told = left_out({"cases": {"toy step": measure(case, torch.device("cpu"), Effort(1, 0.0))}})
+    assert len(told) == 1 - compiler and all(
+        f"toy step: {name}: left out: torch.compile failed" in line for line in told
+    )

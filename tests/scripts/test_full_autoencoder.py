@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from compiler import needs_compiler
 from flowprior.training.reporting import read_log
 from tokenizer.autoencoder import Autoencoder
 
@@ -140,10 +141,9 @@ def test_the_report_names_figures_with_noise_by_what_they_are_and_the_share():
     assert figures_text({"psnr": 29.5, "psnr_noise_0.2": 24.25}) == "PSNR 29.50 dB  PSNR with noise 0.2 24.25 dB"
 
 
+@needs_compiler
 def test_compiled_it_trains_alike(trained, scripts, tmp_path):
     """Gradients are asked for more than once in a step, for the adaptive weights, and of a compiled network too."""
-    if not shutil.which("g++"):
-        pytest.skip("there is no g++")
     made = tmp_path / "made"
     result = scripts.run("train_ae", *WORDS, "train.compile=true", run_dir=tmp_path, TORCHINDUCTOR_CACHE_DIR=str(made))
     assert result.returncode == 0, result.stderr

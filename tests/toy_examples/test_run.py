@@ -197,3 +197,19 @@ def test_the_paper_preset_is_the_papers_setting() -> None:
             0,
         )
         assert (optim.clip_norm, optim.ema_decay) == (0.0, 0.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has GNU's OpenMP on Linux")
+@pytest.mark.parametrize(
+    "own, spins", [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+)
+def test_threads_that_wait_sleep_after_microseconds_unless_the_user_says_otherwise(
+    own: dict[str, str], spins: str
+) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **own}
+    command = [sys.executable, "toy_examples/run.py", "--help"]
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told, told[-2000:]
