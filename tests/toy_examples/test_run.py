@@ -89,7 +89,8 @@ def test_all_objectives_stand_on_one_flow_and_are_compared(
     assert (out / "spiral" / "latents" / "latents.safetensors").read_bytes() == before
     ends = [before, *((out / "spiral" / o / "latents" / "latents.safetensors").read_bytes() for o in OBJECTIVES[1:])]
     assert len(set(ends)) == 3 and Image.open(out / "objectives.png").size[1] > 0
-    lines = result.stdout.splitlines()[-4:]
+    *lines, where = result.stdout.splitlines()[-5:]
+    assert where == f"pictures and numbers: {out / 'spiral'}"
     assert "of floor" in lines[0] and [line.split()[1] for line in lines[1:]] == list(OBJECTIVES)
     for objective in OBJECTIVES[1:]:
         assert json.loads((out / "spiral" / objective / "metrics.json").read_text())["objective"] == objective
@@ -168,7 +169,7 @@ def test_all_distributions_are_drawn_on_one_sheet_each(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     widths = [Image.open(tmp_path / f"figure{number}.png").size for number in (5, 6)]
     assert all(height > width for width, height in widths)
-    assert result.stdout.splitlines()[-len(ROWS) - 1].split() == list(DISTRIBUTIONS)
+    assert result.stdout.splitlines()[-len(ROWS) - 2].split() == list(DISTRIBUTIONS)
 
 
 def test_the_objectives_preset_changes_the_latents_and_nothing_else() -> None:
