@@ -10,9 +10,6 @@ NNODES=${NNODES:-1}
 # The count is GNU's OpenMP's, which PyTorch has on Linux; others only hear that they are to sleep.
 [[ -n ${OMP_WAIT_POLICY:-} ]] || export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 
-# Where progress goes into a file, a line every ten seconds.
-[[ -t 2 ]] || export TQDM_MININTERVAL=${TQDM_MININTERVAL:-10}
-
 fail() { echo "error: $*" >&2; exit 2; }
 
 [[ $NPROC =~ ^[1-9][0-9]*$ && $NNODES =~ ^[1-9][0-9]*$ ]] || fail "NPROC and NNODES are whole numbers, e.g. NPROC=8 NNODES=2"

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from flowprior.data.images import ImageSource, to_model, to_uint8
 from flowprior.data.loader import indexed_batches
 from flowprior.metrics.statistics import StreamingMoments
+from flowprior.progress import progress_bar
 from flowprior.training.distributed import best_device
 from flowprior.training.randomness import stream_seed
 from tokenizer.autoencoder import Autoencoder
@@ -71,7 +71,7 @@ def encoded(
     autoencoder.to(device)
     ranges = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
     batches = indexed_batches(images, ranges, loaders)
-    for batch in tqdm(batches, total=len(ranges), desc=description, unit="batch", dynamic_ncols=True):
+    for batch in progress_bar(batches, total=len(ranges), desc=description, unit="batch"):
         yield batch["image"], autoencoder.encode(to_model(batch["image"].to(device)))
 
 

@@ -277,7 +277,8 @@ def train(
             )
         print(
             f"autoencoder: {folder.path / 'autoencoder'}  "
-            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} held-out images, {stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
+            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} held-out images, "
+            f"{stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
         )
 
 

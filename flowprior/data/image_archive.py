@@ -16,9 +16,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from flowprior.errors import UserError, one_line
+from flowprior.progress import progress_bar
 from flowprior.training.archives import archive_members, check_expansion, is_archive, read_arrays
 from flowprior.training.distributed import Workers
 from flowprior.training.files import flush_to_disk, read_json, require_room, write_json
@@ -56,7 +56,7 @@ def draw_parts(
     workers.barrier()
     files = [folder / f"{number:06d}.npy" for number in range(-(-count // size))]
     mine = range(workers.rank, len(files), workers.count)
-    for number in tqdm(mine, desc=description, unit="batch", disable=not workers.is_main, dynamic_ncols=True):
+    for number in progress_bar(mine, desc=description, unit="batch", disable=not workers.is_main):
         if files[number].is_file():
             continue
         images = draw(range(number * size, min((number + 1) * size, count)))

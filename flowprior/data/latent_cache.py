@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from flowprior.data.images import ImageSource, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError, one_line
+from flowprior.progress import progress_bar
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.files import (
@@ -133,12 +133,11 @@ def write_latent_cache(
     missing = [s for s in range(workers.rank, shards, workers.count) if not _is_shard(files[s], mark)]
     ranges = {shard: _shard_batches(shard, config, images) for shard in missing}
     batches = indexed_batches(images, [batch for shard in missing for batch in ranges[shard]], config.workers)
-    bar = tqdm(
+    bar = progress_bar(
         total=sum(len(batch) for shard in missing for batch in ranges[shard]),
         desc="cache latents",
         unit="img",
         disable=not workers.is_main,
-        dynamic_ncols=True,
     )
     with bar, torch.no_grad():
         for place, shard in enumerate(missing):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from flowprior.data.image_archive import ImageArchive
 from flowprior.data.images import ImageSource
@@ -17,6 +16,7 @@ from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.metrics.extractors import Extractor, Features
 from flowprior.metrics.statistics import Statistics, StreamingMoments
+from flowprior.progress import progress_bar
 from flowprior.training.distributed import Workers
 
 BATCH = 128
@@ -123,9 +123,7 @@ class ImageSet:
             batches = self._part(rank, count)
         else:
             batches = itertools.islice(self.batches(), rank, None, count)
-        return tqdm(
-            batches, desc=f"{extractor.name} features", unit="batch", disable=not self.progress, dynamic_ncols=True
-        )
+        return progress_bar(batches, desc=f"{extractor.name} features", unit="batch", disable=not self.progress)
 
 
 def join_features(parts: list[Features], extractor: Extractor, workers: Workers) -> Features:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from flowprior.errors import UserError, one_line
+from flowprior.errors import UserError
 
 
 def compile_parts(model: nn.Module, backend: str = "inductor", backward_again: bool = False) -> None:
@@ -29,10 +29,10 @@ def compile_parts(model: nn.Module, backend: str = "inductor", backward_again: b
 
 @contextlib.contextmanager
 def compiler_failures_told() -> Iterator[None]:
-    """Within, what ``torch.compile`` misses on this machine is one line; mistakes of PyTorch's compiler stay what they are.
+    """Within, what ``torch.compile`` misses on this machine is one line; other failures stay what they are.
 
     Raises:
-        UserError: there is no compiler, or it does not compile, or no Triton for this GPU.
+        UserError: there is no compiler, or it failed, or there is no Triton for this GPU.
     """
     try:
         yield
@@ -41,8 +41,9 @@ def compiler_failures_told() -> Iterator[None]:
         if not _of_the_machine(cause):
             raise
         raise UserError(
-            f"torch.compile failed: {_telling_line(cause)}; it needs a compiler and Python's headers (apt install g++ python3-dev; the "
-            "environment variable CXX, or CC on a GPU, names another compiler), or set train.compile to false (flow.train.compile in the toys)"
+            f"torch.compile failed: {_telling_line(cause)}; where that is for want of a compiler or of Python's headers: apt install g++ "
+            "python3-dev (the environment variable CXX, or CC on a GPU, names another compiler); or set train.compile to false "
+            "(flow.train.compile in the toys)"
         ) from error
 
 
@@ -51,11 +52,14 @@ def _of_the_machine(cause: BaseException) -> bool:
 
     names = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing", "GPUTooOldForTriton")
     types = tuple(getattr(exc, name) for name in names if hasattr(exc, name))
-    # Triton, and the processes that compile for it, have no exceptions of their own.
-    return isinstance(cause, (*types, subprocess.CalledProcessError)) or "C compiler" in str(cause)
+    # Triton has no exceptions of its own, and of the processes that compile for it there is the text only.
+    said = f"{type(cause).__name__}: {cause}"
+    return isinstance(cause, types) or "CalledProcessError" in said or "C compiler" in said
 
 
 def _telling_line(cause: BaseException) -> str:
-    """The first line that a compiler marks as an error; else the beginning of all that was said."""
-    marked = [line for line in str(cause).splitlines() if re.search(r"\berror: ", line, re.IGNORECASE)]
-    return marked[0].strip() if marked else one_line(cause)
+    """The first line that is marked as an error; else the last one."""
+    output = getattr(cause, "output", None)  # of the compiler, without its command
+    lines = [line.strip() for line in str(output or cause).splitlines() if line.strip()]
+    marked = [line for line in lines if re.search("error: ", line, re.IGNORECASE)]
+    return [*marked[:1], *lines[-1:], type(cause).__name__][0][:300]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +19,7 @@ from flowprior.training.heap import keep_freed_memory
 
 # For the first process, say, which measures and saves while the others wait.
 LONGEST_WAIT = timedelta(hours=2)
+SECONDS_TO_LET_GO = 0.1
 # What gloo and NCCL say, as plain RuntimeErrors, when the process at the other end of a connection is gone.
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -138,4 +140,7 @@ def distributed_workers() -> Iterator[Workers]:
         ) from error
     finally:
         if together:
+            if device.type == "cpu":
+                # Gloo's threads let go of their last tensors, which takes the GIL; the group's end waits for the threads and holds it.
+                time.sleep(SECONDS_TO_LET_GO)
             torch_distributed.destroy_process_group()

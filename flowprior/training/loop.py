@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from flowprior.errors import NonFiniteLoss, UserError
+from flowprior.progress import progress_bar
 from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.compilation import compile_parts, compiler_failures_told
 from flowprior.training.config import option
@@ -94,6 +94,10 @@ class Objective(Protocol):
     """
 
     def __call__(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]: ...
+
+
+class CompilerInterrupted(Exception):
+    """Ctrl-C has ended the compiler as well, and with it the step under way: nothing has moved."""
 
 
 class TrainingLoop:
@@ -188,17 +192,16 @@ class TrainingLoop:
             print(f"{self.description}: going on from step {self.step}", file=sys.stderr, flush=True)
         evaluated: dict[str, float] = {}
         stream, config = iter(batches), self.config
-        bar = tqdm(
+        bar = progress_bar(
             total=config.steps,
             initial=self.step,
             desc=self.description,
             unit="step",
             disable=not self.progress,
-            dynamic_ncols=True,
         )
         self.window = StepWindow(self.workers, self.step)
-        with self._signals_noted(), bar:
-            while self.step < config.steps:
+        with contextlib.suppress(CompilerInterrupted), self._signals_noted(), bar:
+            while self.step < config.steps and not self.stopping:
                 terms = self._train_step(stream, beside)
                 if terms and after_step is not None:
                     terms |= after_step(terms, self.step)
@@ -218,14 +221,15 @@ class TrainingLoop:
                 # Several processes stop together, after the step in which all have heard of it.
                 if self.workers.count == 1:
                     self.stopping = self.stop_signal is not None
+                elif last:
+                    [self.stopping] = self.workers.any(self.stop_signal is not None)
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
-                if self.stopping and not last:
-                    bar.close()
-                    self._say_stopped()
-                    raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         if self.log is not None:
             self.log.close()
+        if self.stopping:
+            self._say_stopped()
+            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         return evaluated
 
     def _train_step(self, stream: Any, beside: Callable | None = None) -> dict[str, Tensor]:
@@ -237,7 +241,14 @@ class TrainingLoop:
         # After an evaluation. Telling every module in every step takes a percent of a small network's.
         if not self.objective.training:
             self.objective.train()
-        sums, whole = self._accumulate(stream)
+        try:
+            with compiler_failures_told():
+                sums, whole = self._accumulate(stream)
+        except (UserError, RuntimeError) as error:
+            if not self._compiler_interrupted():
+                raise
+            self.stopping = True
+            raise CompilerInterrupted from error
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         bad_somewhere, self.stopping = self.workers.any(
@@ -275,7 +286,7 @@ class TrainingLoop:
             random.seed_dropout()
             last = micro + 1 == config.accumulation
             with contextlib.nullcontext() if last or workers.count == 1 else self.forward.no_sync():
-                with self.autocast, compiler_failures_told():
+                with self.autocast:
                     terms = self.forward(batch, random)
                 (terms["loss"] / config.accumulation).backward()
             for name, value in terms.items():
@@ -295,10 +306,19 @@ class TrainingLoop:
     def _evaluated(self, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float]:
         start = time.perf_counter()
         self.objective.eval()
-        with self.averaged_weights(), self.autocast:
-            figures = evaluate(self.step)
+        try:
+            with self.averaged_weights(), self.autocast, compiler_failures_told():
+                figures = evaluate(self.step)
+        except (UserError, RuntimeError):
+            if not self._compiler_interrupted():
+                raise
+            return {}
         self.window.leave_out(time.perf_counter() - start)
         return figures
+
+    def _compiler_interrupted(self) -> bool:
+        """Whether a failure may be Ctrl-C's, which a terminal sends to the compiler as well."""
+        return self.config.compile and self.stop_signal is not None
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within, the model holds the weights that are handed on: the average where one is kept."""
@@ -315,7 +335,7 @@ class TrainingLoop:
             print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
 
     def _write(self, figures: dict[str, float]) -> None:
-        if self.log is not None:
+        if self.log is not None and figures:
             self.log.write(self.step, figures)
 
     @contextlib.contextmanager
@@ -326,12 +346,10 @@ class TrainingLoop:
             if self.stop_signal is not None:
                 raise KeyboardInterrupt
             self.stop_signal = number
-            # At once: a step that compiles takes half a minute to end. Not by sys.stderr, whose buffer may be in the middle of a line.
+            # At once: an evaluation may take minutes to end. Not by sys.stderr, whose buffer may be in the middle of a line.
             if self.workers.is_main:
                 with contextlib.suppress(OSError):
-                    os.write(
-                        2, b"\nstopping after this step, with a checkpoint; a second Ctrl-C or SIGTERM stops at once\n"
-                    )
+                    os.write(2, b"\nstopping after this step; a second Ctrl-C or SIGTERM stops at once\n")
 
         if self.folder is None:
             yield

@@ -74,7 +74,7 @@ def test_the_toys_step_is_compiled_too_where_there_is_a_compiler(compiler, tmp_p
 
     def backend(graph, inputs):
         if not compiler:
-            raise InvalidCxxCompiler("none")
+            raise InvalidCxxCompiler
         return graph
 
     torch._dynamo.reset()

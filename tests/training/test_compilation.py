@@ -1,8 +1,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.testing import CompileCounter
+from torch._inductor.exc import CppCompileError
 
 from compiler import needs_compiler
 from flowprior.data.latent_scale import LatentNormaliser
@@ -113,6 +116,13 @@ def test_compiled_for_the_machine_it_trains_alike():
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
+@pytest.fixture(autouse=True)
+def own_setting():
+    """The loop changes it for the whole process."""
+    with torch._functorch.config.patch(donated_buffer=True):
+        yield
+
+
 def toy(folder, *words, **environment):
     """Three steps of a toy, its graphs made anew in ``folder``."""
     command = [sys.executable, "toy_examples/run.py", "--distribution", "spiral", "--out", str(folder / "toy")]
@@ -121,7 +131,7 @@ def toy(folder, *words, **environment):
     return subprocess.run([*command, *words], env=os.environ | own, capture_output=True, text=True, timeout=120)
 
 
-def test_without_a_compiler_a_run_ends_with_one_line_and_goes_on_without_it(tmp_path):
+def test_without_a_compiler_a_run_ends_with_one_line_and_needs_none_without_the_option(tmp_path):
     done = toy(tmp_path, "flow.train.compile=true", CXX="no-such-compiler")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -137,7 +147,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
     compiler.chmod(0o755)
     done = toy(tmp_path, "flow.train.compile=true", CXX=str(compiler))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert re.search(r"fatal error: absent\.h: .*; it needs a compiler", done.stderr.splitlines()[-1])
+    assert re.search(r"fatal error: absent\.h: .*; where that is for want of a compiler", done.stderr.splitlines()[-1])
 
 
 def compiled_with(failure):
@@ -153,9 +163,17 @@ def compiled_with(failure):
         sample(velocity, (2, CHANNELS), steps=1)
 
 
-def test_triton_that_finds_no_compiler_is_one_line_too():
-    with pytest.raises(UserError, match="Failed to find C compiler.*; it needs"):
-        compiled_with(RuntimeError("Failed to find C compiler. Please specify via CC environment variable."))
+WORKER = (
+    "An exception occurred in a subprocess:\nTraceback ...\n subprocess.CalledProcessError: Command '['gcc']' failed"
+)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("Failed to find C compiler. Please specify it."), Exception(WORKER)])
+def test_triton_that_finds_no_compiler_is_one_line_too(failure):
+    with pytest.raises(
+        UserError, match="torch.compile failed: .*(Failed to find C compiler|CalledProcessError: Command.*gcc)"
+    ):
+        compiled_with(failure)
 
 
 def test_mistakes_of_pytorchs_compiler_and_of_a_step_stay_what_they_are():
@@ -163,6 +181,42 @@ def test_mistakes_of_pytorchs_compiler_and_of_a_step_stay_what_they_are():
         compiled_with(AssertionError("no rule for this"))
     with pytest.raises(RuntimeError, match="shapes"), compiler_failures_told():
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+class Interrupted:
+    """A compiler that Ctrl-C reaches as it reaches the run: in the first step, or in the first evaluation."""
+
+    def __init__(self, evaluating):
+        self.evaluating = evaluating
+
+    def __call__(self, graph, inputs):
+        if torch.is_grad_enabled() == self.evaluating:
+            return graph
+        signal.raise_signal(signal.SIGINT)
+        raise CppCompileError(["g++", "main.cpp"], "")
+
+
+@pytest.mark.parametrize("evaluating, kept", [(False, []), (True, [5])])
+def test_ctrl_c_that_ends_the_compiler_too_is_a_stop_and_no_failure(evaluating, kept, tmp_path, monkeypatch, capsys):
+    torch._dynamo.reset()
+    monkeypatch.setattr(training_loop, "compile_parts", partial(compile_parts, backend=Interrupted(evaluating)))
+    config = TrainConfig(
+        steps=8, global_batch=8, compile=True, log_steps=1, eval_steps=5, checkpoint_steps=0, tensorboard=False
+    )
+
+    def run(folder, config):
+        objective, velocity, batch = prior_objective()
+        loop = TrainingLoop(objective, velocity, config, OptimConfig(), Workers(), folder, progress=False)
+        loop.run(repeat(batch), lambda step: {"mean": sample(velocity, (8, CHANNELS), steps=4).mean().item()})
+        return velocity.state_dict()
+
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, config)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"stopped after step {5 * len(kept)};")
+    assert [int(folder.name[5:]) for folder in (tmp_path / "checkpoints").glob("step_*")] == kept
+    plain = replace(config, compile=False)
+    torch.testing.assert_close(run(tmp_path, plain), run(None, plain))
 
 
 def test_a_run_goes_on_with_or_without_its_graphs():

@@ -168,6 +168,23 @@ def test_a_signal_before_a_far_checkpoint_still_saves_where_it_is(tmp_path):
     assert end.value.code == 143 and make_loop(tmp_path, small_config(), Workers()).checkpoints.steps() == [5]
 
 
+@pytest.mark.parametrize("when", [5, 12])
+def test_a_signal_during_an_evaluation_stops_the_run_behind_it_and_behind_the_last_one_too(when, tmp_path):
+    def evaluate(step):
+        if step == when:
+            signal.raise_signal(signal.SIGINT)
+        return {"score": float(step)}
+
+    config = small_config(checkpoint_steps=0, eval_steps=5)
+    loop = make_loop(tmp_path, config, Workers())
+    with pytest.raises(SystemExit) as end:
+        loop.run(training_batches(Points(), config, Workers()), evaluate)
+    assert end.value.code == 130 and loop.checkpoints.steps() == [when]
+    assert figures(tmp_path)[-1] == {"step": when, "score": float(when)}
+    again = train(tmp_path, config)
+    assert again.step == 12 and state_hash(again) == state_hash(train(None, small_config()))
+
+
 def test_the_signal_handlers_of_the_caller_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     train(tmp_path, small_config(2))

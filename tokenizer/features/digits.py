@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from flowprior.data.digits import NUM_CLASSES, digit_images
 from flowprior.data.images import to_model
+from flowprior.progress import progress_bar
 from flowprior.training.config import option
 from flowprior.training.files import load_weights, read_tensors, write_tensors
 from flowprior.training.randomness import stream_seed
@@ -52,7 +52,7 @@ class DigitsFeatures:
         generator = torch.Generator().manual_seed(stream_seed(seed, "digit features"))
         model = ClassifierFeatures(self.width, image_size, generator)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-        for _ in tqdm(range(self.steps), desc="feature classifier", unit="step", dynamic_ncols=True):
+        for _ in progress_bar(range(self.steps), desc="feature classifier", unit="step"):
             rows = torch.randint(len(images), (64,), generator=generator)
             loss = F.cross_entropy(model.logits(images[rows]), labels[rows])
             optimizer.zero_grad()

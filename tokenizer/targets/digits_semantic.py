@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from flowprior.data.digits import NUM_CLASSES, digit_images
 from flowprior.data.images import to_model
+from flowprior.progress import progress_bar
 from flowprior.training.config import option
 from flowprior.training.randomness import stream_seed
 from tokenizer.targets.base import TargetContext, TargetFeatures, computed_once
@@ -63,7 +63,7 @@ class DigitsSemanticTarget:
         generator = torch.Generator().manual_seed(stream_seed(seed, "semantic target"))
         model = DigitClassifier(self.width, generator)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-        for _ in tqdm(range(self.steps), desc="target classifier", unit="step", dynamic_ncols=True):
+        for _ in progress_bar(range(self.steps), desc="target classifier", unit="step"):
             rows = torch.randint(len(images), (64,), generator=generator)
             loss = F.cross_entropy(model(images[rows]), labels[rows])
             optimizer.zero_grad()

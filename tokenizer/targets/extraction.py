@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from flowprior.data.features import read_features
 from flowprior.data.images import ImageSource
 from flowprior.data.loader import indexed_batches
 from flowprior.data.order import SampleKey
+from flowprior.progress import progress_bar
 from flowprior.training.config import option
 from flowprior.training.randomness import stream_seed
 from tokenizer.targets.base import TargetContext, TargetFeatures
@@ -86,9 +86,7 @@ def _extract(
     mine = missing[workers.rank :: workers.count]
     parts = [part for chunk in mine for part in index.split(IMAGES_PER_CHUNK)[chunk].split(options.batch)]
     stream = indexed_batches(images, [part.tolist() for part in parts], context.loaders)
-    bar = tqdm(
-        total=sum(map(len, parts)), desc="target features", unit="img", disable=not workers.is_main, dynamic_ncols=True
-    )
+    bar = progress_bar(total=sum(map(len, parts)), desc="target features", unit="img", disable=not workers.is_main)
     with bar:
         for chunk in mine:
             done = []
