@@ -97,7 +97,7 @@ class Objective(Protocol):
 
 
 class CompilerInterrupted(Exception):
-    """Ctrl-C has ended the compiler as well, and with it the step under way: nothing has moved."""
+    """Ctrl-C has ended the compiler as well, and with it the step or evaluation under way."""
 
 
 class TrainingLoop:
@@ -221,10 +221,10 @@ class TrainingLoop:
                 # Several processes stop together, after the step in which all have heard of it.
                 if self.workers.count == 1:
                     self.stopping = self.stop_signal is not None
-                elif last:
-                    [self.stopping] = self.workers.any(self.stop_signal is not None)
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
+            if not self.stopping:  # a signal that came behind the last step stops what would follow
+                [self.stopping] = self.workers.any(self.stop_signal is not None)
         if self.log is not None:
             self.log.close()
         if self.stopping:
@@ -245,10 +245,8 @@ class TrainingLoop:
             with compiler_failures_told():
                 sums, whole = self._accumulate(stream)
         except (UserError, RuntimeError) as error:
-            if not self._compiler_interrupted():
-                raise
-            self.stopping = True
-            raise CompilerInterrupted from error
+            self._leave_if_interrupted(error)
+            raise
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         bad_somewhere, self.stopping = self.workers.any(
@@ -309,16 +307,21 @@ class TrainingLoop:
         try:
             with self.averaged_weights(), self.autocast, compiler_failures_told():
                 figures = evaluate(self.step)
-        except (UserError, RuntimeError):
-            if not self._compiler_interrupted():
-                raise
-            return {}
+        except (UserError, RuntimeError) as error:
+            # The step is whole; the last one is made again, for its evaluation.
+            self._leave_if_interrupted(error, saves=self.step < self.config.steps)
+            raise
         self.window.leave_out(time.perf_counter() - start)
         return figures
 
-    def _compiler_interrupted(self) -> bool:
-        """Whether a failure may be Ctrl-C's, which a terminal sends to the compiler as well."""
-        return self.config.compile and self.stop_signal is not None
+    def _leave_if_interrupted(self, error: Exception, saves: bool = False) -> None:
+        """Where a failure may be Ctrl-C's, which a terminal sends to the compiler as well, stop, without a word to other processes."""
+        if not self.config.compile or self.stop_signal is None:
+            return
+        if saves and self.workers.count == 1:
+            self.save()
+        self.stopping = True
+        raise CompilerInterrupted from error
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within, the model holds the weights that are handed on: the average where one is kept."""
@@ -335,7 +338,7 @@ class TrainingLoop:
             print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
 
     def _write(self, figures: dict[str, float]) -> None:
-        if self.log is not None and figures:
+        if self.log is not None:
             self.log.write(self.step, figures)
 
     @contextlib.contextmanager

@@ -28,6 +28,7 @@ from flowprior.training.config import build_config, changed_options, read_preset
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
+from flowprior.training.reporting import read_log
 from mar.generator import GeneratorObjective
 from mar.model import MARConfig
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective
@@ -196,12 +197,16 @@ class Interrupted:
         raise CppCompileError(["g++", "main.cpp"], "")
 
 
-@pytest.mark.parametrize("evaluating, kept", [(False, []), (True, [5])])
-def test_ctrl_c_that_ends_the_compiler_too_is_a_stop_and_no_failure(evaluating, kept, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "evaluating, eval_steps, after, kept", [(False, 5, 0, []), (True, 5, 5, [5]), (True, 0, 8, [6])]
+)
+def test_ctrl_c_that_ends_the_compiler_too_is_a_stop_and_no_failure(
+    evaluating, eval_steps, after, kept, tmp_path, monkeypatch, capsys
+):
     torch._dynamo.reset()
     monkeypatch.setattr(training_loop, "compile_parts", partial(compile_parts, backend=Interrupted(evaluating)))
     config = TrainConfig(
-        steps=8, global_batch=8, compile=True, log_steps=1, eval_steps=5, checkpoint_steps=0, tensorboard=False
+        steps=8, global_batch=8, compile=True, eval_steps=eval_steps, checkpoint_steps=6, tensorboard=False
     )
 
     def run(folder, config):
@@ -213,10 +218,11 @@ def test_ctrl_c_that_ends_the_compiler_too_is_a_stop_and_no_failure(evaluating, 
     with pytest.raises(SystemExit) as end:
         run(tmp_path, config)
     assert end.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"stopped after step {5 * len(kept)};")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"stopped after step {after};")
     assert [int(folder.name[5:]) for folder in (tmp_path / "checkpoints").glob("step_*")] == kept
     plain = replace(config, compile=False)
     torch.testing.assert_close(run(tmp_path, plain), run(None, plain))
+    assert any(row["step"] == 8 and "mean" in row for row in read_log(tmp_path / "log.jsonl"))
 
 
 def test_a_run_goes_on_with_or_without_its_graphs():

@@ -185,6 +185,20 @@ def test_a_signal_during_an_evaluation_stops_the_run_behind_it_and_behind_the_la
     assert again.step == 12 and state_hash(again) == state_hash(train(None, small_config()))
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_stops_what_would_follow(tmp_path, monkeypatch):
+    loop, save = make_loop(tmp_path, small_config(3), Workers()), TrainingLoop.save
+
+    def interrupted(self):
+        save(self)
+        if self.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingLoop, "save", interrupted)
+    with pytest.raises(SystemExit) as end:
+        loop.run(training_batches(Points(), loop.config, Workers()))
+    assert end.value.code == 143 and 3 in loop.checkpoints.steps()
+
+
 def test_the_signal_handlers_of_the_caller_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     train(tmp_path, small_config(2))
