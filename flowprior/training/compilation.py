@@ -62,4 +62,4 @@ def _telling_line(cause: BaseException) -> str:
     output = getattr(cause, "output", None)  # of the compiler, without its command
     lines = [line.strip() for line in str(output or cause).splitlines() if line.strip()]
     marked = [line for line in lines if re.search("error: ", line, re.IGNORECASE)]
-    return [*marked[:1], *lines[-1:], type(cause).__name__][0][:300]
+    return (marked or lines[-1:] or [type(cause).__name__])[0][:300]

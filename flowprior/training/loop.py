@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -241,12 +241,8 @@ class TrainingLoop:
         # After an evaluation. Telling every module in every step takes a percent of a small network's.
         if not self.objective.training:
             self.objective.train()
-        try:
-            with compiler_failures_told():
-                sums, whole = self._accumulate(stream)
-        except (UserError, RuntimeError) as error:
-            self._leave_if_interrupted(error)
-            raise
+        with self._compiling():
+            sums, whole = self._accumulate(stream)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         bad_somewhere, self.stopping = self.workers.any(
@@ -304,24 +300,29 @@ class TrainingLoop:
     def _evaluated(self, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float]:
         start = time.perf_counter()
         self.objective.eval()
-        try:
-            with self.averaged_weights(), self.autocast, compiler_failures_told():
-                figures = evaluate(self.step)
-        except (UserError, RuntimeError) as error:
-            # The step is whole; the last one is made again, for its evaluation.
-            self._leave_if_interrupted(error, saves=self.step < self.config.steps)
-            raise
+        # Interrupted, the step is whole; the last one is made again, for its evaluation.
+        with self._compiling(saves=self.step < self.config.steps), self.averaged_weights(), self.autocast:
+            figures = evaluate(self.step)
         self.window.leave_out(time.perf_counter() - start)
         return figures
 
-    def _leave_if_interrupted(self, error: Exception, saves: bool = False) -> None:
-        """Where a failure may be Ctrl-C's, which a terminal sends to the compiler as well, stop, without a word to other processes."""
-        if not self.config.compile or self.stop_signal is None:
+    @contextlib.contextmanager
+    def _compiling(self, saves: bool = False) -> Iterator[None]:
+        """Within, ``torch.compile`` may be at work, if it is to be. Ctrl-C on a terminal ends its compiler as well: that failure is a stop, of
+        this process without a word to the others."""
+        if not self.config.compile:
+            yield
             return
-        if saves and self.workers.count == 1:
-            self.save()
-        self.stopping = True
-        raise CompilerInterrupted from error
+        try:
+            with compiler_failures_told():
+                yield
+        except (UserError, RuntimeError) as error:
+            if self.stop_signal is None:
+                raise
+            if saves and self.workers.count == 1:
+                self.save()
+            self.stopping = True
+            raise CompilerInterrupted from error
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within, the model holds the weights that are handed on: the average where one is kept."""

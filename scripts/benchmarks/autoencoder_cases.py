@@ -19,7 +19,7 @@ from flowprior.training.config import build_config, read_preset
 from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainingLoop
 from scripts.benchmarks.data_cases import jpeg_folder
-from scripts.benchmarks.measure import Case, refusal
+from scripts.benchmarks.measure import Case
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective
 from tokenizer.vit import ViTConfig
 
@@ -36,17 +36,14 @@ def autoencoder_step(level: str, device: torch.device, folder: Path) -> Case:
         loop = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device)
         return partial(loop._train_step, _in_memory(config))
 
-    variants, left_out = {"plain": step()}, {}
-    variants["plain"]()  # makes the modulations of a grid of times, once in many steps
+    plain = step()
+    plain()  # makes the modulations of a grid of times, once in many steps
+    size = f"{batch} images of {config.data.size} px, preset {preset}, pixel and alignment losses"
+    case = Case(size, "images", batch, {"plain": plain})
     if level in ("full", "gpu"):
         config.train = replace(config.train, compile=True)
-        compiled = step()
-        if reason := refusal(compiled):
-            left_out["compiled"] = reason
-        else:
-            variants["compiled"] = compiled
-    size = f"{batch} images of {config.data.size} px, preset {preset}, pixel and alignment losses"
-    return Case(size, "images", batch, variants, left_out=left_out)
+        case.add_if_it_runs("compiled", step())
+    return case
 
 
 def autoencoder_step_from_files(level: str, device: torch.device, folder: Path) -> Case:

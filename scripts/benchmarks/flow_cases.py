@@ -17,7 +17,7 @@ from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stratified_uniform
-from scripts.benchmarks.measure import Case, refusal
+from scripts.benchmarks.measure import Case
 
 PAPER = {"channels": 32, "width": 1024, "depth": 6}
 TOY = {"channels": 2, "width": 512, "depth": 4}
@@ -46,14 +46,11 @@ def toy_step(level: str, device: torch.device, folder: Path) -> Case:
         "a time per token": with_group(1),
         grouped: with_group(TOY_GROUP_SIZE),
     }
-    left_out = {}
+    case = Case(_size(sizes, batch, 1), "features", batch, variants)
     if level == "full":
         compiled = _steps(sizes, batch, 1, optim, device, compiled=True)(TOY_GROUP_SIZE)
-        if reason := refusal(compiled):
-            left_out[f"{grouped}, compiled"] = reason
-        else:
-            variants[f"{grouped}, compiled"] = compiled
-    return Case(_size(sizes, batch, 1), "features", batch, variants, left_out=left_out)
+        case.add_if_it_runs(f"{grouped}, compiled", compiled)
+    return case
 
 
 def _size(sizes: dict[str, int], batch: int, pairs: int) -> str:

@@ -44,6 +44,15 @@ class Case:
     counted: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
     left_out: dict[str, str] = field(default_factory=dict, kw_only=True)
 
+    def add_if_it_runs(self, name: str, call: Callable[[], Any]) -> None:
+        """Make ``call`` once; a variant, unless that ends with a :class:`UserError`, as one that compiles does where there is no compiler."""
+        try:
+            call()
+        except UserError as error:
+            self.left_out[name] = str(error)
+        else:
+            self.variants[name] = call
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -106,15 +115,6 @@ def count_flop(call: Callable[[], Any]) -> int:
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    """Make ``call`` once; the :class:`UserError` that it ends with, as one that compiles does where there is no compiler, or nothing."""
-    try:
-        call()
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def largest_costs(call: Callable[[], Any], device: torch.device, count: int = 5) -> dict[str, float]:
