@@ -71,9 +71,12 @@ class FlowHeadConfig:
             raise ValueError(f"held_out is a share in [0, 1), not {self.held_out}")
 
 
+PRESETS = Path(__file__).parent / "configs" / "flowhead"
+
+
 @entry_point
 def main() -> None:
-    config = config_from_command_line(FlowHeadConfig, Path(__file__).parent / "configs" / "flowhead", __doc__)
+    config = config_from_command_line(FlowHeadConfig, PRESETS, __doc__)
     folder = RunFolder(config.run_dir, "flowhead")
     with distributed_workers() as workers, folder.held(workers):
         stopwatch = Stopwatch(folder.path)

@@ -50,8 +50,8 @@ def latent_caching(level: str, device: torch.device, folder: Path) -> Case:
     )
 
 
-def cache_reading(level: str, device: torch.device, folder: Path) -> Case:
-    """Batches of 256 training images in random order, from a cache of 64 x 32 latents; on a GPU that holds it, where it lies."""
+def cache_reading(level: str, device: torch.device, folder: Path, hold: bool = True) -> Case:
+    """Batches of 256 training images in random order, from a cache of 64 x 32 latents; ``hold``: on a GPU it lies there, else in files."""
     count, batch = (64, 8) if level == "tiny" else (20_000, 256)
 
     class Blank:
@@ -67,7 +67,8 @@ def cache_reading(level: str, device: torch.device, folder: Path) -> Case:
     config = CacheConfig(batch=4096)
     write_latent_cache(folder / "read", Blank(), lambda x: torch.randn(len(x), 64, 32), config, {}, Workers())
     cache = LatentCache(folder / "read", verify=False)
-    cache.hold_on(device)
+    if hold:
+        cache.hold_on(device)
     stream = iter(training_batches(cache, TrainConfig(global_batch=batch), Workers(device=device)))
 
     def call() -> object:

@@ -29,7 +29,7 @@ GROUP_SIZE, TOY_GROUP_SIZE = 16, 8
 def flow_prior_step(level: str, device: torch.device, folder: Path) -> Case:
     """Four (t, noise) pairs per feature; a time for each of them, or one for sixteen features."""
     batch, sizes = {"tiny": 32, "quick": 128, "full": 512, "gpu": 4096}[level], TINY if level == "tiny" else PAPER
-    with_group = _steps(sizes, batch, 4, OptimConfig(), device, compiled=device.type == "cuda")
+    with_group = steps(sizes, batch, 4, OptimConfig(), device, compiled=device.type == "cuda")
     variants = {"a time per token": with_group(1), f"a time for {GROUP_SIZE}": with_group(GROUP_SIZE)}
     return Case(_size(sizes, batch, 4), "features", batch, variants)
 
@@ -39,7 +39,7 @@ def toy_step(level: str, device: torch.device, folder: Path) -> Case:
     threads and allocator. In full also compiled, where there is a compiler; on a GPU all but the plain loop are."""
     optim = OptimConfig(schedule="constant", clip_norm=0.0, ema_decay=0.0)
     sizes, batch = (TINY, 32) if level == "tiny" else (TOY, 256)
-    with_group = _steps(sizes, batch, 1, optim, device, compiled=device.type == "cuda")
+    with_group = steps(sizes, batch, 1, optim, device, compiled=device.type == "cuda")
     grouped = f"a time for {TOY_GROUP_SIZE}"
     variants = {
         "plain PyTorch": _plain_step(sizes, batch, device),
@@ -48,7 +48,7 @@ def toy_step(level: str, device: torch.device, folder: Path) -> Case:
     }
     case = Case(_size(sizes, batch, 1), "features", batch, variants)
     if level == "full":
-        compiled = _steps(sizes, batch, 1, optim, device, compiled=True)(TOY_GROUP_SIZE)
+        compiled = steps(sizes, batch, 1, optim, device, compiled=True)(TOY_GROUP_SIZE)
         case.add_if_it_runs(f"{grouped}, compiled", compiled)
     return case
 
@@ -75,7 +75,7 @@ def _plain_step(sizes: dict[str, int], batch: int, device: torch.device) -> Call
     return call
 
 
-def _steps(
+def steps(
     sizes: dict[str, int], batch: int, pairs: int, optim: OptimConfig, device: torch.device, compiled: bool
 ) -> Callable[[int], Callable[[], object]]:
     """The project's own step, given how many tokens share a time."""

@@ -1,0 +1,31 @@
+"""Stage 1's step at two batch sizes, and the alignment loss with its gradient."""
+
+from __future__ import annotations
+
+from flowprior.training.optim import OptimConfig
+from scripts.benchmarks.flow_cases import GROUP_SIZE, PAPER, TINY, alignment, steps
+from scripts.benchmarks.measure import count_flop
+from scripts.gpu_check.measuring import figures, report_rate
+from scripts.gpu_check.parts import Context
+
+PAPER_STEPS = 1_000_000
+
+
+def run(context: Context) -> None:
+    sizes, batches = (TINY, [32]) if context.tiny else (PAPER, [512, 4096])
+    context.report("size", f"width {sizes['width']}, depth {sizes['depth']}, four pairs")
+    report_rate(context)
+    for batch in batches:
+        for compiled in (False, True):
+            with_group = steps(sizes, batch, 4, OptimConfig(), context.device, compiled)
+            for group in (1, GROUP_SIZE):
+                name = f"{batch} features, a time for {group}, {'compiled' if compiled else 'eager'}"
+                call = with_group(group)
+                row = figures(context, call, batch, count_flop(call), seconds=0.7)
+                if batch == batches[0]:
+                    row["hours_of_the_papers_run"] = row["seconds"] * PAPER_STEPS / 3600
+                context.report(name, row)
+    case = alignment("tiny" if context.tiny else "gpu", context.device, context.folder)
+    for name, call in case.variants.items():
+        row = figures(context, call, case.samples, count_flop(call), seconds=0.7)
+        context.report(f"alignment of {case.size}, {name}", row)

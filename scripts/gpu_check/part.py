@@ -1,0 +1,23 @@
+"""One part of the check, in a process of its own: ``python -m scripts.gpu_check.part NAME FOLDER --full``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from flowprior.training.distributed import best_device
+from flowprior.training.heap import keep_freed_memory
+from scripts.gpu_check.parts import PARTS, REHEARSAL, Context
+from scripts.gpu_check.runner import report_to
+
+
+def main() -> None:
+    name, folder, size = sys.argv[1:]
+    device = best_device()
+    if device.type == "cpu":
+        keep_freed_memory()
+    (PARTS | REHEARSAL)[name].run(Context(device, size == "--tiny", Path(folder), report_to(Path(folder))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The parts of ``bash scripts/gpu_check.sh``, in the order of their worth."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Context:
+    """What a part is given.
+
+    Attributes:
+        device: to check.
+        tiny: toy sizes, for a rehearsal on a CPU.
+        folder: empty, of this part alone.
+        report: keeps a result under a name at once, so that a part that is stopped loses nothing that it has found.
+    """
+
+    device: torch.device
+    tiny: bool
+    folder: Path
+    report: Callable[[str, Any], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the check.
+
+    Attributes:
+        module: in ``scripts.gpu_check``, whose ``run(context)`` or ``run(context, argument)`` is called.
+        argument: for a module that serves several parts.
+        seconds: after which it is stopped.
+        alone: its times count, so nothing else runs beside it.
+        needs: packages without which it is skipped.
+        environment: variables that must be set before Python starts.
+    """
+
+    module: str
+    argument: str = ""
+    seconds: int = 60
+    alone: bool = True
+    needs: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, context: Context) -> None:
+        module = importlib.import_module(self.module if "." in self.module else f"scripts.gpu_check.{self.module}")
+        module.run(context, self.argument) if self.argument else module.run(context)
+
+
+def _agreement(subject: str, seconds: int = 75, **options: Any) -> Part:
+    return Part("agreement", subject, seconds, alone=False, **options)
+
+
+def _endurance(subject: str, seconds: int = 75, **options: Any) -> Part:
+    return Part("endurance", subject, seconds, alone=False, **options)
+
+
+PARTS = {
+    "numbers of the flow prior": _agreement("flow prior"),
+    "numbers of likelihood alignment": _agreement("likelihood alignment"),
+    "numbers of distribution alignment": _agreement("distribution alignment"),
+    "numbers of the autoencoder": _agreement("autoencoder", 90),
+    "numbers of MAR": _agreement("MAR", 90),
+    "numbers of sampling": Part("sampling_agreement", seconds=60, alone=False),
+    # cuBLAS reads its variable when it starts.
+    "a killed run": Part(
+        "resume", seconds=90, alone=False, needs=("sklearn",), environment={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    ),
+    "200 steps of the flow prior": _endurance("flow prior"),
+    "200 steps of the autoencoder": _endurance("autoencoder", 90),
+    "200 steps of MAR": _endurance("MAR"),
+    "autoencoder step": Part("autoencoder_steps", seconds=100),
+    "MAR step": Part("mar_steps", seconds=70),
+    "flow prior step": Part("flow_steps", seconds=60),
+    "MAR sampling": Part("sampling", seconds=130),
+    "digits end to end": Part(
+        "digits", seconds=180, needs=("sklearn", "faiss", "torch_fidelity", "torchmetrics", "matplotlib")
+    ),
+    "feeding": Part("feeding", seconds=60, needs=("torch_fidelity",)),
+}
+
+# Not run unless they are named: what a failure looks like.
+REHEARSAL = {
+    "a part that fails": Part("rehearsal", "fails", 30, alone=False),
+    "a part that hangs": Part("rehearsal", "hangs", 12, alone=False),
+    "a part that runs out of memory": Part("rehearsal", "runs out of memory", 30, alone=False),
+}
