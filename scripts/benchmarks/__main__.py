@@ -1,7 +1,7 @@
 """Measure what is expensive, on whatever device there is; prints a table and writes a JSON file.
 
 bash scripts/benchmark.sh [--quick] [--profile] [--only CASE ...] [--out FILE]
-bash scripts/benchmark.sh --readme      write the README's tables anew from scripts/benchmarks/results
+bash scripts/benchmark.sh --docs      write the tables of docs/speed.md anew from scripts/benchmarks/results
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flowprior.training.files import write_json
 from flowprior.training.heap import keep_freed_memory
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.measure import Effort, measure
-from scripts.benchmarks.table import put_into, terminal
+from scripts.benchmarks.table import PAGE, put_into, terminal
 
 EFFORTS = {"tiny": Effort(1, 0.0), "quick": Effort(3, 0.3), "full": Effort(3, 1.0), "gpu": Effort(7, 2.0)}
 LIBRARIES = ("torch", "torchvision", "timm", "numpy")
@@ -36,8 +36,8 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy")
 @entry_point
 def main() -> None:
     arguments = parse(sys.argv[1:])
-    if arguments.readme:
-        put_into(Path("README.md"))
+    if arguments.docs:
+        put_into(PAGE)
         return
     # A process for every case: memory is counted from zero, and given back. None of them has touched the device before it forks.
     result: dict[str, Any] = {"quick": arguments.quick, "cases": {}}
@@ -63,7 +63,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="also say which operators take most of the time")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"), help="[runs/benchmark.json]")
-    parser.add_argument("--readme", action="store_true", help="measure nothing: write the README's tables")
+    parser.add_argument("--docs", action="store_true", help="measure nothing: write the tables of docs/speed.md")
 
     def refuse(message: str) -> None:
         raise UserError(f"{message} (--help lists every option)")

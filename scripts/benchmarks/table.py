@@ -1,4 +1,4 @@
-"""Results as text: a table for the terminal or for the README, between two marks that a test reads it back from."""
+"""Results as text: a table for the terminal, and those of docs/speed.md, between marks that a test reads them back from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-START, END = "<!-- benchmark tables: bash scripts/benchmark.sh --readme -->", "<!-- end of benchmark tables -->"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "speed.md"
+DEVICES = ("CPU", "GPU")
 COLUMNS = (
     "case",
     "of",
@@ -61,7 +62,7 @@ def about(result: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The README's table of one machine."""
+    """The table of one machine, for a page."""
     cells = [COLUMNS, ("---",) * len(COLUMNS), *rows(result)]
     return f"{about(result)}:\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
@@ -94,14 +95,33 @@ def costs(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def readme_tables(folder: Path = RESULTS) -> str:
-    """The tables of all machines whose results are kept, with the marks around them."""
+def page_tables(device: str, folder: Path = RESULTS) -> str:
+    """The tables of all CPUs or all GPUs whose results are kept, with the marks around them.
+
+    Args:
+        device: one of ``DEVICES``. The benchmark takes bfloat16 on a GPU and float32 on a CPU, and writes that down.
+        folder: of the kept results, a JSON file for every machine.
+    """
+    start, end = marks(device)
     kept = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    return "\n\n".join([START, *map(markdown, kept), END])
+    of_device = [result for result in kept if (result["machine"]["precision"] == "bfloat16") == (device == "GPU")]
+    nothing = f"On a {device} nothing has been measured yet."
+    return "\n\n".join([start, *(map(markdown, of_device) if of_device else [nothing]), end])
 
 
-def put_into(readme: Path) -> None:
-    """Replace what stands between the marks."""
-    text = readme.read_text()
-    before, rest = text.split(START)
-    readme.write_text(before + readme_tables() + rest.split(END)[1])
+def marks(device: str) -> tuple[str, str]:
+    """What stands before and behind the tables of a device."""
+    return (
+        f"<!-- benchmark tables on a {device}: bash scripts/benchmark.sh --docs -->",
+        f"<!-- end of benchmark tables on a {device} -->",
+    )
+
+
+def put_into(page: Path, folder: Path = RESULTS) -> None:
+    """Replace what stands between the marks of each device."""
+    text = page.read_text()
+    for device in DEVICES:
+        start, end = marks(device)
+        before, rest = text.split(start)
+        text = before + page_tables(device, folder) + rest.split(end)[1]
+    page.write_text(text)

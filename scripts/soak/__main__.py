@@ -1,6 +1,7 @@
 """Try every row of the reliability scorecard, and say how much of it held.
 
     bash scripts/soak.sh [--quick] [--rows 1,3,4] [--seed 0] [--share 1] [--json FILE]
+    bash scripts/soak.sh --docs      write the table of docs/reliability.md anew from the kept results
 
 Prints ``row, tried, held`` per line, and every failure with what repeats it. Rows that a machine cannot try, such as a full disk where
 small disks cannot be mounted, are printed with the reason.
@@ -20,6 +21,7 @@ import torch
 
 from soak.rows import ROWS, try_row
 from soak.stages import Soak
+from soak.table import PAGE, put_into
 
 
 def main() -> int:
@@ -34,7 +36,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of every random instant and mutation [0]")
     parser.add_argument("--share", type=float, default=1.0, help="of the long form's random trials, for less time [1]")
     parser.add_argument("--json", type=Path, help="file to which the rows that were tried are added")
+    parser.add_argument("--docs", action="store_true", help="try nothing: write the table of docs/reliability.md")
     arguments = parser.parse_args()
+    if arguments.docs:
+        put_into(PAGE)
+        return 0
     try:
         chosen = [int(number) for number in arguments.rows.split(",")] if arguments.rows is not None else list(ROWS)
         rows = {number: ROWS[number] for number in chosen}

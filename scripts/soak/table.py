@@ -1,4 +1,4 @@
-"""The README's table of the scorecard, from the kept results: ``python -m soak.table`` writes it into the README."""
+"""The scorecard's table in docs/reliability.md, from the kept results: ``bash scripts/soak.sh --docs`` writes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS, README = Path(__file__).with_name("results.json"), ROOT / "README.md"
+RESULTS, PAGE = Path(__file__).with_name("results.json"), ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- scripts/soak.sh: begin -->", "<!-- scripts/soak.sh: end -->"
 
 
@@ -21,17 +21,13 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
-def in_readme(readme: str) -> str:
-    """The table that stands in the README."""
-    return readme.split(BEGIN)[1].split(END)[0].strip()
+def in_page(page: str) -> str:
+    """The table that stands between the marks of ``page``."""
+    return page.split(BEGIN)[1].split(END)[0].strip()
 
 
-def main() -> None:
-    readme = README.read_text()
-    new = table(json.loads(RESULTS.read_text()))
-    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
-
-
-if __name__ == "__main__":
-    main()
+def put_into(page: Path) -> None:
+    """Replace what stands between the marks."""
+    text = page.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{table(json.loads(RESULTS.read_text()))}\n{END}{after}")

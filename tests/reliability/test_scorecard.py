@@ -1,4 +1,4 @@
-"""The quick form of every row of the scorecard, and what the README says of the long one."""
+"""The quick form of every row of the scorecard, and the table of the long one."""
 
 import json
 import sys
@@ -28,9 +28,9 @@ def test_every_trial_of_the_row_holds(number, soak):
     assert outcome.tried > 0 and outcome.failures == []
 
 
-def test_the_readmes_table_is_that_of_the_kept_results():
+def test_the_pages_table_is_that_of_the_kept_results():
     results = json.loads(table.RESULTS.read_text())
-    assert table.in_readme(table.README.read_text()) == table.table(results)
+    assert table.in_page(table.PAGE.read_text()) == table.table(results)
     assert list(results) == [str(number) for number in ROWS]
     assert all(row["title"] == ROWS[int(number)].title for number, row in results.items())
 
