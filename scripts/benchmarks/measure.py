@@ -138,19 +138,6 @@ def largest_costs(call: Callable[[], Any], device: torch.device, count: int = 5)
     return {name: seconds / total for name, seconds in times.most_common(count)}
 
 
-def largest_kernels(call: Callable[[], Any], device: torch.device, count: int = 3) -> dict[str, float]:
-    """Of the time of a GPU's kernels in one call, the share of each of the ``count`` most expensive; elsewhere of the operators'."""
-    if device.type != "cuda":
-        return largest_costs(call, device, count)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        call()
-        finish(device)
-    rows = [r for r in profiler.key_averages() if r.device_type == DeviceType.CUDA and not r.is_user_annotation]
-    times = Counter({row.key[:100]: row.self_device_time_total for row in rows})
-    total = sum(times.values()) or 1.0
-    return {name: seconds / total for name, seconds in times.most_common(count)}
-
-
 def calls_for(call: Callable[[], Any], device: torch.device, seconds: float) -> int:
     """How many calls take ``seconds``, found by making ever more of them; on a GPU one more comes before, which compiles.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "speed.md"
-DEVICES = ("CPU", "GPU")
+START, END = "<!-- benchmark tables: bash scripts/benchmark.sh --docs -->", "<!-- end of benchmark tables -->"
 COLUMNS = (
     "case",
     "of",
@@ -95,33 +95,14 @@ def costs(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def page_tables(device: str, folder: Path = RESULTS) -> str:
-    """The tables of all CPUs or all GPUs whose results are kept, with the marks around them.
-
-    Args:
-        device: one of ``DEVICES``. The benchmark takes bfloat16 on a GPU and float32 on a CPU, and writes that down.
-        folder: of the kept results, a JSON file for every machine.
-    """
-    start, end = marks(device)
+def page_tables(folder: Path = RESULTS) -> str:
+    """The tables of all machines whose results are kept in ``folder``, a JSON file for each, with the marks around them."""
     kept = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    of_device = [result for result in kept if (result["machine"]["precision"] == "bfloat16") == (device == "GPU")]
-    nothing = f"On a {device} nothing has been measured yet."
-    return "\n\n".join([start, *(map(markdown, of_device) if of_device else [nothing]), end])
-
-
-def marks(device: str) -> tuple[str, str]:
-    """What stands before and behind the tables of a device."""
-    return (
-        f"<!-- benchmark tables on a {device}: bash scripts/benchmark.sh --docs -->",
-        f"<!-- end of benchmark tables on a {device} -->",
-    )
+    return "\n\n".join([START, *map(markdown, kept), END])
 
 
 def put_into(page: Path, folder: Path = RESULTS) -> None:
-    """Replace what stands between the marks of each device."""
+    """Replace what stands between the marks."""
     text = page.read_text()
-    for device in DEVICES:
-        start, end = marks(device)
-        before, rest = text.split(start)
-        text = before + page_tables(device, folder) + rest.split(end)[1]
-    page.write_text(text)
+    before, rest = text.split(START)
+    page.write_text(before + page_tables(folder) + rest.split(END)[1])

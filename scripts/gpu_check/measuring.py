@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from flowprior.training.run_folder import peak_memory_gb
-from scripts.benchmarks.measure import data_sheet_rate, finish, largest_kernels, matmul_rate
+from scripts.benchmarks.measure import data_sheet_rate, finish, matmul_rate
 from scripts.gpu_check.parts import Context
+
+# What a kernel does, by what its name holds; the first that fits counts.
+KINDS = {
+    "products": ("nvjet", "gemm", "cutlass", "xmma", "cublas", "gemv"),
+    "attention": ("sdpa", "flash", "fmha", "attention"),
+    "compiled": ("triton",),
+    "optimiser and average": ("multi_tensor_apply",),
+    "layer norm": ("layer_norm",),
+    "copies and casts": ("copy", "memcpy", "memset"),
+    "convolutions": ("conv", "cudnn"),
+    "reductions": ("reduce",),
+    "elementwise": ("elementwise",),
+}
 
 
 def figures(
@@ -54,9 +70,34 @@ def figures(
     }
     if sheet := data_sheet_rate(device):
         row["mfu"] = flop / median / sheet
-    if kernels:
-        row["largest_kernels"] = largest_kernels(call, device, 3)
+    if kernels and gpu:
+        times = kernel_seconds(call, device)
+        total = sum(times.values())
+        row["gpu_busy"] = total / median
+        row["largest_kernels"] = {name: each / total for name, each in Counter(times).most_common(3)}
+        row["by_kind"] = by_kind(times)
     return row
+
+
+def kernel_seconds(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """The seconds that every kernel of one call takes on a GPU, by the start of its name."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        finish(device)
+    rows = [r for r in profiler.key_averages() if r.device_type == DeviceType.CUDA and not r.is_user_annotation]
+    times: Counter[str] = Counter()
+    for row in rows:
+        times[row.key[:160]] += row.self_device_time_total / 1e6
+    return dict(times)
+
+
+def by_kind(times: dict[str, float]) -> dict[str, float]:
+    """The share of every kind of kernel in all kernels' time, the largest first."""
+    kinds: Counter[str] = Counter()
+    for name, seconds in times.items():
+        kinds[next((kind for kind, signs in KINDS.items() if any(sign in name for sign in signs)), "other")] += seconds
+    total = sum(times.values()) or 1.0
+    return {kind: seconds / total for kind, seconds in kinds.most_common()}
 
 
 def report_rate(context: Context) -> None:

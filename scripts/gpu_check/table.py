@@ -63,23 +63,28 @@ def speed_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def kernel_rows(result: dict[str, Any]) -> list[Row]:
-    """The kernels that take most of the time of what has a rate."""
+    """How busy the GPU is, and which kernels take its time."""
     rows = []
     for part, name, value in _results(result):
-        for key in ("largest_kernels", "largest_kernels_of_the_transformer"):
-            if value.get(key):
-                kernels = ", ".join(f"{short(kernel)} {100 * share:.0f} %" for kernel, share in value[key].items())
-                rows.append((f"{part}: {name}", kernels))
+        if value.get("largest_kernels"):
+            cells = [value.get("by_kind", {}), {short(k): share for k, share in value["largest_kernels"].items()}]
+            busy = f"{100 * value['gpu_busy']:.0f} %" if "gpu_busy" in value else ""
+            rows.append((f"{part}: {name}", busy, *map(_shares, cells)))
     return rows
+
+
+def _shares(of: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in of.items() if share >= 0.01)
 
 
 def other_rows(result: dict[str, Any]) -> list[Row]:
     """The rest: seconds and metrics of whole stages, graphs of a compiled step, shares."""
     rows = []
     shown = {"seconds", "samples", "samples_per_second", "tflop", "tflop_per_second", "mfu", "peak_memory_gb", "agree"}
+    shown |= {"largest_kernels", "by_kind", "gpu_busy", "warm_up_seconds"}
     for part, name, value in _results(result):
         if "samples_per_second" in value:
-            more = {k: v for k, v in value.items() if k not in shown and not k.startswith("largest_kernels")}
+            more = {k: v for k, v in value.items() if k not in shown}
         elif {"gradient", "difference", "skipped", "resumed"} & value.keys():
             continue
         else:
@@ -117,7 +122,7 @@ TABLES = {
         ("what", "samples", "seconds", "samples a second", "TFLOP/s", "MFU", "of the matmul rate", "peak GB"),
         speed_rows,
     ),
-    "Largest kernels": (("what", "share of the GPU's time"), kernel_rows),
+    "Where the GPU's time goes": (("what", "GPU busy", "by kind of kernel", "largest kernels"), kernel_rows),
     "And": (("what", "found"), other_rows),
 }
 
