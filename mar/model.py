@@ -199,7 +199,7 @@ class MAR(Generator):
     def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:
         """Flow matching of the masked tokens given the others; the head sees masked tokens only."""
         config, images = self.config, len(latents)
-        masked_count = max(1, math.ceil(self.tokens * mask_ratio(config, random.generator("mask ratio"))))
+        masked_count = max(1, math.ceil(self.tokens * mask_ratio(config, random.host_generator("mask ratio"))))
         order = random.uniform("order", images, self.tokens).argsort(dim=1)  # (B, T)
         masked, known = order[:, :masked_count], order[:, masked_count:]
         labels = torch.where(random.uniform("label drop", images) < config.label_drop, self.num_classes, labels)

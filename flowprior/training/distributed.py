@@ -69,6 +69,8 @@ class Workers:
 
     def any(self, *flags: bool | Tensor) -> list[bool]:
         """For each of ``flags`` (booleans, or boolean scalars on the device) whether it holds in any process, at the price of one wait."""
+        if self.count == 1:
+            return [bool(flag) for flag in flags]
         stacked = torch.stack([torch.as_tensor(flag, device=self.device).float() for flag in flags])
         return [value > 0 for value in self.sum(stacked).tolist()]
 

@@ -53,6 +53,10 @@ class StepRandom:
         """A fresh generator for the draw called ``name``, the same in every process."""
         return torch.Generator(self.device).manual_seed(stream_seed(self.seed, self.step, name))
 
+    def host_generator(self, name: str) -> torch.Generator:
+        """The same on the CPU, for a number that Python needs: nobody waits until a GPU has drawn it."""
+        return torch.Generator("cpu").manual_seed(stream_seed(self.seed, self.step, name))
+
     def _share(self, everything: Tensor) -> Tensor:
         return everything.view(self.slots, -1, *everything.shape[1:])[self.slot]
 

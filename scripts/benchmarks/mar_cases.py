@@ -35,7 +35,7 @@ def mar_step(level: str, device: torch.device, folder: Path) -> Case:
     objective = GeneratorObjective(config.build(tokens, channels, 1000), LatentNormaliser(channels)).to(device)
     train = TrainConfig(steps=10**9, global_batch=batch, compile=device.type == "cuda")
     loop = TrainingLoop(objective, objective.model, train, OptimConfig(), Workers(device=device), progress=False)
-    loop.step = usual_step(config, tokens, train.seed, device)
+    loop.step = usual_step(config, tokens, train.seed)
     labels = torch.arange(batch) % 1000
     batches = itertools.repeat({"latents": torch.randn(batch, tokens, channels), "label": labels})
 
@@ -50,11 +50,11 @@ def mar_step(level: str, device: torch.device, folder: Path) -> Case:
     return Case(size, "images", batch, {"whole blocks": step(False), "skip_unread": step(True)})
 
 
-def usual_step(config: MARConfig, tokens: int, seed: int, device: torch.device) -> int:
+def usual_step(config: MARConfig, tokens: int, seed: int) -> int:
     """A step whose number of masked tokens is the mean one: the loop's own draw, repeated in every call."""
 
     def masked(step: int) -> int:
-        return math.ceil(tokens * mask_ratio(config, StepRandom(seed, step, device=device).generator("mask ratio")))
+        return math.ceil(tokens * mask_ratio(config, StepRandom(seed, step).host_generator("mask ratio")))
 
     return min(range(50), key=lambda step: abs(masked(step) - math.ceil(tokens * MEAN_MASK_RATIO)))
 

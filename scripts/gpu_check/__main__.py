@@ -41,15 +41,21 @@ def main() -> None:
         print(keep(read_json(arguments.keep / RESULT, "result of the check"), ROOT))
         return
     result: dict[str, Any] = about(arguments.tiny) | {"parts": {}}
+    begun: dict[str, Any] = {}
     if arguments.done:
         before = done_before(arguments.done, result)
-        result |= {name: before[name] for name in ("parts", "seconds", "cuda_only_lines") if name in before}
+        result |= {name: before[name] for name in ("seconds", "cuda_only_lines") if name in before}
+        whole = {name: e for name, e in before["parts"].items() if e["status"] in ("done", "disagrees")}
+        begun = {name: e["results"] for name, e in before["parts"].items() if name not in whole and "results" in e}
+        result["parts"] = whole
     names = arguments.only or list(PARTS)
     parts = {name: (PARTS | REHEARSAL)[name] for name in names if name not in result["parts"]}
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / RESULT
 
     def kept(name: str, entry: dict[str, Any]) -> None:
+        if name in begun and "results" in entry:
+            entry["results"] = begun[name] | entry["results"]
         result["parts"][name] = entry
         write_json(file, result)
         print(f"{time.monotonic() - start:5.0f} s  {name}: {entry['status']}  {entry.get('why', '')}", flush=True)
@@ -113,15 +119,14 @@ def about(tiny: bool) -> dict[str, Any]:
 
 
 def done_before(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """An earlier result with the parts that need not be run again; a :class:`UserError` where it is of another device or of other sizes."""
+    """An earlier result; a :class:`UserError` where it is of another device or of other sizes."""
     before = read_json(folder / RESULT, "result of the check")
     if before.get("machine", {}).get("device") != now["machine"]["device"] or before.get("tiny") != now["tiny"]:
         raise UserError(
             f"{folder / RESULT} is of {before.get('machine', {}).get('device')}{', toy sizes' * bool(before.get('tiny'))}, "
             f"and this is {now['machine']['device']}: leave --done out"
         )
-    parts = {name: entry for name, entry in before["parts"].items() if entry["status"] in ("done", "disagrees")}
-    return before | {"parts": parts}
+    return before
 
 
 if __name__ == "__main__":

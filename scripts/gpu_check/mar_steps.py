@@ -39,7 +39,7 @@ def run(context: Context) -> None:
             "label": torch.arange(batch, device=context.device) % 1000,
         }
     )
-    usual = usual_step(config, tokens, train.seed, context.device)
+    usual = usual_step(config, tokens, train.seed)
     context.report("size", f"{batch} images of {tokens} tokens, width {config.width}, {config.pairs} pairs")
     report_rate(context)
 

@@ -88,6 +88,6 @@ PARTS = {
 # Not run unless they are named: what a failure looks like.
 REHEARSAL = {
     "a part that fails": Part("rehearsal", "fails", 30, alone=False),
-    "a part that hangs": Part("rehearsal", "hangs", 12, alone=False),
+    "a part that hangs": Part("rehearsal", "hangs", 20, alone=False),
     "a part that runs out of memory": Part("rehearsal", "runs out of memory", 30, alone=False),
 }

@@ -113,7 +113,7 @@ def _results(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 
 def short(kernel: str) -> str:
     """A kernel's name without its template's arguments and hashes."""
-    return re.sub(r"<.*|\(.*", "", kernel).replace("void ", "")[:60]
+    return re.sub(r"<.*|\(.*", "", kernel.replace("(anonymous namespace)::", "")).replace("void ", "")[:60]
 
 
 TABLES = {

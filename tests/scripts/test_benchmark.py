@@ -16,7 +16,7 @@ from flowprior.training.compilation import compile_parts
 from scripts.benchmarks import flow_cases
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.measure import Effort, measure
-from scripts.benchmarks.table import DEVICES, PAGE, RESULTS, left_out, marks, of_plain, page_tables, put_into
+from scripts.benchmarks.table import PAGE, RESULTS, left_out, of_plain, page_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,26 +61,7 @@ def test_a_case_that_is_not_there_is_one_line_that_lists_those_that_are():
 def test_the_pages_tables_are_those_of_the_results_that_are_kept():
     kept = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
     assert kept and all(result["cases"].keys() == CASES.keys() for result in kept)
-    assert all(page_tables(device) in PAGE.read_text() for device in DEVICES)
-
-
-def test_a_gpus_results_replace_the_line_that_nothing_has_been_measured(tmp_path):
-    kept = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
-    result = next(result for result in kept if result["machine"]["precision"] == "float32")
-    (tmp_path / "a.json").write_text(json.dumps(result))
-    page = tmp_path / "speed.md"
-    page.write_text("\n".join(["head", *marks("CPU"), "between", *marks("GPU"), "foot"]))
-    put_into(page, tmp_path)
-    assert (
-        page.read_text().count("| flow prior step") == 2
-        and "On a GPU nothing has been measured yet." in page.read_text()
-    )
-    result["machine"] |= {"precision": "bfloat16", "device": "a card"}
-    (tmp_path / "b.json").write_text(json.dumps(result))
-    put_into(page, tmp_path)
-    cpu, gpu = page.read_text().split("between")
-    assert cpu.startswith("head") and gpu.endswith("foot") and "nothing has been measured" not in page.read_text()
-    assert "a card" in gpu and "a card" not in cpu and gpu.count("| flow prior step") == 2
+    assert page_tables() in PAGE.read_text()
 
 
 def test_what_is_left_of_the_plain_ways_seconds_is_written_as_a_share_or_as_a_multiple():

@@ -1,0 +1,181 @@
+"""The check of a GPU, rehearsed on a CPU: every part at toy size, and what becomes of parts that go wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowprior.errors import UserError
+from flowprior.training.compilation import compile_parts
+from scripts.gpu_check import agreement, autoencoder_steps, digits, mar_steps, sampling
+from scripts.gpu_check.__main__ import done_before, parse
+from scripts.gpu_check.cuda_lines import cuda_only_lines, not_executed, project_lines
+from scripts.gpu_check.measuring import by_kind, largest_batch
+from scripts.gpu_check.parts import PARTS, Context
+from scripts.gpu_check.runner import disagreements, report_to, reported
+from scripts.gpu_check.table import PAGE, RESULTS, agreement_rows, keep, page_tables, speed_rows, summary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def check(*words: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", "scripts/gpu_check.sh", "--tiny", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "digits end to end"])
+def test_every_part_runs_at_toy_size_and_agrees_with_itself_on_a_cpu(name, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    for module in (agreement, autoencoder_steps, mar_steps, sampling):
+        monkeypatch.setattr(module, "compile_parts", partial(compile_parts, backend="aot_eager"))
+    monkeypatch.setattr("flowprior.training.loop.compile_parts", partial(compile_parts, backend="aot_eager"))
+    report = report_to(tmp_path)
+    with torch._functorch.config.patch(donated_buffer=True):  # puts back what compile_parts sets
+        PARTS[name].run(Context(torch.device("cpu"), True, tmp_path, report))
+    torch.use_deterministic_algorithms(False)
+    results = reported(tmp_path)
+    values = [value for value in results.values() if isinstance(value, dict)]
+    assert values and not disagreements(results)
+    assert all(value["seconds"] > 0 for value in values if "samples_per_second" in value)
+    assert len(summary({**EMPTY, "parts": {name: {"status": "done", "results": results}}}).splitlines()) > len(values)
+
+
+EMPTY = {"machine": {"device": "a card", "cores": 2}, "versions": {"torch": "2", "python": "3"}, "tiny": True}
+
+
+def test_a_part_that_fails_hangs_or_runs_out_of_memory_costs_the_others_nothing_and_a_second_call_does_what_is_left(
+    tmp_path,
+):
+    wrong = ["a part that fails", "a part that hangs", "a part that runs out of memory"]
+    done = check("--only", *wrong, "numbers of sampling", "--out", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "first" / "gpu_check.json").read_text())
+    parts = result["parts"]
+    assert [parts[name]["status"] for name in wrong] == ["failed", "stopped", "failed"]
+    assert "on purpose" in parts[wrong[0]]["why"] and "Traceback" in parts[wrong[0]]["traceback"]
+    assert "allocate" in parts[wrong[2]]["why"] and "20 s" in parts[wrong[1]]["why"]
+    assert all(
+        parts[name]["results"] == {"before": how} for name, how in zip(wrong, ("fails", "hangs", "runs out of memory"))
+    )
+    assert parts["numbers of sampling"]["status"] == "done" and "CUDA graphs against plain, float32" in done.stdout
+    (tmp_path / "first" / "gpu_check.json").write_text(json.dumps(result))
+    again = check("--only", wrong[0], "numbers of sampling", "--done", tmp_path / "first", "--out", tmp_path / "second")
+    both = json.loads((tmp_path / "second" / "gpu_check.json").read_text())
+    assert (
+        both["parts"]["numbers of sampling"] == parts["numbers of sampling"]
+        and "a part that fails: failed" in again.stdout
+    )
+
+
+def test_a_check_ends_by_itself_and_names_what_it_had_no_time_for(tmp_path):
+    done = check("--minutes", 0.3, "--only", "a part that hangs", "numbers of sampling", "MAR step", "--out", tmp_path)
+    parts = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
+    assert done.returncode == 0 and parts["MAR step"] == {"status": "left out", "why": "the time was over"}
+    assert "MAR step: left out: the time was over" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--only", "nothing"], "MAR sampling"), (["--minutes", "0"], "--minutes"), (["--done"], "--done")],
+)
+def test_a_persons_mistake_is_one_line(words, told):
+    with pytest.raises(UserError, match=told) as caught:
+        parse(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_result_of_another_device_or_of_toy_sizes_is_not_gone_on_with_or_kept(tmp_path):
+    with pytest.raises(UserError, match="no result of the check|gpu_check.json"):
+        done_before(tmp_path, EMPTY)
+    (tmp_path / "gpu_check.json").write_text(json.dumps(EMPTY | {"parts": {}}))
+    assert done_before(tmp_path, EMPTY)["parts"] == {}
+    for other in (EMPTY | {"tiny": False}, EMPTY | {"machine": {"device": "another"}}):
+        with pytest.raises(UserError, match="a card, toy sizes"):
+            done_before(tmp_path, other)
+    with pytest.raises(UserError, match="--tiny"):
+        keep(EMPTY | {"parts": {}}, tmp_path)
+
+
+def test_the_pages_tables_are_those_of_the_results_that_are_kept():
+    kept = list((ROOT / RESULTS).glob("*.json"))
+    assert kept and page_tables(ROOT) in (ROOT / PAGE).read_text()
+
+
+def test_a_gradient_that_differs_by_more_than_it_may_is_a_disagreement_that_names_the_tensor():
+    expected = {"loss": torch.tensor(2.0), "a": torch.ones(100), "b": torch.ones(4)}
+    found = {"loss": torch.tensor(2.0), "a": torch.ones(100), "b": torch.tensor([1.0, 1.0, 1.0, 2.0])}
+    result = agreement.difference(found, expected, bound=1e-3)
+    assert result["largest"] == {"tensor": "b", "difference": 0.5} and not result["agree"]
+    assert result["gradient"] == pytest.approx((1 / 104) ** 0.5)
+    assert disagreements({"x": result, "size": "8", "y": {"agree": True}}) == ["x"]
+    assert agreement.difference(expected, expected, bound=1e-3)["agree"]
+    with pytest.raises(RuntimeError, match="other tensors"):
+        agreement.difference({"loss": found["loss"], "a": found["a"]}, expected, bound=1e-3)
+
+
+def test_a_gradient_that_vanishes_is_measured_against_the_whole_gradient():
+    expected = {"loss": torch.tensor(1.0), "a": 1000 * torch.ones(1), "key bias": torch.zeros(1)}
+    found = expected | {"key bias": torch.full((1,), 1e-6)}
+    assert agreement.difference(found, expected, bound=1e-3)["largest"]["difference"] == pytest.approx(1e-6)
+
+
+def test_the_largest_batch_that_fits_is_taken():
+    def step(size: int) -> None:
+        if size > 16:
+            raise torch.OutOfMemoryError
+
+    context = Context(torch.device("cpu"), True, Path(), lambda name, value: None)
+    assert largest_batch(context, [64, 32, 16, 8], step) == 16
+    with pytest.raises(torch.OutOfMemoryError):
+        largest_batch(context, [64, 32], step)
+
+
+def test_kernels_are_counted_by_what_they_do():
+    times = {"nvjet_sm90_x": 3.0, "triton_poi_fused_add": 2.0, "cudnn_sdpa_flash_bprop": 1.0, "something": 2.0}
+    assert by_kind(times) == {"products": 3 / 8, "compiled": 2 / 8, "other": 2 / 8, "attention": 1 / 8}
+
+
+def test_rates_are_shares_of_the_rate_that_the_same_part_has_measured():
+    row = {"samples": 4, "seconds": 0.5, "samples_per_second": 8.0, "tflop_per_second": 300.0, "mfu": 0.3033}
+    parts = {"MAR step": {"status": "done", "results": {"matmul_tflop_per_second": 600.0, "compiled": row}}}
+    assert speed_rows({"parts": parts}) == [("MAR step: compiled", "4", "0.5", "8", "300", "30 %", "50 %", "")]
+    assert agreement_rows({"parts": parts}) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ('if device.type == "cuda":\n    a()\n    b()\nelse:\n    c()\nd()', {2, 3}),
+        ('if device.type != "cuda":\n    a()\nelse:\n    c()', {4}),
+        ('def f():\n    if x.type != "cuda" or small:\n        return 1\n    go()\n    return 2', {4, 5}),
+        ("def f():\n    torch.cuda.set_device(0)\n    with torch.cuda.stream(s):\n        a()", {2, 3}),
+        ("if torch.cuda.is_available():\n    torch.cuda.manual_seed(1)\na()", {2}),
+        ('x = best("cuda" if torch.cuda.is_available() else "cpu")', set()),
+        ("def f(x: torch.cuda.CUDAGraph):\n    return x", set()),
+    ],
+)
+def test_what_runs_on_a_gpu_only_is_found_in_the_syntax(source, lines):
+    assert cuda_only_lines(source) == lines
+
+
+def test_cuda_only_lines_that_were_executed_in_either_of_two_checks_are_not_listed():
+    lines = project_lines(ROOT)
+    assert {"mar/cuda_graphs.py", "flowprior/training/distributed.py"} <= lines.keys()
+    every = not_executed(ROOT, {})
+    assert not_executed(ROOT, lines) == [] and len(every) == sum(map(len, lines.values()))
+    first = not_executed(ROOT, {"mar/cuda_graphs.py": lines["mar/cuda_graphs.py"]})
+    assert first and not any(row.startswith("mar/cuda_graphs.py") for row in first)
+    rest = {file: numbers for file, numbers in lines.items() if file != "mar/cuda_graphs.py"}
+    assert not_executed(ROOT, rest, {"not_executed": first}) == []
+
+
+def test_the_digits_part_reads_what_the_stages_leave(pipeline):
+    metrics = [digits.found(pipeline.run_dir, stage) for stage in digits.TINY]
+    assert all(found["training_seconds"] > 0 for found in metrics)
+    assert metrics[1]["psnr"] > 0 and metrics[2]["fid_by_guidance"].keys() == {"1", "2"}
