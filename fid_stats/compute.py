@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -15,6 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 from flowprior.data.images import ImageConfig, open_images  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import EXTRACTORS, Extractor, ImageSet  # noqa: E402
+from flowprior.metrics.registry import foreign_images  # noqa: E402
 from flowprior.training.config import build_config  # noqa: E402
 
 EPILOG = """examples:
@@ -75,8 +77,11 @@ def main() -> None:
     statistics = ImageSet.of_source(
         images, extractor, threads=options.workers, progress=sys.stderr.isatty()
     ).statistics()
-    statistics = replace(statistics, crop=f"centre {options.size}")
+    counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
+    statistics = replace(statistics, crop=f"centre {options.size}", class_counts=tuple(counts.tolist()))
     statistics.save(options.out)
+    if told := foreign_images(options.extractor, options.source == "digits"):
+        print(f"note: {told.partition('; write')[0]}", file=sys.stderr)
     print(f"{options.out}: {statistics.count} images, {len(statistics.mu)} dimensions, extractor {options.extractor}")
 
 

@@ -256,7 +256,9 @@ def two_scales(run: Path) -> list[str]:
 
 def classes_text(run: Path) -> str:
     """How the sheets of generated images, ten columns wide at most, are ordered."""
-    return ", one class a column" if read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
+    notes = [read(note)["protocol"].get("labels", "") for note in (run / "mar" / "samples").glob("cfg_*.json")]
+    in_turn = all(labels.startswith("i mod") for labels in notes)
+    return ", one class a column" if in_turn and read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
 
 
 def last_picture(folder: Path, pattern: str) -> bytes:

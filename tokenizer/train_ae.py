@@ -22,7 +22,7 @@ from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.metrics.registry import EXTRACTORS, check_extractor
+from flowprior.metrics.registry import EXTRACTORS, check_extractor, foreign_images
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
@@ -283,9 +283,11 @@ def train(
 
 
 def note_missing_weights(config: AEConfig) -> None:
-    """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights."""
+    """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights, or what they are of."""
     if not config.evaluate.extractor:
         return
+    if told := foreign_images(config.evaluate.extractor, config.held_out_data().source == "digits"):
+        print(f"note: {told}", file=sys.stderr, flush=True)
     from flowprior.metrics import missing_weights
 
     if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):

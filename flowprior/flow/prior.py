@@ -271,9 +271,7 @@ class FlowPrior(nn.Module):
             sizes, shape = dict(config["velocity"]), (config["feature_channels"], config["channels"])
             target = dict(config["target"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder / 'config.json'} is not a flow prior's config ({one_line(error)})"
-            ) from error
+            raise UserError(f"{folder / 'config.json'} is not a flow prior's config ({one_line(error)})") from error
 
         def make() -> FlowPrior:
             target_map = TargetMap(torch.zeros(shape[0]), torch.ones(()), torch.zeros(shape))

@@ -18,6 +18,8 @@ from flowprior.training.files import read_tensors, write_json, write_tensors
 from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import protocol, samples_file
+from mar.reference import open_reference
+from mar.samples import samples_size
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -45,12 +47,14 @@ def config_with(tmp_path):
 
 def protocol_of(config: MARStageConfig) -> dict:
     extractor = Extractor(config.evaluate.extractor, weights_path=config.evaluate.weights or None)
-    return evaluate.protocol(config, extractor, evaluate.open_reference(config, extractor)[1])
+    size = samples_size(config)
+    return evaluate.protocol(config, extractor, open_reference(config, extractor, size), size)
 
 
 def figures_of(config: MARStageConfig) -> dict:
     extractor = Extractor(config.evaluate.extractor)
-    return evaluate.evaluate(config, extractor, evaluate.open_reference(config, extractor)[0])
+    size = samples_size(config)
+    return evaluate.evaluate(config, extractor, open_reference(config, extractor, size), size)
 
 
 def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_metrics(config_with, tmp_path):
@@ -122,7 +126,7 @@ def test_samples_of_another_count_are_refused(config_with, pictures, kind):
 def test_samples_of_another_size_than_the_data_are_refused(config_with, pictures):
     config = config_with(samples=str(pictures["npz"]))
     config.data.size = 64
-    with pytest.raises(UserError, match="are 32 x 32 and the data .* cropped to 64"):
+    with pytest.raises(UserError, match="are 32 x 32 and the data .* cropped to 64: write data.size=32"):
         protocol_of(config)
 
 

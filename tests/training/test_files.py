@@ -138,7 +138,9 @@ def test_no_other_place_writes_json_that_could_hold_what_json_has_not():
     """Everything goes through ``json_text``, or states ``allow_nan=False`` where a script stands alone."""
     root = Path(__file__).resolve().parents[2]
     loose = []
-    for file in [f for part in ("flowprior", "tokenizer", "mar", "toy_examples") for f in (root / part).rglob("*.py")] + [
+    for file in [
+        f for part in ("flowprior", "tokenizer", "mar", "toy_examples") for f in (root / part).rglob("*.py")
+    ] + [
         *(root / "scripts").glob("*.py"),
         root / "scripts" / "soak" / "__main__.py",
     ]:
