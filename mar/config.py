@@ -113,6 +113,10 @@ class EvaluateConfig:
         """Whether the images' classes are those that were asked for."""
         return self.samples in ("", "generate")
 
+    def samples_of(self, run_dir: str) -> str:
+        """Where the samples lie, in words."""
+        return f"{run_dir}/mar/samples" if self.samples_have_labels else self.samples
+
     def chosen_metrics(self) -> tuple[str, ...]:
         """The metrics that are computed; a ``ValueError`` for one that is unknown or does not apply."""
         return choose_metrics(

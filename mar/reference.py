@@ -47,14 +47,15 @@ def open_reference(
     Raises:
         UserError: it is of another size or crop, of another extractor, or cannot be read.
     """
+    samples = f"the samples in {config.evaluate.samples_of(config.run_dir)} are {size}"
     if config.evaluate.uses_data:
-        return _data(config, extractor, size, workers)
+        return _data(config, extractor, size, samples, workers)
     file = Path(config.evaluate.reference)
     if file.suffix != ".npz":
-        return _folder(file, extractor, size, workers)
+        return _folder(file, extractor, size, samples, workers)
     if file.is_file() and archive_has_images(file):
-        return _archive(file, extractor, size, workers)
-    statistics = _statistics(file, extractor.name, size)
+        return _archive(file, extractor, size, samples, workers)
+    statistics = _statistics(file, extractor.name, size, samples)
     crop = statistics.crop_name
     if crop is None and workers.is_main:
         print(
@@ -92,31 +93,29 @@ def class_counts_of_file(file: Path) -> tuple[int, ...] | None:
     return None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())
 
 
-def _data(config: MARStageConfig, extractor: Extractor, size: ImageSize, workers: Workers) -> Reference:
+def _data(config: MARStageConfig, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
     wanted = config.data.size
     if size != (wanted, wanted):
         remedy = f"write data.size={size.height}, or" if size.height == size.width else "write"
         raise UserError(
-            f"the samples are {size} and the data that they are compared with are cropped to {wanted}: "
+            f"{samples} and the data that they are compared with are cropped to {wanted}: "
             f"{remedy} another evaluate.reference"
         )
     return _source(open_images(config.data), size, "centre", extractor, workers)
 
 
-def _folder(folder: Path, extractor: Extractor, size: ImageSize, workers: Workers) -> Reference:
+def _folder(folder: Path, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
     images = open_images(ImageConfig(source="folder", path=str(folder), size=size.height))
     sizes = Counter(workers.share(dict(stored_sizes(images)) if workers.is_main else None))  # type: ignore[arg-type]
     if set(sizes) == {size}:
         return _source(images, size, "none", extractor, workers)
     cropped = f"write data.source=folder data.path={folder} data.size={size.height} evaluate.reference=data"
     if size.height != size.width:
-        raise UserError(
-            f"the samples are {size}, and images in a folder such as {folder} are cropped to squares: give an .npz"
-        )
+        raise UserError(f"{samples}, and images in a folder such as {folder} are cropped to squares: give an .npz")
     [common, *others] = sizes
     if not others and common.height == common.width:
         raise UserError(
-            f"the images in {folder} are {common} and the samples are {size}: to compare with them resized to {size}, {cropped}"
+            f"the images in {folder} are {common} and {samples}: to compare with them resized to {size}, {cropped}"
         )
     if workers.is_main:
         small = sum(count for other, count in sizes.items() if min(other) < size.height)
@@ -131,13 +130,13 @@ def _source(images: ImageSource, size: ImageSize, crop: str, extractor: Extracto
     return Reference(ImageSet.of_source(images, extractor, progress=True, workers=workers), identity, counts)
 
 
-def _archive(file: Path, extractor: Extractor, size: ImageSize, workers: Workers) -> Reference:
+def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
     archive = ImageArchive(file)
     if (stored := ImageSize(*archive.size)) != size:
-        raise UserError(f"the images in {file} are {stored} and the samples are {size}: give images of one size")
+        raise UserError(f"the images in {file} are {stored} and {samples}: give images of one size")
     known = {}
     if {"mu.npy", "sigma.npy"} <= set(archive_members(file)):
-        statistics = _statistics(file, extractor.name, size)
+        statistics = _statistics(file, extractor.name, size, samples)
         known = {extractor.name: statistics}
         if statistics.spatial is not None:
             known["inception_spatial"] = statistics.spatial
@@ -154,7 +153,7 @@ def _archive(file: Path, extractor: Extractor, size: ImageSize, workers: Workers
     )
 
 
-def _statistics(file: Path, extractor: str, size: ImageSize) -> Statistics:
+def _statistics(file: Path, extractor: str, size: ImageSize, samples: str) -> Statistics:
     """The moments in a file; a :class:`UserError` where it says that they are of another extractor, size or crop."""
     statistics = Statistics.load(file)
     if statistics.extractor not in (None, extractor):
@@ -163,7 +162,7 @@ def _statistics(file: Path, extractor: str, size: ImageSize) -> Statistics:
         )
     if statistics.crop not in (None, f"centre {size.height}") or (statistics.crop and size.height != size.width):
         raise UserError(
-            f"the statistics {file} are of images cropped '{statistics.crop}' and the samples are {size}: make them anew with "
+            f"the statistics {file} are of images cropped '{statistics.crop}' and {samples}: make them anew with "
             f"`python fid_stats/compute.py <source> --size {size.height}`"
         )
     return statistics

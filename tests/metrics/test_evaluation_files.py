@@ -126,7 +126,7 @@ def test_samples_of_another_count_are_refused(config_with, pictures, kind):
 def test_samples_of_another_size_than_the_data_are_refused(config_with, pictures):
     config = config_with(samples=str(pictures["npz"]))
     config.data.size = 64
-    with pytest.raises(UserError, match="are 32 x 32 and the data .* cropped to 64: write data.size=32"):
+    with pytest.raises(UserError, match="theirs.npz are 32 x 32 and the data .* cropped to 64: write data.size=32"):
         protocol_of(config)
 
 
