@@ -48,6 +48,8 @@ def test_the_committed_statistics_of_the_digits_are_what_the_command_makes(run, 
     assert run("digits", "--out", tmp_path / "digits.npz")[0] == 0
     made, committed = Statistics.load(tmp_path / "digits.npz"), Statistics.load(FID_STATS / "digits.npz")
     assert (committed.count, committed.extractor) == (1797, "digits") == (made.count, made.extractor)
+    assert committed.crop == made.crop == "centre 32"
+    assert committed.class_counts == made.class_counts == (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
     for name in ("mu", "sigma"):
         expected = getattr(committed, name)
         np.testing.assert_allclose(getattr(made, name), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -58,7 +60,7 @@ def test_a_folder_gives_the_moments_of_its_pictures_at_any_depth(run, picture_fo
     assert run(picture_folder, "--extractor", "digits", "--size", 32, "--workers", 2, "--out", out)[0] == 0
     expected = ImageSet(digit_images(32)[0][:40], Extractor("digits")).statistics()
     read = Statistics.load(out)
-    assert read.count == 40
+    assert (read.count, read.crop, read.class_counts) == (40, "centre 32", (14, 13, 13))
     np.testing.assert_allclose(read.sigma, expected.sigma, rtol=1e-4, atol=1e-5)
 
 
