@@ -27,7 +27,7 @@ from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import entry_point
 from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation, half_half_fid
 from flowprior.metrics.inception_score import split_protocol
-from flowprior.metrics.registry import EXTRACTORS, foreign_images
+from flowprior.metrics.registry import foreign_images
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import file_sha256, read_json, write_json
 from flowprior.training.lock import sole_writer
@@ -88,7 +88,7 @@ def say(result: dict[str, Any]) -> None:
 def warn(config: MARStageConfig, reference: Reference) -> None:
     """One line on stderr for each way in which the two sides are not alike, or the extractor not made for them."""
     digits = config.evaluate.uses_data and config.data.source == "digits"
-    notes = [foreign_images(config.evaluate.extractor, digits)]
+    notes = [foreign_images(config.evaluate.extractor, digits or bool(config.evaluate.weights))]
     for name, counts in label_counts(config, reference).items():
         told = mismatch(counts, reference.class_counts or (), class_names(config))
         own = config.evaluate.samples_have_labels and config.sample.class_shares != "auto"
@@ -132,7 +132,7 @@ def protocol(
         "extractor": {
             "name": extractor.name,
             "weights": extractor.fingerprint,
-            "trained on": EXTRACTORS[extractor.name].trained_on,
+            "trained on": extractor.trained_on,
         },
         "metrics": list(chosen),
         "metric_weights": own_weights,
@@ -152,7 +152,10 @@ def protocol(
 
 def classes_text(counts: tuple[int, ...] | None) -> str:
     """What a protocol says of a set's classes."""
-    return f"{len(counts)}, of {min(counts)} to {max(counts)} images" if counts else "not stated"
+    if not counts:
+        return "not stated"
+    least, most = min(counts), max(counts)
+    return f"{len(counts)}, of {least} images each" if least == most else f"{len(counts)}, of {least} to {most} images"
 
 
 def class_names(config: MARStageConfig) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from flowprior.data.images import open_images
 from flowprior.errors import UserError, entry_point
-from flowprior.metrics.registry import foreign_images
 from flowprior.training.config import config_from_command_line
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import read_json, write_json
@@ -42,7 +41,7 @@ def main() -> None:
 def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     """Write and say the figures, unless just these are there."""
     images = open_images(config.held_out_data())
-    if config.evaluate.extractor and (told := foreign_images(config.evaluate.extractor, images_are_digits(config))):
+    if told := config.says_of_extractor():
         print(f"note: {told}", file=sys.stderr)
     if config.data.source == "folder" and not config.held_out:
         print(f"note: measured on the {len(images)} training images: held_out=<folder> names others", file=sys.stderr)
@@ -89,11 +88,6 @@ def reason_of(name: str, value: float) -> str:
     if name.startswith("psnr") and value > 0:
         return "some image is reconstructed exactly, whose PSNR is infinite"
     return "fewer than two images" if name.startswith("rfid") and math.isnan(value) else f"its value is {value}"
-
-
-def images_are_digits(config: AEConfig) -> bool:
-    """Whether what is measured are the embedded digits."""
-    return config.held_out_data().source == "digits"
 
 
 def chosen_metrics(config: AEConfig) -> list[str]:

@@ -114,6 +114,11 @@ class AEConfig:
             return replace(self.data, subset="val")
         return self.data
 
+    def says_of_extractor(self) -> str:
+        """What to say where the extractor was made for other images than those that are measured; else empty."""
+        name, own_weights = self.evaluate.extractor, bool(self.evaluate.weights)
+        return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
+
     def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
         """What measures of ``image_count`` reconstructions are built from."""
         return MeterContext(
@@ -286,7 +291,7 @@ def note_missing_weights(config: AEConfig) -> None:
     """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights, or what they are of."""
     if not config.evaluate.extractor:
         return
-    if told := foreign_images(config.evaluate.extractor, config.held_out_data().source == "digits"):
+    if told := config.says_of_extractor():
         print(f"note: {told}", file=sys.stderr, flush=True)
     from flowprior.metrics import missing_weights
 

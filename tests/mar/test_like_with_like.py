@@ -10,6 +10,7 @@ from PIL import Image
 from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, StreamingMoments, evaluate_generation, frechet_distance
+from flowprior.metrics.digit_networks import weights_file
 from flowprior.metrics.registry import EXTRACTORS, foreign_images
 from flowprior.training.config import build_config
 from flowprior.training.files import write_json
@@ -197,6 +198,23 @@ def test_what_the_extractor_was_trained_on_is_said_and_stated(measured, forms, c
     assert result["protocol"]["extractor"]["trained on"] == "scikit-learn's 1,797 handwritten digits"
     small = measured(forms["small npz"], "data")
     assert "trained" not in capsys.readouterr().err and small["protocol"]["reference"]["crop"] == "centre"
+
+
+def test_weights_of_ones_own_are_not_said_to_be_trained_on_anything(measured, forms, capsys):
+    weights = {"weights": str(weights_file("extractor"))}
+    options = {
+        "extractor": "digits",
+        "samples": str(forms["npz"]),
+        "reference": str(forms["folder"]),
+        "metrics": ["fid"],
+    }
+    config = build_config(MARStageConfig, {"sample": {"count": COUNT}, "evaluate": options | weights})
+    extractor = Extractor("digits", weights_path=config.evaluate.weights)
+    size = samples_size(config)
+    compared = open_reference(config, extractor, size)
+    evaluate.warn(config, compared)
+    assert capsys.readouterr().err == ""
+    assert "not stated" in evaluate.protocol(config, extractor, compared, size)["extractor"]["trained on"]
 
 
 @pytest.fixture

@@ -13,6 +13,12 @@ from flowprior.metrics import Extractor, ImageSet, Statistics
 FID_STATS = Path(__file__).resolve().parents[2] / "fid_stats"
 
 
+DIGITS_ONLY = (
+    "note: the extractor 'digits' was trained on scikit-learn's 1,797 handwritten digits at 32 x 32: "
+    "figures of other images by it mean little"
+)
+
+
 @pytest.fixture(scope="module")
 def compute() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(FID_STATS / "compute.py"), run_name="compute"))
@@ -82,6 +88,16 @@ def test_the_command_says_in_one_line_what_it_lacks(run, tmp_path):
     ]:
         code, message = run(*arguments)
         assert code == 2 and words in message and len(message.splitlines()) == 1
+
+
+def test_images_that_are_enlarged_and_an_extractor_of_digits_are_said(run, picture_folder, tmp_path):
+    words = (picture_folder, "--extractor", "digits", "--out", tmp_path / "x.npz")
+    assert run(*words, "--size", 32)[1].splitlines() == [DIGITS_ONLY]
+    assert run(*words, "--size", 40)[1].splitlines() == [
+        "note: 40 of 40 images are smaller than 40 and are enlarged",
+        DIGITS_ONLY,
+    ]
+    assert run("digits", "--out", tmp_path / "x.npz") == (0, "")
 
 
 def test_help_explains_every_option(capsys, monkeypatch, compute):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowprior.errors import UserError
-from flowprior.metrics import EXTRACTORS, Extractor, Statistics, StreamingMoments, frechet_distance
+from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance
 from flowprior.training.files import file_sha256
 from flowprior.training.precision import full_precision
 from tokenizer.metrics.base import Meter, MeterContext
@@ -58,7 +58,7 @@ class RFIDMeter(Meter):
             "extractor": {
                 "name": self.extractor.name,
                 "weights": self.weights,
-                "trained on": EXTRACTORS[self.extractor.name].trained_on,
+                "trained on": self.extractor.trained_on,
             },
             "reference": {"images": "the originals", **seen}
             if not reference
