@@ -35,6 +35,9 @@ def samples_size(config: MARStageConfig, workers: Workers = ONE_PROCESS) -> Imag
     """
     where = config.evaluate.samples
     if files := sample_files(config):
+        missing = [file for file in files.values() if not file.is_file()]
+        if missing and config.evaluate.samples_have_labels:
+            raise UserError(f"there is no set of samples at {missing[0]}: run `python -m mar.generate`")
         sizes = Counter(ImageSize(*ImageArchive(file).size) for file in files.values())
         where = ", ".join(map(str, files.values()))
     else:
@@ -69,6 +72,8 @@ def samples_protocol(config: MARStageConfig, size: ImageSize, workers: Workers =
             raise UserError(
                 f"the samples {note.with_suffix('.npz')} are of another generator or of other options: run `python -m mar.generate` again"
             )
+        if not isinstance(kept, dict):
+            raise UserError(f"{note} is damaged: run `python -m mar.generate` again")
         made[f"{cfg:g}"] = {**kept, **seen}
     return made
 
