@@ -21,9 +21,6 @@ import torch
 
 import flowprior.metrics
 from flowprior.data.digits import NUM_CLASSES
-from flowprior.data.image_archive import ImageArchive
-from flowprior.data.image_sizes import ImageSize
-from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import entry_point
 from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation, half_half_fid
 from flowprior.metrics.inception_score import split_protocol
@@ -34,8 +31,8 @@ from flowprior.training.lock import sole_writer
 from mar.config import MARStageConfig, read_config
 from mar.generate import draw_sets
 from mar.labels import mismatch, total_variation
-from mar.reference import Reference, check_reference, class_counts, open_reference
-from mar.samples import open_samples, sample_files, samples_protocol, samples_size
+from mar.reference import Reference, check_reference, open_reference
+from mar.samples import Samples, find_samples, open_samples, samples_protocol
 
 ONE_PROCESS = Workers()
 
@@ -52,18 +49,18 @@ def main() -> None:
         extractor = Extractor(
             config.evaluate.extractor, device=workers.device, weights_path=config.evaluate.weights or None
         )
-        size = samples_size(config, workers)
-        reference = open_reference(config, extractor, size, workers)
+        samples = find_samples(config, workers)
+        reference = open_reference(config, extractor, samples.size, workers)
         check_reference(config, reference.identity["count"])
-        made_by, file = protocol(config, extractor, reference, size, workers), result_file(config)
+        made_by, file = protocol(config, extractor, samples, reference, workers), result_file(config)
         if workers.is_main:
-            warn(config, reference)
+            warn(config, samples, reference)
         complete = file.is_file() and read_json(file, "evaluation").get("protocol") == made_by
         workers.barrier()  # nobody writes before everybody has looked
         if complete and workers.is_main:
             print(f"evaluation of the generator: complete ({file})")
         if not complete:
-            result = evaluate(config, extractor, reference, size, workers)
+            result = evaluate(config, extractor, samples, reference, workers)
             if workers.is_main:
                 write_json(file, result | {"protocol": made_by})
         if workers.is_main:
@@ -85,31 +82,17 @@ def say(result: dict[str, Any]) -> None:
         )
 
 
-def warn(config: MARStageConfig, reference: Reference) -> None:
+def warn(config: MARStageConfig, samples: Samples, reference: Reference) -> None:
     """One line on stderr for each way in which the two sides are not alike, or the extractor not made for them."""
     digits = config.evaluate.uses_data and config.data.source == "digits"
     notes = [foreign_images(config.evaluate.extractor, digits or bool(config.evaluate.weights))]
-    for name, counts in label_counts(config, reference).items():
+    for name, counts in samples.class_counts(len(reference.class_counts or ())).items():
         told = mismatch(counts, reference.class_counts or (), class_names(config))
         own = config.evaluate.samples_have_labels and config.sample.class_shares != "auto"
         remedy = "; sample.class_shares=auto draws them alike" if own else ""
         notes.append(told and f"{name}: {told}{remedy}")
     for note in dict.fromkeys(filter(None, notes)):
         print(f"note: {note}", file=sys.stderr, flush=True)
-
-
-def label_counts(config: MARStageConfig, reference: Reference) -> dict[str, tuple[int, ...]]:
-    """How many images of every class each set of samples has, by its name, where that is known."""
-    counts, least = {}, len(reference.class_counts or ())
-    for name, file in sample_files(config).items():
-        labels = ImageArchive(file).labels
-        if labels is not None and labels.min() >= 0:
-            counts[name] = tuple(torch.bincount(labels, minlength=least).tolist())
-    if not counts and Path(config.evaluate.samples).is_dir() and config.evaluate.samples:
-        images = open_images(ImageConfig(source="folder", path=config.evaluate.samples))
-        if images.num_classes > 1:
-            counts[Path(config.evaluate.samples).name] = class_counts(images)
-    return counts
 
 
 def result_file(config: MARStageConfig) -> Path:
@@ -120,8 +103,8 @@ def result_file(config: MARStageConfig) -> Path:
 def protocol(
     config: MARStageConfig,
     extractor: Extractor,
+    samples: Samples,
     reference: Reference,
-    size: ImageSize,
     workers: Workers = ONE_PROCESS,
 ) -> dict[str, Any]:
     """How the figures come about: equal protocols mean equal figures. A :class:`UserError` for samples that are not as they should be."""
@@ -138,9 +121,9 @@ def protocol(
         "metric_weights": own_weights,
         "half_half_splits": config.evaluate.half_half_splits if config.evaluate.uses_data else 0,
         "dtype": "float32 features, float64 moments",
-        "samples": samples_protocol(config, size, workers),
+        "samples": samples_protocol(config, samples, workers),
     }
-    for name, counts in label_counts(config, reference).items():
+    for name, counts in samples.class_counts(len(reference.class_counts or ())).items():
         told = {"classes": classes_text(counts)}
         if len(reference.class_counts or ()) == len(counts):
             told["total variation to the reference's"] = round(total_variation(counts, reference.class_counts), 4)
@@ -168,8 +151,8 @@ def class_names(config: MARStageConfig) -> list[str]:
 def evaluate(
     config: MARStageConfig,
     extractor: Extractor,
+    samples: Samples,
     reference: Reference,
-    size: ImageSize,
     workers: Workers = ONE_PROCESS,
 ) -> dict[str, Any]:
     """Figures of every set of samples, the best of them by FID, and how far one half of the real images lies from the other.
@@ -177,7 +160,7 @@ def evaluate(
     A figure that is none is null, and ``not_measured`` says why.
     """
     result: dict[str, Any] = {"metrics": {}}
-    for name, images in open_samples(config, extractor, size, workers).items():
+    for name, images in open_samples(config, extractor, samples, workers).items():
         figures, missing = figures_of(config, images, reference)
         result["metrics"][name] = figures
         if missing:

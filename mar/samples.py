@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flowprior.data.image_archive import ImageArchive
 from flowprior.data.image_sizes import ImageSize, stored_sizes
@@ -15,54 +18,86 @@ from flowprior.training.distributed import Workers
 from flowprior.training.files import file_sha256, read_json
 from mar.config import MARStageConfig
 from mar.generate import protocol_of_set, same_protocol, samples_file
+from mar.reference import class_counts
 
 ONE_PROCESS = Workers()
 
 
-def sample_files(config: MARStageConfig) -> dict[str, Path]:
-    """The .npz of each set by its guidance scale or its name; none where the samples are a folder."""
-    samples = config.evaluate.samples
-    if config.evaluate.samples_have_labels:
-        return {f"{cfg:g}": samples_file(config, cfg) for cfg in config.sample.cfg}
-    return {Path(samples).name: Path(samples)} if samples.endswith(".npz") else {}
+@dataclass(frozen=True)
+class Samples:
+    """Sets of images of one size: files, each an .npz with its name, or one folder.
+
+    Attributes:
+        size: of every image. It is the size of the comparison: samples are measured as they are, never resized.
+        files: by guidance scale or name; empty where the samples are a folder.
+        folder: the images in it, read at their size.
+    """
+
+    size: ImageSize
+    files: dict[str, Path]
+    folder: FolderImages | None = None
+
+    def class_counts(self, least: int) -> dict[str, tuple[int, ...]]:
+        """How many images of every class, ``least`` of them at least, each set has, where that is known."""
+        if self.folder is not None:
+            return {self.folder.root.name: class_counts(self.folder)} if self.folder.num_classes > 1 else {}
+        labels = {name: ImageArchive(file).labels for name, file in self.files.items()}
+        return {
+            name: tuple(torch.bincount(of_set, minlength=least).tolist())
+            for name, of_set in labels.items()
+            if of_set is not None and of_set.min() >= 0
+        }
 
 
-def samples_size(config: MARStageConfig, workers: Workers = ONE_PROCESS) -> ImageSize:
-    """The one size of all samples, which is the size of the comparison: samples are measured as they are, never resized.
+def find_samples(config: MARStageConfig, workers: Workers = ONE_PROCESS) -> Samples:
+    """What ``config.evaluate.samples`` names.
 
     Raises:
-        UserError: they have several sizes, or lie in a folder and are not square.
+        UserError: it is not there, is of several sizes, or lies in a folder and is not square.
     """
     where = config.evaluate.samples
-    if files := sample_files(config):
-        missing = [file for file in files.values() if not file.is_file()]
-        if missing and config.evaluate.samples_have_labels:
+    if config.evaluate.samples_have_labels:
+        files = {f"{cfg:g}": samples_file(config, cfg) for cfg in config.sample.cfg}
+        if missing := [file for file in files.values() if not file.is_file()]:
             raise UserError(f"there is no set of samples at {missing[0]}: run `python -m mar.generate`")
-        sizes = Counter(ImageSize(*ImageArchive(file).size) for file in files.values())
-        where = ", ".join(map(str, files.values()))
+    elif where.endswith(".npz"):
+        files = {Path(where).name: Path(where)}
     else:
-        images = _folder(where, config.data.size)
-        sizes = Counter(workers.share(dict(stored_sizes(images)) if workers.is_main else None))
+        return _folder(where, config.data.size, workers)
+    sizes = Counter(ImageSize(*ImageArchive(file).size) for file in files.values())
+    return Samples(_only(sizes, ", ".join(map(str, files.values()))), files)
+
+
+def _folder(path: str, size: int, workers: Workers) -> Samples:
+    def read(side: int) -> FolderImages:
+        return open_images(ImageConfig(source="folder", path=path, size=side))  # type: ignore[return-value]
+
+    images = read(size)
+    found = _only(Counter(workers.share(dict(stored_sizes(images)) if workers.is_main else None)), path)
+    if found.height != found.width:
+        raise UserError(
+            f"the samples in {path} are {found}, and folders are read as squares: save them as arr_0 in an .npz"
+        )
+    return Samples(found, {}, images if found.height == size else read(found.height))
+
+
+def _only(sizes: Counter[ImageSize], where: str) -> ImageSize:
     if len(sizes) > 1:
         told = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3))
         raise UserError(f"the samples in {where} are of {len(sizes)} sizes ({told}): save them at one size")
-    [size] = sizes
-    if not files and size.height != size.width:
-        raise UserError(
-            f"the samples in {where} are {size}, and folders are read as squares: save them as arr_0 in an .npz"
-        )
-    return size
+    return next(iter(sizes))
 
 
-def samples_protocol(config: MARStageConfig, size: ImageSize, workers: Workers = ONE_PROCESS) -> dict[str, Any]:
+def samples_protocol(config: MARStageConfig, samples: Samples, workers: Workers = ONE_PROCESS) -> dict[str, Any]:
     """How each set of samples was made, or which file or folder it is; what is stale or not of this count is refused."""
-    samples, seen = config.evaluate.samples, {"size": str(size), "crop": "none"}
-    if not sample_files(config):
-        images = _folder(samples, size.height)
-        return {Path(samples).name: {"images": shared_fingerprint(images, workers), "count": len(images), **seen}}
+    seen = {"size": str(samples.size), "crop": "none"}
+    if (images := samples.folder) is not None:
+        return {images.root.name: {"images": shared_fingerprint(images, workers), "count": len(images), **seen}}
     if not config.evaluate.samples_have_labels:
-        archive = ImageArchive(samples)
-        return {Path(samples).name: {"count": archive.count, "sha256": file_sha256(Path(samples)), **seen}}
+        return {
+            name: {"count": ImageArchive(file).count, "sha256": file_sha256(file), **seen}
+            for name, file in samples.files.items()
+        }
     made = {}
     for cfg in config.sample.cfg:
         note = samples_file(config, cfg).with_suffix(".json")
@@ -79,15 +114,14 @@ def samples_protocol(config: MARStageConfig, size: ImageSize, workers: Workers =
 
 
 def open_samples(
-    config: MARStageConfig, extractor: Extractor, size: ImageSize, workers: Workers = ONE_PROCESS
+    config: MARStageConfig, extractor: Extractor, samples: Samples, workers: Workers = ONE_PROCESS
 ) -> dict[str, ImageSet]:
     """Each set of samples by its guidance scale or its file's name; a :class:`UserError` unless it is whole and of this config's count."""
-    samples, files, sets = config.evaluate.samples, sample_files(config), {}
-    if not files:
-        images = _folder(samples, size.height)
-        check_count(len(images), samples, config)
-        return {Path(samples).name: ImageSet.of_source(images, extractor, progress=True, workers=workers)}
-    for name, file in files.items():
+    if (images := samples.folder) is not None:
+        check_count(len(images), images.root, config)
+        return {images.root.name: ImageSet.of_source(images, extractor, progress=True, workers=workers)}
+    sets = {}
+    for name, file in samples.files.items():
         check_count(ImageArchive(file).count, file, config)
         sets[name] = ImageSet.of_archive(file, extractor, progress=True, workers=workers)
         if config.evaluate.samples_have_labels and sets[name].labels is None:
@@ -102,7 +136,3 @@ def check_count(count: int, where: str | Path, config: MARStageConfig) -> None:
             f"{where} holds {count} images and sample.count is {config.sample.count}: run `python -m mar.generate` again, "
             f"or write sample.count={count}"
         )
-
-
-def _folder(path: str, size: int) -> FolderImages:
-    return open_images(ImageConfig(source="folder", path=path, size=size))  # type: ignore[return-value]

@@ -18,7 +18,7 @@ from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import samples_file
 from mar.reference import open_reference
-from mar.samples import samples_size
+from mar.samples import find_samples
 
 DIGITS = Extractor("digits")
 COUNT = 30
@@ -66,11 +66,11 @@ def measured(tmp_path):
             },
         }
         config = build_config(MARStageConfig, values | sections)
-        size = samples_size(config)
-        compared = open_reference(config, DIGITS, size)
-        made_by = evaluate.protocol(config, DIGITS, compared, size)
-        evaluate.warn(config, compared)
-        return evaluate.evaluate(config, DIGITS, compared, size) | {"protocol": json.loads(json.dumps(made_by))}
+        found = find_samples(config)
+        compared = open_reference(config, DIGITS, found.size)
+        made_by = evaluate.protocol(config, DIGITS, found, compared)
+        evaluate.warn(config, found, compared)
+        return evaluate.evaluate(config, DIGITS, found, compared) | {"protocol": json.loads(json.dumps(made_by))}
 
     return measure
 
@@ -123,11 +123,11 @@ def test_data_of_another_size_are_refused_for_a_folder_and_for_the_runs_own_sets
             measured(samples, "data")
     own = build_config(MARStageConfig, {"run_dir": str(tmp_path / "run"), "sample": {"cfg": [1]}})
     with pytest.raises(UserError, match="no set of samples at .*cfg_1.npz: run `python -m mar.generate`"):
-        samples_size(own)
+        find_samples(own)
     samples_file(own, 1).parent.mkdir(parents=True)
     archive(samples_file(own, 1), pictures(64))
     with pytest.raises(UserError, match="run/mar/samples are 64 x 64 and the data"):
-        open_reference(own, DIGITS, samples_size(own))
+        open_reference(own, DIGITS, find_samples(own).size)
 
 
 def test_photographs_are_cropped_to_the_samples_size_and_it_is_said(measured, forms, tmp_path, capsys):
@@ -212,11 +212,11 @@ def test_weights_of_ones_own_are_not_said_to_be_trained_on_anything(measured, fo
     }
     config = build_config(MARStageConfig, {"sample": {"count": COUNT}, "evaluate": options | weights})
     extractor = Extractor("digits", weights_path=config.evaluate.weights)
-    size = samples_size(config)
-    compared = open_reference(config, extractor, size)
-    evaluate.warn(config, compared)
+    samples = find_samples(config)
+    compared = open_reference(config, extractor, samples.size)
+    evaluate.warn(config, samples, compared)
     assert capsys.readouterr().err == ""
-    assert "not stated" in evaluate.protocol(config, extractor, compared, size)["extractor"]["trained on"]
+    assert "not stated" in evaluate.protocol(config, extractor, samples, compared)["extractor"]["trained on"]
 
 
 @pytest.fixture
@@ -235,8 +235,8 @@ def own_sets(tmp_path):
         write_json(tmp_path / "mar" / "generator" / "config.json", {"about": {"class_names": names}})
         samples_file(config, 1).parent.mkdir(exist_ok=True)
         archive(samples_file(config, 1), digit_images(32)[0][:COUNT], labels=labels)
-        size = samples_size(config)
-        return evaluate.evaluate(config, DIGITS, open_reference(config, DIGITS, size), size)
+        samples = find_samples(config)
+        return evaluate.evaluate(config, DIGITS, samples, open_reference(config, DIGITS, samples.size))
 
     return figures
 

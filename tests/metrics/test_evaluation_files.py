@@ -19,7 +19,7 @@ from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import protocol, samples_file
 from mar.reference import open_reference
-from mar.samples import samples_size
+from mar.samples import find_samples
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -47,14 +47,14 @@ def config_with(tmp_path):
 
 def protocol_of(config: MARStageConfig) -> dict:
     extractor = Extractor(config.evaluate.extractor, weights_path=config.evaluate.weights or None)
-    size = samples_size(config)
-    return evaluate.protocol(config, extractor, open_reference(config, extractor, size), size)
+    samples = find_samples(config)
+    return evaluate.protocol(config, extractor, samples, open_reference(config, extractor, samples.size))
 
 
 def figures_of(config: MARStageConfig) -> dict:
     extractor = Extractor(config.evaluate.extractor)
-    size = samples_size(config)
-    return evaluate.evaluate(config, extractor, open_reference(config, extractor, size), size)
+    samples = find_samples(config)
+    return evaluate.evaluate(config, extractor, samples, open_reference(config, extractor, samples.size))
 
 
 def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_metrics(config_with, tmp_path):
