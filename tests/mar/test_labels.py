@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
-from flowprior.metrics import Extractor, ImageSet, Statistics
+from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation
 from flowprior.training.config import build_config
 from mar.config import MARStageConfig
 from mar.labels import EQUAL, choose_shares, class_sequence, mismatch, total_variation
@@ -137,3 +138,19 @@ def test_the_curve_of_fid_in_training_has_the_same_shares(tmp_path, unbalanced, 
     painter = Painter(network, autoencoder, config.sample, Workers())
     figures = OnlineEvaluation(config, painter, SAVED).measure()
     assert list(figures) == ["fid_of_20"] and np.bincount(drawn).tolist() == [18, 2]
+
+
+def test_a_perfect_generator_of_nine_to_one_data_is_near_them_in_their_shares_and_far_from_them_in_equal_ones():
+    """Pictures of two colours, 540 and 60 of them; 300 others of the same kind stand for samples."""
+    random = np.random.default_rng(0)
+
+    def draw(labels) -> ImageSet:
+        tints = np.array([[1, 0, 0], [0, 1, 1]])
+        blocks = random.integers(0, 256, (len(labels), 4, 4, 1)).repeat(8, 1).repeat(8, 2)
+        images = (blocks * tints[labels][:, None, None] + 40 * np.array(labels).reshape(-1, 1, 1, 1)).clip(0, 255)
+        return ImageSet(torch.from_numpy(images.astype(np.uint8)).permute(0, 3, 1, 2), Extractor("digits"))
+
+    data = draw([0] * 540 + [1] * 60)
+    in_shares, equal = draw(class_sequence([540, 60], 300)), draw([i % 2 for i in range(300)])
+    near, far = (evaluate_generation(one, data, ["fid"])["fid"] for one in (in_shares, equal))
+    assert near < 0.1 and 9 < far < 10.5
