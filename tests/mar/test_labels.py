@@ -153,4 +153,4 @@ def test_a_perfect_generator_of_nine_to_one_data_is_near_them_in_their_shares_an
     data = draw([0] * 540 + [1] * 60)
     in_shares, equal = draw(class_sequence([540, 60], 300)), draw([i % 2 for i in range(300)])
     near, far = (evaluate_generation(one, data, ["fid"])["fid"] for one in (in_shares, equal))
-    assert near < 0.1 and 9 < far < 10.5
+    assert near < 0.2 and 9 < far < 11  # over eight seeds: 0.04 to 0.11, and 9.7 to 10.2
