@@ -7,14 +7,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from flowprior.data.images import ImageConfig, open_images  # noqa: E402
+from flowprior.data.image_sizes import stored_sizes  # noqa: E402
+from flowprior.data.images import FolderImages, ImageConfig, open_images  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import EXTRACTORS, Extractor, ImageSet  # noqa: E402
+from flowprior.metrics.registry import foreign_images  # noqa: E402
 from flowprior.training.config import build_config  # noqa: E402
 
 EPILOG = """examples:
@@ -71,12 +74,22 @@ def main() -> None:
     options = parse()
     source = {"source": "digits"} if options.source == "digits" else {"source": "folder", "path": options.source}
     images = open_images(build_config(ImageConfig, source | {"size": options.size}, "--size"))
+    if isinstance(images, FolderImages):
+        small = sum(n for size, n in stored_sizes(images).items() if min(size) < options.size)
+        if small:
+            print(
+                f"note: {small} of {len(images)} images are smaller than {options.size} and are enlarged",
+                file=sys.stderr,
+            )
     extractor = Extractor(options.extractor, device=options.device, weights_path=options.weights_path)
     statistics = ImageSet.of_source(
         images, extractor, threads=options.workers, progress=sys.stderr.isatty()
     ).statistics()
-    statistics = replace(statistics, crop=f"centre {options.size}")
+    counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
+    statistics = replace(statistics, crop=f"centre {options.size}", class_counts=tuple(counts.tolist()))
     statistics.save(options.out)
+    if told := foreign_images(options.extractor, options.source == "digits"):
+        print(f"note: {told.partition('; write')[0]}", file=sys.stderr)
     print(f"{options.out}: {statistics.count} images, {len(statistics.mu)} dimensions, extractor {options.extractor}")
 
 

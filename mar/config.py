@@ -33,7 +33,11 @@ def build_generator(config: GeneratorConfig, tokens: int, channels: int, num_cla
 class SampleConfig:
     """What is sampled for the evaluation."""
 
-    count: int = option(50_000, "images per guidance scale, class-balanced")
+    count: int = option(50_000, "images per guidance scale")
+    class_shares: Literal["auto", "equal", "data"] = option(
+        "auto",
+        "of the classes among them: equal, those of the data, or auto: those of the reference where they are known and not nearly equal",
+    )
     cfg: tuple[float, ...] = option((1.0,), "guidance scales, one set of images each")
     batch: int = option(256, "images at once in every process; changes speed, and images by rounding only")
     seed: int = option(0, "image i is drawn from (seed, i)")
@@ -71,6 +75,9 @@ class EvaluateConfig:
     online_epochs: float = option(
         0.0, "measure and draw the preview every so many epochs, in place of every train.eval_steps steps"
     )
+    inception_split: int = option(
+        0, "images in each split of the inception score, such as ADM's 5000; 0: ten equal splits, as torch-fidelity's"
+    )
     samples: str = option(
         "",
         "what is measured: empty, the run's sets; generate, the same and drawn first if need be; or an .npz or a folder of images",
@@ -81,8 +88,8 @@ class EvaluateConfig:
             raise ValueError(
                 f"reference is data or the path of an .npz or of a folder of images, not '{self.reference}'"
             )
-        if min(self.half_half_splits, self.online_count, self.online_epochs) < 0:
-            raise ValueError("half_half_splits, online_count and online_epochs are 0 or more")
+        if min(self.half_half_splits, self.online_count, self.online_epochs, self.inception_split) < 0:
+            raise ValueError("half_half_splits, online_count, online_epochs and inception_split are 0 or more")
         if (
             self.samples not in ("", "generate")
             and not self.samples.endswith(".npz")
@@ -105,6 +112,10 @@ class EvaluateConfig:
     def samples_have_labels(self) -> bool:
         """Whether the images' classes are those that were asked for."""
         return self.samples in ("", "generate")
+
+    def samples_of(self, run_dir: str) -> str:
+        """Where the samples lie, in words."""
+        return f"{run_dir}/mar/samples" if self.samples_have_labels else self.samples
 
     def chosen_metrics(self) -> tuple[str, ...]:
         """The metrics that are computed; a ``ValueError`` for one that is unknown or does not apply."""

@@ -4,7 +4,8 @@
     python -m mar.generate [--preset digits] --classes 207 360 --cfg 3 --n 16 --out grid.png [option=value ...]
 
 The first form writes <run_dir>/mar/samples/cfg_<scale>.npz (arr_0 uint8 (N, H, W, 3) as ADM's evaluator reads it, and labels) with a
-.json beside it that says how they were made; interrupted, it goes on where it was. The second writes one .png with a class in
+.json beside it that says how they were made; interrupted, it goes on where it was. Its classes are in the shares of the data or of the
+evaluation's reference (sample.class_shares). The second writes one .png with a class in
 every row, or one .npz. Image i depends on the seed and on i, not on the number of processes, and on the batch by
 rounding only (with sample.exact=true not at all).
 
@@ -37,7 +38,8 @@ from flowprior.training.files import read_json, write_json
 from flowprior.training.lock import sole_writer
 from flowprior.training.pictures import save_sheet
 from mar.config import MARStageConfig, SampleConfig, read_config
-from mar.painter import Painter
+from mar.labels import ClassShares, choose_shares
+from mar.painter import EXACT_GROUP, Painter
 from mar.saved import load_generator
 from mar.tokenizer import load_autoencoder
 
@@ -65,7 +67,7 @@ def draw_sets(config: MARStageConfig, workers: Workers) -> None:
     """One set of images for every guidance scale; what is there already stays."""
     painter, saved = load_painter(config, workers)
     for cfg in config.sample.cfg:
-        generate_set(config, painter, cfg, protocol(config, saved, cfg))
+        generate_set(config, painter, cfg, protocol(config, saved, cfg), choose_shares(config, saved))
 
 
 def parse(words: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -88,14 +90,22 @@ def samples_file(config: MARStageConfig, cfg: float) -> Path:
     return Path(config.run_dir) / "mar" / "samples" / f"cfg_{cfg:g}.npz"
 
 
-def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float) -> dict[str, Any]:
-    """How a set of images is made: equal protocols mean equal images, but for rounding where ``exact`` is off."""
+def protocol(
+    config: MARStageConfig, saved: dict[str, Any], cfg: float, labels: list[int] | None = None
+) -> dict[str, Any]:
+    """How a set of images is made: equal protocols mean equal images, but for rounding where ``exact`` is off.
+
+    Args:
+        config, saved: of the stage, and the generator's ``config.json``.
+        cfg: guidance scale.
+        labels: of the images where they are chosen by hand; None: as ``sample.class_shares`` says.
+    """
     return {
         "generator": saved["fingerprint"],
         "autoencoder": saved["about"]["autoencoder"],
         "count": config.sample.count,
         "seed": config.sample.seed,
-        "labels": "i mod number of classes",
+        "labels": choose_shares(config, saved).told if labels is None else labels,
         "cfg": cfg,
         "sampler": to_dict(getattr(config.model, saved["generator"]["name"]).sampler),
         "precision": config.sample.precision,
@@ -123,19 +133,21 @@ def same_protocol(kept: Any, wanted: dict[str, Any], config: MARStageConfig) -> 
     return kept | {"sampler": defaults | kept["sampler"]} == wanted
 
 
-def generate_set(config: MARStageConfig, painter: Painter, cfg: float, made_by: dict[str, Any]) -> None:
+def generate_set(
+    config: MARStageConfig, painter: Painter, cfg: float, made_by: dict[str, Any], shares: ClassShares
+) -> None:
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
     file, workers, classes = samples_file(config, cfg), painter.workers, painter.bundle.model.num_classes
     note = file.with_suffix(".json")
     kept = read_json(note, "sampling protocol").get("protocol") if file.is_file() and note.is_file() else None
     workers.barrier()  # nobody writes before everybody has looked
-    folder, labels = file.with_name(f".{file.stem}.parts"), torch.arange(classes)
+    folder = file.with_name(f".{file.stem}.parts")
     if same_protocol(kept, made_by, config):
         if workers.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
             print(f"samples, cfg {cfg:g}: complete ({file})")
         return
-    start = time.perf_counter()
+    start, labels = time.perf_counter(), shares.labels(classes, config.sample.count + EXACT_GROUP)
     parts = draw_parts(
         folder,
         made_by,
@@ -147,7 +159,7 @@ def generate_set(config: MARStageConfig, painter: Painter, cfg: float, made_by: 
     )
     if workers.is_main:
         note.unlink(missing_ok=True)  # from here on until the end, the file is nobody's
-        write_image_archive(file, parts, np.arange(config.sample.count) % classes)
+        write_image_archive(file, parts, labels.numpy()[np.arange(config.sample.count) % len(labels)])
         columns = min(10, classes)
         write_sheet(file.with_suffix(".png"), first_images(file, 10 * columns), columns)
         write_json(note, {"protocol": made_by, "seconds": time.perf_counter() - start, "device": str(workers.device)})
@@ -173,7 +185,7 @@ def draw_chosen(config: MARStageConfig, painter: Painter, saved: dict[str, Any],
     if out.suffix not in (".png", ".npz") or count < 1 or not (cfg >= 0 and math.isfinite(cfg)):
         raise UserError("--out is a .png or .npz, --n is at least 1, --cfg is 0 or more")
     labels = torch.tensor(classes)[torch.arange(count) * len(classes) // count]
-    made_by = protocol(config, saved, cfg) | {"count": count, "labels": labels.tolist()}
+    made_by = protocol(config, saved, cfg, labels.tolist()) | {"count": count}
     folder = out.with_name(f".{out.name}.parts")
     parts = draw_parts(
         folder,

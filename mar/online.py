@@ -7,27 +7,38 @@ from typing import Any
 
 import torch
 
+from flowprior.data.image_sizes import ImageSize
 from flowprior.metrics import Extractor, ImageSet, Statistics, StreamingMoments, frechet_distance
 from flowprior.metrics.image_set import BATCH
 from flowprior.training.files import read_json, write_json
 from mar.config import MARStageConfig
-from mar.evaluate import open_reference
-from mar.painter import Painter
+from mar.labels import choose_shares
+from mar.painter import EXACT_GROUP, Painter
+from mar.reference import open_reference
 
 
 class OnlineEvaluation:
     """``evaluate.online_count`` images at the preview's guidance against the evaluation's reference, by all processes together.
 
     So few images read too high; ``python -m mar.evaluate`` measures the trained generator.
+
+    Args:
+        config: of the stage.
+        painter: draws with the weights of the moment.
+        saved: what the generator's ``config.json`` will say: ``about`` and ``shape``.
     """
 
-    def __init__(self, config: MARStageConfig, painter: Painter) -> None:
+    def __init__(self, config: MARStageConfig, painter: Painter, saved: dict[str, Any]) -> None:
         self.config, self.painter = config, painter
         evaluate, workers = config.evaluate, painter.workers
         self.extractor = Extractor(evaluate.extractor, device=workers.device, weights_path=evaluate.weights or None)
         with self._float32():
-            reference, identity = open_reference(config, self.extractor, workers)
-            self.reference = reference if isinstance(reference, Statistics) else self._moments(reference, identity)
+            size = ImageSize(*[painter.autoencoder.config.image_size] * 2)
+            reference = open_reference(config, self.extractor, size, workers)
+            images = reference.images
+            self.reference = images if isinstance(images, Statistics) else self._moments(images, reference.identity)
+        shares, classes = choose_shares(config, saved), painter.bundle.model.num_classes
+        self.labels = shares.labels(classes, evaluate.online_count + EXACT_GROUP)
 
     def _moments(self, reference: ImageSet, identity: dict[str, Any]) -> Statistics:
         """Of the reference's images, kept in the run's folder: a resumed run does not look at all of them again."""
@@ -46,10 +57,10 @@ class OnlineEvaluation:
     def measure(self) -> dict[str, float]:
         """One figure, named after the number of images."""
         workers, count = self.painter.workers, self.config.evaluate.online_count
-        labels, moments = torch.arange(self.painter.bundle.model.num_classes), StreamingMoments()
+        moments = StreamingMoments()
         for first in range(workers.rank * BATCH, count, workers.count * BATCH):
             indices = range(first, min(first + BATCH, count))
-            images = self.painter.draw(indices, labels, self.config.sample.preview_cfg)
+            images = self.painter.draw(indices, self.labels, self.config.sample.preview_cfg)
             with self._float32():
                 moments.update(self.extractor(images).fid)
         moments.sum_over(workers)

@@ -89,13 +89,19 @@ def train(
         "generator",
     )
 
+    about = {
+        "autoencoder": autoencoder.fingerprint,
+        "class_names": cache.manifest["class_names"],
+        "class_counts": torch.bincount(cache.labels.cpu(), minlength=cache.num_classes).tolist(),
+        "train": asdict(config.train),
+    }
     painter = Painter(objective, autoencoder, config.sample, workers)
     online = None
     if config.evaluate.online_count:
         from mar.online import OnlineEvaluation  # brings torch-fidelity, which training needs for this alone
 
         # Here, since a missing reference is better missed before the first step.
-        online = OnlineEvaluation(config, painter)
+        online = OnlineEvaluation(config, painter, {"about": about, "shape": shape})
 
     def evaluate(step: int) -> dict[str, float]:
         if workers.is_main:
@@ -108,11 +114,6 @@ def train(
         loop.run(training_batches(cache, train_config, workers, loop.step), evaluate)
     if workers.is_main:
         with loop.averaged_weights():
-            about = {
-                "autoencoder": autoencoder.fingerprint,
-                "class_names": cache.manifest["class_names"],
-                "train": asdict(config.train),
-            }
             fingerprint = save_generator(folder.path / "generator", objective, config.model, shape, about)
         folder.complete(
             {"fingerprint": fingerprint, "seconds": stopwatch.seconds(), "peak_memory_gb": peak_memory_gb()}

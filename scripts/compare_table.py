@@ -36,11 +36,19 @@ def figures_of(run: Path, stages: list[str]) -> dict[str, float]:
     latents = json.loads((run / "ae" / "result.json").read_text())
     reconstruction |= {name: latents[name] for name in LATENTS if name in latents}
     if "mar" not in stages:
-        return reconstruction
+        return measured(reconstruction, run)
     evaluation = json.loads((run / "mar" / "evaluation.json").read_text())
     best = evaluation.get("best_cfg") or min(evaluation["metrics"], key=float)
     halves = {"half_half_fid": evaluation["half_half_fid"]["mean"]} if "half_half_fid" in evaluation else {}
-    return reconstruction | evaluation["metrics"][best] | {"best_cfg": float(best)} | halves
+    return measured(reconstruction | evaluation["metrics"][best], run) | {"best_cfg": float(best)} | halves
+
+
+def measured(figures: dict[str, float | None], run: Path) -> dict[str, float]:
+    """The figures that are numbers; the others are named."""
+    missing = [name for name, value in figures.items() if value is None]
+    if missing:
+        print(f"note: {run} has no {', '.join(missing)}: its evaluation.json says why", file=sys.stderr)
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def shown_columns(table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
@@ -88,7 +96,7 @@ def main() -> None:
         )
     if generated:
         print(f"lowest FID: {min(generated, key=generated.get)}")
-    (arguments.runs / "digits.json").write_text(json.dumps(table, indent=1) + "\n")
+    (arguments.runs / "digits.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

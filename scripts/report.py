@@ -12,6 +12,7 @@ import base64
 import html
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_rows(path: Path, *names: str) -> list[dict[str, float]]:
     return [row for row in map(json.loads, path.read_text().splitlines()) if all(name in row for name in names)]
 
 
-def figures_text(figures: dict[str, float]) -> str:
+def figures_text(figures: dict[str, float | None]) -> str:
     """Every figure with its name, whatever was measured; a deviation ``<name>_std`` stands behind its mean."""
     texts = []
     for name, value in figures.items():
@@ -48,6 +49,9 @@ def figures_text(figures: dict[str, float]) -> str:
         name_alone, _, noise = name.partition("_noise_")
         label, form, unit = FORMS.get(name_alone, (name_alone.replace("_", " "), ".3f", ""))
         label += f" with noise {noise}" if noise else ""
+        if value is None:
+            texts.append(f"{label} not measured")
+            continue
         deviation = f" +- {figures[f'{name}_std']:{form}}" if f"{name}_std" in figures else ""
         texts.append(f"{label} {value:{form}}{deviation}{unit}")
     return "  ".join(texts)
@@ -242,12 +246,19 @@ def two_scales(run: Path) -> list[str]:
     """No guidance (or the smallest) and the best of the others; the largest where FID was not measured."""
     metrics = read(run / "mar" / "evaluation.json")["metrics"]
     first, *others = sorted(metrics, key=float)
-    return [first] + ([min(reversed(others), key=lambda cfg: metrics[cfg].get("fid", 0.0))] if others else [])
+
+    def fid(cfg: str) -> float:
+        value = metrics[cfg].get("fid")
+        return math.inf if value is None else value
+
+    return [first] + ([min(reversed(others), key=fid)] if others else [])
 
 
 def classes_text(run: Path) -> str:
     """How the sheets of generated images, ten columns wide at most, are ordered."""
-    return ", one class a column" if read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
+    notes = [read(note)["protocol"].get("labels", "") for note in (run / "mar" / "samples").glob("cfg_*.json")]
+    in_turn = all(labels.startswith("i mod") for labels in notes)
+    return ", one class a column" if in_turn and read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
 
 
 def last_picture(folder: Path, pattern: str) -> bytes:
@@ -312,7 +323,7 @@ def write_report(run: Path) -> Path:
     page.picture(curves(run, draw_losses, 3), "Loss curves")
     page.section("Protocol", "How the figures above were measured.")
     for stage in ("ae", "mar"):
-        page.code(json.dumps(read(run / stage / "evaluation.json")["protocol"], indent=1))
+        page.code(json.dumps(read(run / stage / "evaluation.json")["protocol"], indent=1, allow_nan=False))
     page.write(run / "report.html")
     overview(run, run / "overview.png")
     return run / "report.html"

@@ -8,6 +8,7 @@ Writes ``<run_dir>/ae/evaluation.json`` with the figures and their protocol.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def main() -> None:
 def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     """Write and say the figures, unless just these are there."""
     images = open_images(config.held_out_data())
+    if told := config.says_of_extractor():
+        print(f"note: {told}", file=sys.stderr)
     if config.data.source == "folder" and not config.held_out:
         print(f"note: measured on the {len(images)} training images: held_out=<folder> names others", file=sys.stderr)
 
@@ -70,9 +73,21 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
         if shares:
             sets = {share: new_meters() for share in shares}
             metrics |= measure_with_noise(autoencoder, images, sets, config.train.workers)
-        write_json(file, {"metrics": metrics, "protocol": protocol})
-    metrics = read_json(file, "evaluation")["metrics"]
-    print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        missing = {name: reason_of(name, value) for name, value in metrics.items() if not math.isfinite(value)}
+        told = {"not_measured": missing} if missing else {}
+        write_json(file, {"metrics": metrics | dict.fromkeys(missing), **told, "protocol": protocol})
+    kept = read_json(file, "evaluation")
+    figures = {name: value for name, value in kept["metrics"].items() if value is not None}
+    print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    for name, reason in kept.get("not_measured", {}).items():
+        print(f"note: no {name}: {reason}", file=sys.stderr)
+
+
+def reason_of(name: str, value: float) -> str:
+    """Why a figure is no number."""
+    if name.startswith("psnr") and value > 0:
+        return "some image is reconstructed exactly, whose PSNR is infinite"
+    return "fewer than two images" if name.startswith("rfid") and math.isnan(value) else f"its value is {value}"
 
 
 def chosen_metrics(config: AEConfig) -> list[str]:

@@ -22,7 +22,7 @@ from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.metrics.registry import EXTRACTORS, check_extractor
+from flowprior.metrics.registry import EXTRACTORS, check_extractor, foreign_images
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
@@ -113,6 +113,11 @@ class AEConfig:
         if self.data.source == "digits" and self.data.subset == "train":
             return replace(self.data, subset="val")
         return self.data
+
+    def says_of_extractor(self) -> str:
+        """What to say where the extractor was made for other images than those that are measured; else empty."""
+        name, own_weights = self.evaluate.extractor, bool(self.evaluate.weights)
+        return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
 
     def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
         """What measures of ``image_count`` reconstructions are built from."""
@@ -283,9 +288,11 @@ def train(
 
 
 def note_missing_weights(config: AEConfig) -> None:
-    """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights."""
+    """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights, or what they are of."""
     if not config.evaluate.extractor:
         return
+    if told := config.says_of_extractor():
+        print(f"note: {told}", file=sys.stderr, flush=True)
     from flowprior.metrics import missing_weights
 
     if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):

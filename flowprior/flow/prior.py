@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.flow import likelihood
 from flowprior.flow.losses import alignment_loss, draw_pairs
 from flowprior.flow.objective import FlowMatchingObjective
@@ -272,9 +271,7 @@ class FlowPrior(nn.Module):
             sizes, shape = dict(config["velocity"]), (config["feature_channels"], config["channels"])
             target = dict(config["target"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder / 'config.json'} is not a flow prior's config ({json.dumps(str(error))})"
-            ) from error
+            raise UserError(f"{folder / 'config.json'} is not a flow prior's config ({one_line(error)})") from error
 
         def make() -> FlowPrior:
             target_map = TargetMap(torch.zeros(shape[0]), torch.ones(()), torch.zeros(shape))

@@ -24,9 +24,10 @@ from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.metrics.statistics import Statistics, StreamingMoments
 from flowprior.training.archives import load_pt
-from flowprior.training.files import tensors_fingerprint
+from flowprior.training.files import file_sha256, tensors_fingerprint
 
 CHUNK = 4096
+INCEPTION_SHA256 = "6726825d"  # how the hash of torch-fidelity's file begins
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,14 @@ class Extractor:
     def fingerprint(self) -> str:
         """16 hex digits of the weights."""
         return tensors_fingerprint(self.module.state_dict())
+
+    @property
+    def trained_on(self) -> str:
+        """Which images its weights have seen; not stated for weights of somebody's own."""
+        own = self.weights_path is not None
+        if own and self.name.startswith("inception"):
+            own = not file_sha256(Path(self.weights_path)).startswith(INCEPTION_SHA256)
+        return "not stated, the weights are a person's own" if own else EXTRACTORS[self.name].trained_on
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
@@ -276,7 +285,7 @@ def _inception_weights(weights_path: str | Path | None) -> Path:
             raise UserError(f"the Inception weights {path} do not exist; {advice}")
         try:
             os.makedirs(usual.parent, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(usual), hash_prefix="6726825d", progress=False)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(usual), hash_prefix=INCEPTION_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot fetch the Inception weights {file_name} ({error}); {advice}") from None
     try:

@@ -47,8 +47,11 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
     """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), in the features' squared units.
 
     Raises:
-        UserError: the two are by different extractors.
+        UserError: the two are by different extractors, or of images of different crops.
     """
+    crops = {first.crop, second.crop} - {None}
+    if len(crops) > 1:
+        raise UserError(f"statistics of images cropped '{first.crop}' do not compare with '{second.crop}'")
     names = [part.extractor for part in (first, second)]
     if first.mu.shape != second.mu.shape or (None not in names and names[0] != names[1]):
         one, other = (

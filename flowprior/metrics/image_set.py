@@ -34,7 +34,12 @@ class ImageSet:
         progress: show a bar while extracting.
         workers: batches are dealt out to all processes, each of which makes the same calls and gets the same answers.
         known: moments that are known without looking, by extractor.
+
+    Attributes:
+        size: (height, width) of the images; None until the first of them was looked at, where they are a stream.
     """
+
+    size: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -50,6 +55,8 @@ class ImageSet:
             raise ValueError(f"expected one label per image, got {len(images)} images and {len(labels)} labels")
         self._images, self.extractor, self.labels = images, extractor, labels
         self.progress, self.workers, self.known = progress and workers.is_main, workers, known or {}
+        if torch.is_tensor(images):
+            self.size = tuple(images.shape[-2:])
         self._features: dict[str, Features] = {}
         self._moments: dict[str, Statistics] = {}
         self._part: Callable[[int, int], Iterable[Tensor]] | None = None
@@ -66,7 +73,7 @@ class ImageSet:
         """The images in an ``.npz`` with ``arr_0`` (see :class:`~flowprior.data.image_archive.ImageArchive`), with its labels."""
         archive = ImageArchive(path)
         made = cls(lambda: archive.batches(BATCH), extractor, archive.labels, **options)  # type: ignore[arg-type]
-        made._part = lambda part, parts: archive.batches(BATCH, part, parts)
+        made._part, made.size = lambda part, parts: archive.batches(BATCH, part, parts), archive.size
         return made
 
     @classmethod
@@ -123,7 +130,15 @@ class ImageSet:
             batches = self._part(rank, count)
         else:
             batches = itertools.islice(self.batches(), rank, None, count)
-        return progress_bar(batches, desc=f"{extractor.name} features", unit="batch", disable=not self.progress)
+        bar = progress_bar(batches, desc=f"{extractor.name} features", unit="batch", disable=not self.progress)
+        return map(self._of_one_size, bar)
+
+    def _of_one_size(self, batch: Tensor) -> Tensor:
+        if torch.is_tensor(batch):  # the extractor says what is wrong with anything else
+            self.size = self.size or tuple(batch.shape[-2:])
+            if tuple(batch.shape[-2:]) != self.size:
+                raise ValueError(f"expected images of one size, got {self.size} and {tuple(batch.shape[-2:])}")
+        return batch
 
 
 def join_features(parts: list[Features], extractor: Extractor, workers: Workers) -> Features:

@@ -8,20 +8,23 @@ from typing import NamedTuple
 
 
 class ExtractorSpec(NamedTuple):
-    """An extractor under torch-fidelity's name, and its layers for FID, inception score, and precision and recall."""
+    """An extractor under torch-fidelity's name, its layers for FID, inception score, and precision and recall, and what it has seen."""
 
     registered_name: str
     fid_layer: str
     isc_layer: str
     prc_layer: str
+    trained_on: str = "not stated"
 
+
+DIGITS = "scikit-learn's 1,797 handwritten digits"
 
 # Each runs inside torch-fidelity's classes; inception_spatial and dinov2 serve metrics of their own and have no logits worth a score.
 EXTRACTORS = {
-    "digits": ExtractorSpec("digits-cnn", "64", "logits", "64"),
-    "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048"),
-    "dinov2": ExtractorSpec("timm-dinov2-vit-l-14", "1024", "1024", "1024"),
-    "inception_spatial": ExtractorSpec("inception-v3-spatial", "2023", "2023", "2023"),
+    "digits": ExtractorSpec("digits-cnn", "64", "logits", "64", DIGITS),
+    "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048", "ImageNet-1k's photographs"),
+    "dinov2": ExtractorSpec("timm-dinov2-vit-l-14", "1024", "1024", "1024", "LVD-142M, photographs"),
+    "inception_spatial": ExtractorSpec("inception-v3-spatial", "2023", "2023", "2023", "ImageNet-1k's photographs"),
 }
 
 
@@ -60,6 +63,16 @@ METRICS = {
     "sfid": MetricSpec("flowprior.metrics.fid:sfid", extractors=("inception",), on_request=True),
     "fd_dinov2": MetricSpec("flowprior.metrics.fid:fd_dinov2", reference_images=True, on_request=True),
 }
+
+
+def foreign_images(extractor: str, digits: bool) -> str:
+    """What to say where the digits' extractor meets images that are not known to be the digits (``digits``); else empty."""
+    if EXTRACTORS[extractor].trained_on != DIGITS or digits:
+        return ""
+    return (
+        f"the extractor '{extractor}' was trained on {DIGITS} at 32 x 32: figures of other images by it mean little; "
+        "write evaluate.extractor=inception"
+    )
 
 
 def check_extractor(name: str) -> None:

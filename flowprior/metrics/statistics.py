@@ -18,7 +18,7 @@ from flowprior.training.files import write_bytes
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean ``mu (d,)`` and covariance ``sigma (d, d)`` of features, float64; how many, whose, and of which crop, where that is known.
+    """Mean ``mu (d,)`` and covariance ``sigma (d, d)`` of features, float64; how many, whose, of which crop and classes, where that is known.
 
     ``spatial`` are the moments of spatial Inception features, for sFID, where the file has them as ADM's have.
     """
@@ -29,9 +29,15 @@ class Statistics:
     extractor: str | None = None
     spatial: Statistics | None = None
     crop: str | None = None  # "centre 256", say
+    class_counts: tuple[int, ...] | None = None
+
+    @property
+    def crop_name(self) -> str | None:
+        """The crop without its size."""
+        return self.crop and self.crop.rpartition(" ")[0]
 
     def save(self, path: str | Path) -> None:
-        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count``, ``extractor`` and ``crop`` beside them when known."""
+        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count``, ``extractor``, ``crop`` and ``class_counts`` where known."""
         path = Path(path)
         arrays = {"mu": self.mu, "sigma": self.sigma}
         if self.count is not None:
@@ -40,6 +46,8 @@ class Statistics:
             arrays["extractor"] = np.str_(self.extractor)
         if self.crop is not None:
             arrays["crop"] = np.str_(self.crop)
+        if self.class_counts is not None:
+            arrays["class_counts"] = np.array(self.class_counts, np.int64)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         try:
@@ -62,7 +70,7 @@ class Statistics:
             spatial = cls(*_moments(arrays, "mu_s", "sigma_s", path), extractor="inception_spatial")
         mu, sigma = _moments(arrays, "mu", "sigma", path)
         extractor, crop = (_optional_name(arrays, name) for name in ("extractor", "crop"))
-        return cls(mu, sigma, _optional_count(arrays), extractor, spatial, crop)
+        return cls(mu, sigma, _optional_count(arrays), extractor, spatial, crop, _optional_class_counts(arrays))
 
 
 def _moments(
@@ -97,7 +105,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not is_archive(path):
         raise UserError(f"{path} is not an .npz file")
     # Only what is used: a foreign file may carry pickled or very large arrays of its own.
-    wanted = {"mu", "sigma", "count", "extractor", "crop"}
+    wanted = {"mu", "sigma", "count", "extractor", "crop", "class_counts"}
     wanted |= {"mu_s", "sigma_s"} if "sigma_s.npy" in archive_members(path) else set()
     arrays = read_arrays(path, "statistics file", wanted)
     return {name: np.empty(0) if array is None else array for name, array in arrays.items()}
@@ -106,6 +114,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _optional_count(arrays: dict[str, np.ndarray]) -> int | None:
     count = arrays.get("count")
     return int(count) if count is not None and count.ndim == 0 and count.dtype.kind in "iu" else None
+
+
+def _optional_class_counts(arrays: dict[str, np.ndarray]) -> tuple[int, ...] | None:
+    counts = arrays.get("class_counts")
+    known = counts is not None and counts.ndim == 1 and counts.dtype.kind in "iu" and counts.size and counts.min() >= 0
+    return tuple(counts.tolist()) if known else None
 
 
 def _optional_name(arrays: dict[str, np.ndarray], key: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -58,8 +59,36 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write ``value`` as indented JSON, whole or not at all.
+
+    JSON has no NaN and no infinities: such numbers in an object become null, and its entry ``not_finite`` says which they were.
+    """
+    odd: dict[str, str] = {}
+    strict = _finite(value, "", odd)
+    if odd and isinstance(strict, dict):
+        strict = {**strict, "not_finite": odd}
+    write_bytes(path, (json_text(strict, indent=2) + "\n").encode())
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON that every reader takes.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    return json.dumps(value, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any, name: str, odd: dict[str, str]) -> Any:
+    """``value`` with None for every number that is not finite; ``odd`` gets these, by the names that lead to them."""
+    if isinstance(value, dict):
+        return {key: _finite(part, f"{name}.{key}" if name else str(key), odd) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part, f"{name}[{place}]", odd) for place, part in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        odd[name] = str(value)
+        return None
+    return value
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from flowprior.errors import UserError
 from flowprior.training.distributed import Workers
+from flowprior.training.files import json_text
 
 NAME = ".lock"
 HEARTBEAT_SECONDS = 15
@@ -82,7 +83,7 @@ class FolderLock:
         self.descriptor, self.inode = descriptor, inode
         _held.add(inode)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(self.about).encode(), 0)
+        os.pwrite(descriptor, json_text(self.about).encode(), 0)
         self.beats.start()
 
     def release(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowprior.errors import UserError
-from flowprior.training.files import write_bytes
+from flowprior.training.files import json_text, write_bytes
 
 # Figures of the machine and not of the run: steps per second, and the share of the time in which the process that waited longest waited for batches.
 TIMINGS = ("steps_per_second", "waiting_for_data")
@@ -27,7 +27,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "log.jsonl"
         kept = [row for row in read_log(self.file) if row["step"] <= start_step]
-        write_bytes(self.file, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        write_bytes(self.file, "".join(_line(row) for row in kept).encode())
         self.writer = None
         if tensorboard:
             try:
@@ -38,9 +38,8 @@ class RunLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one row; numbers that are not finite are written as strings, so that every line stays strict JSON."""
-        row = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         with open(self.file, "a") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
+            file.write(_line({"step": step, **values}))
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
@@ -48,6 +47,11 @@ class RunLog:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+    odd = {name: str(value) for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json_text(row | odd) + "\n"
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

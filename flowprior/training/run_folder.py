@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -97,9 +96,8 @@ class RunFolder:
         workers.barrier()
 
     def complete(self, result: dict[str, Any]) -> None:
-        """Mark the stage complete, with what the next stages and the report want to know; numbers that are not finite become words."""
-        strict = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
-        write_json(self.result_file, strict)
+        """Mark the stage complete, with what the next stages and the report want to know."""
+        write_json(self.result_file, result)
 
     def say_complete(self) -> None:
         """One line for the terminal, from one of torchrun's processes."""

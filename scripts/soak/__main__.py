@@ -73,7 +73,7 @@ def main() -> int:
             }
             if arguments.json:
                 ordered = {key: results[key] for key in sorted(results, key=int)}
-                arguments.json.write_text(json.dumps(ordered, indent=2) + "\n")
+                arguments.json.write_text(json.dumps(ordered, indent=2, allow_nan=False) + "\n")
     return int(failed)
 
 

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from soak import evaluation, files, kills, malformed, non_finite, resume, saves, sizes, writers
+from soak import alike, evaluation, files, kills, malformed, non_finite, resume, saves, sizes, writers
 from soak.stages import CannotTry, Soak, Trial
 
 
@@ -45,6 +45,7 @@ ROWS = {
     14: Row("two writers", writers.two_writers),
     15: Row("SIGTERM, lost rank", kills.signals),
     16: Row("evaluation input", evaluation.evaluation_input),
+    17: Row("like with like", alike.alike),
 }
 
 

@@ -203,3 +203,46 @@ def test_a_class_is_called_by_its_folders_name_before_its_number():
     about = {"about": {"class_names": folders}}
     assert [folders[number] for number in chosen_classes(["10", "2", "0"], 12, about)] == ["10", "2", "0"]
     assert chosen_classes(["10"], 12, {"about": {"class_names": ["cat"] * 12}}) == [10]
+
+
+@pytest.fixture
+def unbalanced(run):
+    """The generator says that its data had these images of each class."""
+    file = run / "mar" / "generator" / "config.json"
+    before = file.read_text()
+    config = json.loads(before)
+    config["about"]["class_counts"] = COUNTS
+    file.write_text(json.dumps(config))
+    yield COUNTS
+    file.write_text(before)
+
+
+COUNTS = [18, 2, 4, 3, 1, 1, 1, 1, 3, 3]
+
+
+def test_classes_come_in_the_datas_shares_and_images_do_not_depend_on_the_batch(sampled, unbalanced):
+    images, labels, protocol = sampled("sample.exact=true", "sample.batch=64")
+    assert np.bincount(labels).tolist() == COUNTS and protocol["labels"].startswith("in the class shares of the data (")
+    again, same, _ = sampled("sample.exact=true", "sample.batch=7")
+    assert np.array_equal(images, again) and np.array_equal(labels, same)
+
+
+def test_an_image_is_that_of_its_label_and_seed_whatever_the_shares(sampled, whole, unbalanced):
+    """Where the two orders of labels agree, the images do."""
+    images, labels, _ = sampled("sample.exact=true")
+    alike = labels == whole[1]
+    assert 0 < alike.sum() < len(alike)
+    assert np.array_equal(images[alike], whole[0][alike]) and not np.array_equal(images[~alike], whole[0][~alike])
+
+
+def test_sets_of_equal_shares_are_stale_once_others_are_asked_for(sampled, command, unbalanced):
+    sampled("sample.class_shares=equal")
+    assert "complete" in command("sample.count=37", "sample.class_shares=equal")[1]
+    assert "37 images" in command("sample.count=37")[1]
+
+
+def test_chosen_classes_need_no_data(command, tmp_path):
+    words = ["data.source=folder", f"data.path={tmp_path / 'gone'}", "--classes", "3", "--n", "2"]
+    assert command(*words, "--out", tmp_path / "some.npz")[0] == 0
+    code, said = command("sample.count=5", *words[:2])
+    assert code == 2 and "sample.class_shares=equal" in said

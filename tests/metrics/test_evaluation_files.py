@@ -18,6 +18,8 @@ from flowprior.training.files import read_tensors, write_json, write_tensors
 from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import protocol, samples_file
+from mar.reference import open_reference
+from mar.samples import find_samples
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -45,12 +47,14 @@ def config_with(tmp_path):
 
 def protocol_of(config: MARStageConfig) -> dict:
     extractor = Extractor(config.evaluate.extractor, weights_path=config.evaluate.weights or None)
-    return evaluate.protocol(config, extractor, evaluate.open_reference(config, extractor)[1])
+    samples = find_samples(config)
+    return evaluate.protocol(config, extractor, samples, open_reference(config, extractor, samples.size))
 
 
 def figures_of(config: MARStageConfig) -> dict:
     extractor = Extractor(config.evaluate.extractor)
-    return evaluate.evaluate(config, extractor, evaluate.open_reference(config, extractor)[0])
+    samples = find_samples(config)
+    return evaluate.evaluate(config, extractor, samples, open_reference(config, extractor, samples.size))
 
 
 def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_metrics(config_with, tmp_path):
@@ -122,7 +126,7 @@ def test_samples_of_another_count_are_refused(config_with, pictures, kind):
 def test_samples_of_another_size_than_the_data_are_refused(config_with, pictures):
     config = config_with(samples=str(pictures["npz"]))
     config.data.size = 64
-    with pytest.raises(UserError, match="are 32 x 32 and the data .* cropped to 64"):
+    with pytest.raises(UserError, match="theirs.npz are 32 x 32 and the data .* cropped to 64: write data.size=32"):
         protocol_of(config)
 
 
@@ -193,10 +197,29 @@ def test_the_report_prints_whatever_was_measured(tmp_path):
     assert rows["generator, cfg 1"] == "IS 7.00 +- 0.50  recognised 50.00%" and "FID of real halves" not in rows
 
 
+def test_a_figure_that_was_not_measured_is_named_by_report_and_table_and_is_never_the_best(
+    tmp_path, monkeypatch, capsys
+):
+    report = runpy.run_path(str(SCRIPTS / "report.py"))
+    run = fill(tmp_path / "none_seed0", {"1": {"fid": 2.0}, "2": {"fid": None, "recognised": None}, "3": {"fid": 1.0}})
+    assert dict(report["summary"](run))["generator, cfg 2"] == "FID not measured  recognised not measured"
+    assert report["two_scales"](run) == ["1", "3"]
+    write_json(run / "ae" / "evaluation.json", {"metrics": {"psnr": float("inf"), "ssim": 1.0}})
+    monkeypatch.setattr(sys, "argv", ["compare_table.py", str(tmp_path), "--seeds", "0", "--regularisers", "none"])
+    runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
+    said = capsys.readouterr()
+    assert "psnr" not in said.out and "none_seed0 has no psnr" in said.err
+
+
 def test_the_captions_promise_one_class_a_column_only_where_the_sheet_has_it(tmp_path):
     caption = runpy.run_path(str(SCRIPTS / "report.py"))["classes_text"]
     assert "one class a column" in caption(fill(tmp_path / "a", {}, classes=10))
     assert caption(fill(tmp_path / "b", {}, classes=11)) == ""
+    note = tmp_path / "a" / "mar" / "samples" / "cfg_1.json"
+    write_json(note, {"protocol": {"labels": "i mod number of classes"}})
+    assert "one class a column" in caption(tmp_path / "a")
+    write_json(note, {"protocol": {"labels": "in the class shares of the data (0)"}})
+    assert caption(tmp_path / "a") == ""
 
 
 @pytest.mark.parametrize("metrics, best, expected", [

@@ -13,6 +13,12 @@ from flowprior.metrics import Extractor, ImageSet, Statistics
 FID_STATS = Path(__file__).resolve().parents[2] / "fid_stats"
 
 
+DIGITS_ONLY = (
+    "note: the extractor 'digits' was trained on scikit-learn's 1,797 handwritten digits at 32 x 32: "
+    "figures of other images by it mean little"
+)
+
+
 @pytest.fixture(scope="module")
 def compute() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(FID_STATS / "compute.py"), run_name="compute"))
@@ -48,6 +54,8 @@ def test_the_committed_statistics_of_the_digits_are_what_the_command_makes(run, 
     assert run("digits", "--out", tmp_path / "digits.npz")[0] == 0
     made, committed = Statistics.load(tmp_path / "digits.npz"), Statistics.load(FID_STATS / "digits.npz")
     assert (committed.count, committed.extractor) == (1797, "digits") == (made.count, made.extractor)
+    assert committed.crop == made.crop == "centre 32"
+    assert committed.class_counts == made.class_counts == (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
     for name in ("mu", "sigma"):
         expected = getattr(committed, name)
         np.testing.assert_allclose(getattr(made, name), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -58,7 +66,7 @@ def test_a_folder_gives_the_moments_of_its_pictures_at_any_depth(run, picture_fo
     assert run(picture_folder, "--extractor", "digits", "--size", 32, "--workers", 2, "--out", out)[0] == 0
     expected = ImageSet(digit_images(32)[0][:40], Extractor("digits")).statistics()
     read = Statistics.load(out)
-    assert read.count == 40
+    assert (read.count, read.crop, read.class_counts) == (40, "centre 32", (14, 13, 13))
     np.testing.assert_allclose(read.sigma, expected.sigma, rtol=1e-4, atol=1e-5)
 
 
@@ -68,7 +76,8 @@ def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, 
     (folder / "a").symlink_to(picture_folder)
     (folder / "b" / "broken.jpg").write_bytes(b"no picture")
     code, message = run(folder, "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
-    assert code == 2 and "broken.jpg" in message and len(message.splitlines()) == 1
+    [line] = [line for line in message.splitlines() if not line.startswith("note: ")]
+    assert code == 2 and "broken.jpg" in line
     assert not (tmp_path / "stats.npz").exists()
 
 
@@ -80,6 +89,14 @@ def test_the_command_says_in_one_line_what_it_lacks(run, tmp_path):
     ]:
         code, message = run(*arguments)
         assert code == 2 and words in message and len(message.splitlines()) == 1
+
+
+def test_images_that_are_enlarged_and_an_extractor_of_digits_are_said(run, picture_folder, tmp_path):
+    words = (picture_folder, "--extractor", "digits", "--out", tmp_path / "x.npz")
+    enlarged = "note: 40 of 40 images are smaller than 40 and are enlarged"
+    fitting, small = (run(*words, "--size", size)[1].splitlines() for size in (32, 40))
+    assert fitting[-1] == small[-1] == DIGITS_ONLY and enlarged in small and enlarged not in fitting
+    assert run("digits", "--out", tmp_path / "x.npz") == (0, "")
 
 
 def test_help_explains_every_option(capsys, monkeypatch, compute):

@@ -12,6 +12,7 @@ from flowprior.metrics.extractors import Extractor, Features
 from flowprior.metrics.fid import half_half_fid
 from flowprior.metrics.generation import evaluate_generation
 from flowprior.metrics.image_set import ImageSet
+from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import METRICS, MetricSpec
 from flowprior.metrics.statistics import Statistics, StreamingMoments
 
@@ -226,3 +227,49 @@ def test_halves_lie_above_what_as_many_fresh_samples_reach_against_all():
     real, fresh = (set_of(torch.randn(400, 8, generator=draw)) for _ in range(2))
     halves = [half_half_fid(real, seed) for seed in range(5)]
     assert min(halves) > evaluate_generation(fresh, real, ["fid"])["fid"]
+
+
+def softmax_score(logits: np.ndarray) -> float:
+    """exp of the mean KL divergence from the mean, written out."""
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return float(np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()))
+
+
+def scores(logits: torch.Tensor, **options) -> dict[str, float]:
+    images = set_of(torch.zeros(len(logits), 2), logits)
+    return evaluate_generation(images, images, ["inception_score"], {"inception_score": options})
+
+
+def test_the_inception_score_has_the_splits_that_are_asked_for():
+    logits = 3 * torch.randn(1230, 10, generator=torch.Generator().manual_seed(0))
+    assert scores(logits, split_size=5000)["inception_score"] == pytest.approx(softmax_score(logits.numpy()), rel=1e-6)
+    shuffled = logits.numpy().astype(np.float64)[np.random.RandomState(2020).permutation(1230)]
+    parts = [softmax_score(shuffled[first : first + 500]) for first in (0, 500, 1000)]  # the last of 230, as ADM has it
+    told = scores(logits, split_size=500)
+    assert told["inception_score"] == pytest.approx(np.mean(parts), rel=1e-6)
+    assert told["inception_score_std"] == pytest.approx(np.std(parts), rel=1e-6)
+    assert scores(logits)["inception_score"] < told["inception_score"]  # smaller splits score less
+
+
+def test_ten_splits_are_torch_fidelitys_and_a_file_in_the_order_of_its_classes_scores_as_any_other():
+    logits = torch.nn.functional.one_hot(torch.arange(10).repeat_interleave(200), 10) * 9.0
+    wanted = torch_fidelity.metric_isc.isc_features_to_metric(logits, splits=10)
+    told = scores(logits)
+    assert told["inception_score"] == pytest.approx(wanted["inception_score_mean"], rel=1e-9)
+    assert told["inception_score_std"] == pytest.approx(wanted["inception_score_std"], rel=1e-9)
+    assert scores(logits, split_size=200)["inception_score"] == pytest.approx(told["inception_score"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "count, size, told",
+    [
+        (50000, 0, {"splits": 10, "images per split": [5000]}),
+        (50000, 5000, {"splits": 10, "images per split": [5000]}),
+        (1797, 0, {"splits": 10, "images per split": [179, 180]}),
+        (1797, 5000, {"splits": 1, "images per split": [1797]}),
+        (12000, 5000, {"splits": 3, "images per split": [2000, 5000]}),
+    ],
+)
+def test_the_protocol_says_how_large_the_splits_are(count, size, told):
+    assert split_protocol(count, size) == told | {"order": "shuffled"}

@@ -47,10 +47,10 @@ def test_features_of_another_dimension_are_refused():
 
 
 def test_a_saved_file_comes_back_whole(tmp_path):
-    written = Statistics(np.arange(3.0), np.eye(3), 17, "digits")
+    written = Statistics(np.arange(3.0), np.eye(3), 17, "digits", crop="centre 64", class_counts=(9, 8))
     written.save(tmp_path / "folder" / "stats.npz")
     read = Statistics.load(tmp_path / "folder" / "stats.npz")
-    assert (read.count, read.extractor) == (17, "digits")
+    assert (read.count, read.extractor, read.crop, read.class_counts) == (17, "digits", "centre 64", (9, 8))
     assert np.array_equal(read.mu, written.mu) and np.array_equal(read.sigma, written.sigma)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["stats.npz"]
 

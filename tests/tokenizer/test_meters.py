@@ -53,6 +53,9 @@ def test_meters_over_batches_give_what_the_whole_set_gives(vgg):
     lpips.update(IMAGES[:8], NOISY[:8])
     assert lpips.compute()["lpips"] == pytest.approx(whole.item(), rel=1e-5) and whole > 0
     assert meters[1].protocol()["lpips"]["weights"] and meters[2].protocol()["extractor"]["name"] == "digits"
+    assert meters[2].protocol()["reference"] == {"images": "the originals", "size": "32 x 32", "crop": "centre"}
+    with pytest.raises(ValueError, match="pairs of one size"):
+        meters[2].update(IMAGES, NOISY[:, :, :16, :16])
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """What the meters see of an autoencoder, by one whose latents can be computed by hand and which notes what it decodes."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from flowprior.data.images import ImageConfig, open_images, to_model
+from flowprior.training.config import build_config
+from tokenizer.evaluate import evaluate, reason_of
 from tokenizer.reconstruct import channel_std, measure, measure_with_noise
+from tokenizer.train_ae import AEConfig
 
 SCALES = torch.tensor([1.0, 10.0, 0.1])  # of the three channels
 
@@ -78,3 +83,41 @@ def test_noise_is_a_share_of_each_channels_std_and_alike_for_all_shares_and_call
 
     measure_with_noise(again, images, {0.25: [Counter()]})
     assert torch.equal(torch.cat(again.decoded), torch.cat(recorder.decoded[1::2]))
+
+
+class Copy(Recorder):
+    """An autoencoder that loses nothing."""
+
+    fingerprint = "copy"
+
+    def encode(self, images):
+        return images
+
+    def decode(self, latents):
+        return latents
+
+
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_an_infinite_psnr_is_null_with_its_reason_and_foreign_images_are_said(source, tmp_path, capsys):
+    for number in range(3):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 9, 9)).save(tmp_path / "data" / f"{number}.png")
+    data = {"source": source, "path": str(tmp_path / "data")}
+    config = build_config(
+        AEConfig,
+        {"data": data, "evaluate": {"extractor": "digits", "metrics": ["fidelity", "rfid"]}, "train": {"workers": 0}},
+    )
+    for _ in range(2):  # measured, and read again
+        evaluate(config, tmp_path, Copy())
+        said = capsys.readouterr()
+        assert " psnr " not in said.out and "ssim 1.000" in said.out
+        assert "no psnr: some image is reconstructed exactly" in said.err
+        assert ("handwritten digits" in said.err) == (source == "folder")
+    kept = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    assert kept["metrics"]["psnr"] is None and kept["not_measured"].keys() == {"psnr"}
+    assert kept["protocol"]["reference"] == {"images": "the originals", "size": "32 x 32", "crop": "centre"}
+
+
+def test_an_rfid_of_one_image_is_no_number_and_says_why():
+    assert reason_of("rfid", float("nan")) == "fewer than two images"
+    assert reason_of("lpips", float("nan")) == "its value is nan"

@@ -1,7 +1,9 @@
+import ast
 import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from flowprior.errors import UserError
 from flowprior.training import files
 from flowprior.training.files import (
+    json_text,
     load_weights,
     read_json,
     read_tensors,
@@ -120,3 +123,29 @@ def test_weights_that_do_not_fit_are_a_user_error_in_one_line(tensors):
 def test_json_is_written_as_json(tmp_path):
     write_json(tmp_path / "deep" / "er" / "x.json", {"a": [1, 2.5, None]})
     assert json.loads((tmp_path / "deep" / "er" / "x.json").read_text()) == {"a": [1, 2.5, None]}
+
+
+def test_a_number_that_is_not_finite_becomes_null_and_is_named(tmp_path):
+    value = {"a": {"b": [1.0, float("nan")]}, "c": float("-inf"), "d": 0.5}
+    write_json(tmp_path / "x.json", value)
+    read = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"a": {"b": [1.0, None]}, "c": None, "d": 0.5, "not_finite": {"a.b[1]": "nan", "c": "-inf"}}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text({"x": float("inf")})
+
+
+def test_no_other_place_writes_json_that_could_hold_what_json_has_not():
+    """Everything goes through ``json_text``, or states ``allow_nan=False`` where a script stands alone."""
+    root = Path(__file__).resolve().parents[2]
+    loose = []
+    for file in [
+        f for part in ("flowprior", "tokenizer", "mar", "toy_examples") for f in (root / part).rglob("*.py")
+    ] + [
+        *(root / "scripts").glob("*.py"),
+        root / "scripts" / "soak" / "__main__.py",
+    ]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dump", "json.dumps"):
+                strict = any(k.arg == "allow_nan" and ast.unparse(k.value) == "False" for k in node.keywords)
+                loose += [] if strict else [f"{file.relative_to(root)}:{node.lineno}"]
+    assert loose == []

@@ -15,7 +15,9 @@ from tokenizer.metrics.base import Meter, MeterContext
 
 
 class RFIDMeter(Meter):
-    """``rfid``. The reference is the originals of the same pass, or moments of as many images of the same crop in a file.
+    """``rfid``; NaN of fewer than two images.
+
+    The reference is the originals of the same pass, or moments of as many images of the same crop in a file.
 
     Raises:
         UserError: the extractor's weights cannot be had, or the reference is of another extractor, count or crop.
@@ -34,6 +36,10 @@ class RFIDMeter(Meter):
 
     @torch.no_grad()
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
+        if original.shape != reconstructed.shape:
+            raise ValueError(
+                f"expected pairs of one size, got {tuple(original.shape)} and {tuple(reconstructed.shape)}"
+            )
         with full_precision(self.context.device):
             if self.reference is None:
                 self.real.update(self.extractor(original).fid)
@@ -46,10 +52,17 @@ class RFIDMeter(Meter):
         return {"rfid": frechet_distance(self.decoded.statistics(self.extractor.name), real)}
 
     def protocol(self) -> dict[str, Any]:
+        seen = {"size": f"{self.context.image_size} x {self.context.image_size}", "crop": "centre"}
         reference = self.context.reference
         return {
-            "extractor": {"name": self.extractor.name, "weights": self.weights},
-            "reference": {"file": file_sha256(reference)[:16]} if reference else "the originals",
+            "extractor": {
+                "name": self.extractor.name,
+                "weights": self.weights,
+                "trained on": self.extractor.trained_on,
+            },
+            "reference": {"images": "the originals", **seen}
+            if not reference
+            else {"file": file_sha256(reference)[:16], **seen},
         }
 
 

@@ -1,0 +1,168 @@
+"""What samples are compared with: the data, a folder, an .npz of images or of moments; at the samples' size, or not at all."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowprior.data.image_archive import ImageArchive, archive_has_images
+from flowprior.data.image_sizes import ImageSize, stored_sizes
+from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
+from flowprior.errors import UserError
+from flowprior.metrics import Extractor, ImageSet, Statistics
+from flowprior.training.archives import archive_members
+from flowprior.training.distributed import Workers
+from flowprior.training.files import file_sha256
+from mar.config import MARStageConfig
+
+ONE_PROCESS = Workers()
+MOST_COMPARED = 100_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images, or moments of their features.
+
+    Attributes:
+        images: what metrics compare with.
+        identity: for the protocol: which images or which file, how many, at what size and crop.
+        class_counts: images of every class, where that is known.
+    """
+
+    images: ImageSet | Statistics
+    identity: dict[str, Any]
+    class_counts: tuple[int, ...] | None = None
+
+
+def open_reference(
+    config: MARStageConfig, extractor: Extractor, size: ImageSize, workers: Workers = ONE_PROCESS
+) -> Reference:
+    """The reference of ``config.evaluate`` for samples of ``size``.
+
+    Raises:
+        UserError: it is of another size or crop, of another extractor, or cannot be read.
+    """
+    samples = f"the samples in {config.evaluate.samples_of(config.run_dir)} are {size}"
+    if config.evaluate.uses_data:
+        return _data(config, extractor, size, samples, workers)
+    file = Path(config.evaluate.reference)
+    if file.suffix != ".npz":
+        return _folder(file, extractor, size, samples, workers)
+    if file.is_file() and archive_has_images(file):
+        return _archive(file, extractor, size, samples, workers)
+    statistics = _statistics(file, extractor.name, size, samples)
+    crop = statistics.crop_name
+    if crop is None and workers.is_main:
+        print(
+            f"note: {file} does not state the size and crop of its images: make sure that they are {size}",
+            file=sys.stderr,
+        )
+    identity = {"statistics": file.name, "count": statistics.count, "sha256": file_sha256(file)}
+    stated = {"size": str(size), "crop": crop} if crop else {"size": "not stated", "crop": "not stated"}
+    return Reference(statistics, identity | stated, statistics.class_counts)
+
+
+def check_reference(config: MARStageConfig, count: int | None) -> None:
+    """A :class:`UserError` where precision and recall would keep the features of, and compare with, too many images."""
+    if count is not None and "precision_recall" in config.evaluate.chosen_metrics() and count > MOST_COMPARED:
+        named = [name for name in config.evaluate.chosen_metrics() if name != "precision_recall"]
+        raise UserError(
+            f"precision and recall compare all features of {count} reference images, whose time is quadratic: write "
+            f"evaluate.metrics=[{', '.join(named)}], or name a folder or .npz of {MOST_COMPARED} at most as evaluate.reference"
+        )
+
+
+def class_counts(images: ImageSource) -> tuple[int, ...]:
+    """How many images a source has of every class."""
+    return tuple(np.bincount(np.asarray(images.labels), minlength=images.num_classes).tolist())  # type: ignore[attr-defined]
+
+
+def class_counts_of_file(file: Path) -> tuple[int, ...] | None:
+    """How many images of every class an .npz states: of its moments, or the labels of its images; None where it does not."""
+    members = set(archive_members(file))
+    if "mu.npy" in members:
+        return Statistics.load(file).class_counts if "class_counts.npy" in members else None
+    if not archive_has_images(file):
+        return None
+    labels = ImageArchive(file).labels
+    return None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())
+
+
+def _data(config: MARStageConfig, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
+    wanted = config.data.size
+    if size != (wanted, wanted):
+        remedy = f"write data.size={size.height}, or" if size.height == size.width else "write"
+        raise UserError(
+            f"{samples} and the data that they are compared with are cropped to {wanted}: "
+            f"{remedy} another evaluate.reference"
+        )
+    return _source(open_images(config.data), size, "centre", extractor, workers)
+
+
+def _folder(folder: Path, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
+    images = open_images(ImageConfig(source="folder", path=str(folder), size=size.height))
+    sizes = Counter(workers.share(dict(stored_sizes(images)) if workers.is_main else None))  # type: ignore[arg-type]
+    if set(sizes) == {size}:
+        return _source(images, size, "none", extractor, workers)
+    cropped = f"write data.source=folder data.path={folder} data.size={size.height} evaluate.reference=data"
+    if size.height != size.width:
+        raise UserError(f"{samples}, and images in a folder such as {folder} are cropped to squares: give an .npz")
+    [common, *others] = sizes
+    if not others and common.height == common.width:
+        raise UserError(
+            f"the images in {folder} are {common} and {samples}: to compare with them resized to {size}, {cropped}"
+        )
+    if workers.is_main:
+        small = sum(count for other, count in sizes.items() if min(other) < size.height)
+        enlarged = f"; {small} of {len(images)} are smaller and are enlarged" if small else ""
+        print(f"note: the images in {folder} are cropped centrally to the samples' {size}{enlarged}", file=sys.stderr)
+    return _source(images, size, "centre", extractor, workers)
+
+
+def _source(images: ImageSource, size: ImageSize, crop: str, extractor: Extractor, workers: Workers) -> Reference:
+    identity = {"images": shared_fingerprint(images, workers), "count": len(images), "size": str(size), "crop": crop}
+    counts = class_counts(images) if images.num_classes > 1 else None
+    return Reference(ImageSet.of_source(images, extractor, progress=True, workers=workers), identity, counts)
+
+
+def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
+    archive = ImageArchive(file)
+    if (stored := ImageSize(*archive.size)) != size:
+        raise UserError(f"the images in {file} are {stored} and {samples}: give images of one size")
+    known = {}
+    if {"mu.npy", "sigma.npy"} <= set(archive_members(file)):
+        statistics = _statistics(file, extractor.name, size, samples)
+        known = {extractor.name: statistics}
+        if statistics.spatial is not None:
+            known["inception_spatial"] = statistics.spatial
+    images = ImageSet.of_archive(file, extractor, progress=True, workers=workers, known=known)
+    identity = {
+        "images": file.name,
+        "count": archive.count,
+        "sha256": file_sha256(file),
+        "size": str(size),
+        "crop": "none",
+    }
+    return Reference(
+        images, identity | {"moments": "of the file" if known else "of its images"}, class_counts_of_file(file)
+    )
+
+
+def _statistics(file: Path, extractor: str, size: ImageSize, samples: str) -> Statistics:
+    """The moments in a file; a :class:`UserError` where it says that they are of another extractor, size or crop."""
+    statistics = Statistics.load(file)
+    if statistics.extractor not in (None, extractor):
+        raise UserError(
+            f"the statistics {file} are of features by '{statistics.extractor}': write evaluate.extractor={statistics.extractor}"
+        )
+    if statistics.crop not in (None, f"centre {size.height}") or (statistics.crop and size.height != size.width):
+        raise UserError(
+            f"the statistics {file} are of images cropped '{statistics.crop}' and {samples}: make them anew with "
+            f"`python fid_stats/compute.py <source> --size {size.height}`"
+        )
+    return statistics
