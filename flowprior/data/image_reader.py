@@ -38,10 +38,8 @@ def read_image(file: Path) -> Image.Image:
     """
     try:
         with Image.open(file, formats=FORMATS) as opened:
-            frames = (
-                1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
-            )  # of MPO, the first is the photograph
-            if frames > 1:
+            frames = getattr(opened, "n_frames", 1)
+            if frames > 1 and opened.format != "MPO":  # whose first frame is the photograph
                 raise UserError(f"the image {file} holds {frames} frames: save the one that is meant, or remove it")
             deep_colours = "16" in _raw_mode(opened)
             opened.load()

@@ -59,10 +59,9 @@ def count_bad_rows(features: Tensor, part: int = 0, parts: int = 1) -> tuple[int
     count, first = 0, -1
     for start in range(part * ROWS_AT_ONCE, len(features), parts * ROWS_AT_ONCE):
         rows = features[start : start + ROWS_AT_ONCE].detach()
-        if torch.isfinite(
-            rows.float().sum()
-        ):  # a sum of finite numbers that is not finite is looked at once more below
+        if torch.isfinite(rows.float().sum()):
             continue
+        # Or finite numbers have an infinite sum.
         bad = (~torch.isfinite(rows.float()).all(1)).nonzero()[:, 0]
         if len(bad):
             count, first = count + len(bad), start + int(bad[0]) if first < 0 else first
