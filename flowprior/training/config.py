@@ -101,7 +101,7 @@ def _coerce(hint: Any, value: Any, dotted: str) -> Any:
             return value
     except (TypeError, ValueError, OverflowError):
         pass
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word (in quotes, in a YAML file)"}
     raise UserError(f"option '{dotted}' is {names.get(hint, hint)}, not {value!r}")
 
 

@@ -153,13 +153,14 @@ def test_palettes_bits_cmyk_and_ycbcr_are_what_pillow_shows(tmp_path):
 
 
 def test_lab_colours_become_srgb(tmp_path):
-    # CIE L*a*b* (D50) of sRGB red, green, blue, white and black; TIFF stores a and b as signed bytes.
-    lab = np.array([[54, 81, 70], [88, -79, 81], [30, 68, -112], [100, 0, 0], [0, 0, 0]], dtype=float)
+    # CIE L*a*b* (D50), rounded, of sRGB red, green, blue, white, mid gray and black; TIFF stores a and b as signed bytes.
+    lab = np.array([[54, 81, 70], [88, -79, 81], [30, 68, -112], [100, 0, 0], [53.6, 0, 0], [0, 0, 0]], dtype=float)
     rows = np.stack([lab[:, 0] * 2.55, lab[:, 1] % 256, lab[:, 2] % 256], -1).round().astype(np.uint8)
-    file = saved(tmp_path, Image.frombytes("LAB", (5, 1), rows.tobytes()), "lab.tif")
+    file = saved(tmp_path, Image.frombytes("LAB", (6, 1), rows.tobytes()), "lab.tif")
     assert Image.open(file).mode == "LAB"
-    wanted = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0]]
-    assert np.abs(read(file)[0].astype(int) - wanted).max() <= 12
+    wanted = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [128, 128, 128], [0, 0, 0]]
+    error = np.abs(read(file)[0].astype(int) - wanted).max(1)
+    assert error[:3].max() <= 26 and error[3:].max() <= 2  # rounding weighs on the corners of the gamut
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
