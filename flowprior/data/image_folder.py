@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -65,14 +66,30 @@ def list_images(root: Path) -> ImageFolder:
         raise UserError(
             f"{root} holds {_some(empty)} without images ({READ}), and every sub-folder is a class: move or remove what is none"
         )
-    unread = sum((part.unread for part in found), here.unread)
-    if unread and os.environ.get("RANK", "0") == "0":
-        print(f"note: in {root} are not read: {_kinds(unread)} (images are {READ})", file=sys.stderr, flush=True)
+    if unread := sum((part.unread for part in found), here.unread):
+        _say(f"in {root} are not read: {_kinds(unread)} (images are {READ})")
+    for name, alike in _alike(folders):
+        _say(
+            f"in {root} the class folders {name} and {alike} differ in case or in Unicode's form only, and are two classes"
+        )
     parts = [part.images for part in found] or [here.images]
     prefixes = [f"{name}/" for name in folders] or [""]
     names = [os.fsencode(prefix + name) for prefix, part in zip(prefixes, parts) for name in part]
     labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return ImageFolder(folders or [root.name], np.array(names), labels)
+
+
+def _say(line: str) -> None:
+    """A note on stderr, from the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def _alike(names: list[str]) -> list[tuple[str, str]]:
+    """Pairs of names that look the same."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(unicodedata.normalize("NFC", name).casefold(), name), name) for name in names]
+    return [(name, alike) for name, alike in pairs if name != alike]
 
 
 def _entries(folder: Path, seen: dict[tuple[int, int], str], prefix: str = "") -> tuple[_Found, list[str]]:

@@ -95,6 +95,13 @@ def test_only_the_first_of_several_processes_says_it(root, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", ["A", "\N{FULLWIDTH LATIN SMALL LETTER A}"])
+def test_classes_that_differ_in_case_only_are_two_and_it_is_said(root, capsys, name):
+    picture(root / name / "9.bmp", 9)
+    assert list_images(root).class_names == sorted([name, "a", "b"])
+    assert (f"class folders {' and '.join(sorted([name, 'a']))} differ" in capsys.readouterr().err) == (name == "A")
+
+
 def test_a_folder_that_holds_only_other_kinds_says_which(tmp_path):
     (tmp_path / "a.tar").write_text("")
     with pytest.raises(UserError, match=r"holds no images .* but 1 \.tar"):
