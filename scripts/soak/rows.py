@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from soak import evaluation, files, kills, malformed, non_finite, resume, saves, sizes, writers
+from soak import evaluation, files, kills, malformed, non_finite, resume, saves, sizes, wordless, writers
 from soak.stages import CannotTry, Soak, Trial
 
 
@@ -45,6 +45,7 @@ ROWS = {
     14: Row("two writers", writers.two_writers),
     15: Row("SIGTERM, lost rank", kills.signals),
     16: Row("evaluation input", evaluation.evaluation_input),
+    18: Row("nothing without a word", wordless.nothing_without_a_word),
 }
 
 
