@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from flowprior.data.image_reader import read_by_earlier_versions
+from flowprior.data.image_reader import conversions, read_by_earlier_versions
 from flowprior.training.files import file_sha256
 from flowprior.training.fingerprints import ImagesFingerprint
 from flowprior.training.randomness import stream_seed
@@ -25,7 +27,7 @@ def images_fingerprint(root: Path, names: np.ndarray, crop: tuple[str, int]) -> 
     """16 hex digits that are equal for equal files and crops, and for no others.
 
     Up to :data:`FILES_READ` files are read whole. Of a larger set the contents of so many count, spread evenly from the first to the
-    last, and names and lengths of all. Modification times do not count.
+    last, and names and lengths of all. Modification times do not count. Prints how many images are shown otherwise than they are stored.
 
     Args:
         root: the folder.
@@ -42,8 +44,17 @@ def images_fingerprint(root: Path, names: np.ndarray, crop: tuple[str, int]) -> 
     digest = hashlib.sha256(repr((READER, crop, contents)).encode())
     for text in texts:
         digest.update(repr(text).encode())
+    _say_conversions(root, chosen)
     before = f"{stream_seed(f'{crop[0]} crop', crop[1], *texts):016x}"
     return ImagesFingerprint.of(digest.hexdigest()[:16], before, _first_read_otherwise(chosen))
+
+
+def _say_conversions(root: Path, files: list[Path]) -> None:
+    """How many of the images are shown otherwise than they lie in their files, in a note from the first of several processes."""
+    counts = Counter(rule for file in files for rule in conversions(file))
+    if counts and os.environ.get("RANK", "0") == "0":
+        told = ", ".join(f"{count} with {rule}" for rule, count in counts.items())
+        print(f"note: of {len(files)} images looked at in {root}: {told}", file=sys.stderr, flush=True)
 
 
 def _lengths(root: Path, names: np.ndarray) -> list[int]:

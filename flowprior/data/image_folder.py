@@ -59,8 +59,8 @@ def list_images(root: Path) -> ImageFolder:
         raise UserError(f"the folder {root} holds no images ({READ}){f' but {_kinds(unread)}' if unread else ''}")
     if here.images and folders:
         raise UserError(
-            f"{root} holds {len(here.images)} images beside the class folders {_some(folders)}: move them into the folders of their "
-            "classes, or the folders elsewhere"
+            f"{root} holds {len(here.images)} image{'s'[: len(here.images) > 1]} beside the class folders {_some(folders)}: move them "
+            "into the folders of their classes, or the folders elsewhere"
         )
     if empty := [f"{name} ({_kinds(part.unread)})" for name, part in zip(folders, found) if not part.images]:
         raise UserError(

@@ -52,6 +52,22 @@ def read_image(file: Path) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def conversions(file: Path) -> list[str]:
+    """What :func:`read_image` does to the image besides decoding it, by its header; nothing for a file that cannot be read."""
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            rules = {
+                "16-bit values shown by their high byte": "16" in _raw_mode(opened) or opened.mode.startswith("I;16"),
+                "an alpha channel shown on white": opened.mode in WITH_ALPHA or "transparency" in opened.info,
+                "an EXIF orientation turned upright": _orientation(opened) in TURNS,
+                "CMYK converted without a colour profile": opened.mode == "CMYK",
+                "CIELAB converted to sRGB": opened.mode == "LAB",
+            }
+    except Exception:  # whoever reads it names it
+        return []
+    return [rule for rule, holds in rules.items() if holds]
+
+
 def read_by_earlier_versions(file: Path) -> bool:
     """Whether :func:`read_image` shows what earlier versions showed, which was each file converted to RGB by Pillow."""
     try:

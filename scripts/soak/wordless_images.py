@@ -166,7 +166,7 @@ def folders() -> Iterator[Case]:
     yield Case("a folder of lists beside the classes", with_("lists/a.txt"), refused=("lists (1 .txt)",))
     yield Case("a class of GIFs", with_("c/0.gif", "c/1.gif"), refused=("c (2 .gif)",))
     yield Case("a class of nothing but the system's", with_("c/._0.bmp"), refused=("c (no files)",))
-    yield Case("one image beside the classes", with_("0.png"), refused=("1 images beside the class folders a, b",))
+    yield Case("one image beside the classes", with_("0.png"), refused=("1 image beside the class folders a, b",))
     yield Case("twenty of them", with_(*(f"{n}.png" for n in range(20))), refused=("20 images beside",))
     yield Case(
         "a class that is emptied",

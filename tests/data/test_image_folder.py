@@ -193,6 +193,22 @@ def test_what_an_earlier_version_wrote_is_accepted_with_a_line(root, capsys, tmp
     assert capsys.readouterr().err == ""
 
 
+def test_it_is_said_how_many_images_are_shown_otherwise_than_they_are_stored(root, capsys):
+    fingerprint(root)
+    assert capsys.readouterr().err == ""
+    for number in range(2):
+        Image.new("RGBA", (20, 20), (1, 2, 3, 4)).save(root / "a" / f"clear{number}.png")
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(root / "b" / "deep.tif")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("CMYK", (20, 20)).save(root / "b" / "print.jpg", exif=exif)
+    fingerprint(root)
+    assert capsys.readouterr().err == (
+        f"note: of 10 images looked at in {root}: 2 with an alpha channel shown on white, 1 with 16-bit values shown by their high byte, "
+        "1 with an EXIF orientation turned upright, 1 with CMYK converted without a colour profile\n"
+    )
+
+
 def test_what_an_earlier_version_made_of_images_that_it_showed_otherwise_is_refused(root, tmp_path):
     Image.fromarray(np.full((20, 18), 5000, np.uint16)).save(root / "a" / "gray.png")
     now = fingerprint(root)
