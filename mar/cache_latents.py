@@ -22,6 +22,7 @@ from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.errors import UserError, entry_point
 from flowprior.training.distributed import distributed_workers
 from flowprior.training.files import read_json
+from flowprior.training.fingerprints import accept_earlier
 from flowprior.training.lock import sole_writer
 from flowprior.training.run_folder import Stopwatch
 from mar.config import read_config
@@ -43,7 +44,7 @@ def main() -> None:
             **config.cache.describe(),
         }
         if manifest.is_file():
-            kept = read_json(manifest, "latent cache").get("origin") or {}
+            kept = accept_earlier(read_json(manifest, "latent cache").get("origin") or {}, origin["images"], manifest)
             if kept != origin:
                 differing = ", ".join(sorted(n for n in kept | origin if kept.get(n) != origin.get(n)))
                 raise UserError(

@@ -15,6 +15,7 @@ from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics import KNNDensity
+from flowprior.metrics.knn import NEIGHBOUR
 from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
@@ -37,7 +38,7 @@ class MonitorConfig:
         changes_result=False,
     )
     latents: int = option(10_000, "most latent tokens for the kNN distance (Fig. 4 of the paper)")
-    neighbour: int = option(5, "k of the kNN distance")
+    neighbour: int = option(NEIGHBOUR, "k of the kNN distance")
     picture_images: int = option(16, "in the picture of reconstructions")
 
     def __post_init__(self) -> None:
@@ -83,6 +84,8 @@ class Monitor:
                 file=sys.stderr,
                 flush=True,
             )
+        if target is not None:
+            check_samples(target, target_samples, config.neighbour, prior.channels)
         self.density = None if target is None else KNNDensity(target, k=config.neighbour)
         self.target = None if target is None else TargetCloud(target)
 
@@ -144,6 +147,21 @@ def read_samples(file: Path) -> Tensor:
             f"{file} holds no 'samples' (n, channels): delete its folder and run `bash scripts/train_flowhead.sh`"
         )
     return samples
+
+
+def check_samples(samples: Tensor, file: Path, neighbour: int, channels: int) -> None:
+    """A :class:`UserError` unless latents of so many channels can be compared with their ``neighbour``-th nearest of ``samples``."""
+    count, width = samples.shape
+    if width != channels:
+        raise UserError(
+            f"the target samples {file} have {width} channels and the prior has {channels}: they are another prior's, move them away"
+        )
+    if not torch.isfinite(samples).all():
+        raise UserError(f"the target samples {file} are not finite: train the prior again, in another run_dir")
+    if count < neighbour:
+        raise UserError(
+            f"monitor.neighbour is {neighbour} and {file} holds {count} target samples: write monitor.neighbour={count}"
+        )
 
 
 class TargetCloud:

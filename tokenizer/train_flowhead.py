@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from flowprior.data.features import FeatureRows
 from flowprior.data.images import ImageConfig
@@ -22,9 +23,16 @@ from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.prior import FlowPrior
-from flowprior.flow.target_map import STATISTICS_ROWS, TargetMap, TargetMapSettings, fit_target_map
+from flowprior.flow.target_map import (
+    STATISTICS_ROWS,
+    TargetMap,
+    TargetMapSettings,
+    count_bad_rows,
+    fit_target_map,
+)
 from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.metrics.knn import NEIGHBOUR
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import write_tensors
@@ -91,10 +99,32 @@ def main() -> None:
             folder.open(config, workers, inputs)
             folder.say_complete()
             return
+        check_target(target, workers)
         split = split_rows(len(target.features), config.held_out, config.train.seed, target.rows_per_sample)
         target_map = make_target_map(config, target, split)  # before anything is written, since it refuses some targets
         folder.open(config, workers, inputs)
         train(config, folder, workers, target, split, target_map, stopwatch)
+
+
+def check_target(target: TargetFeatures, workers: Workers) -> None:
+    """What stage 2 needs of a target: as many rows as its kNN distance looks at, all of them finite.
+
+    The processes look through the table together, unless whoever made it has.
+    """
+    count = len(target.features)
+    if count < NEIGHBOUR:
+        raise UserError(
+            f"the target {target.name} has {count} rows, and stage 2 compares latents with the {NEIGHBOUR}th nearest of them: "
+            f"give it {NEIGHBOUR} rows or more"
+        )
+    if target.known_finite:
+        return
+    found = workers.gather(count_bad_rows(target.features, workers.rank, workers.count))
+    if bad := sum(number for number, _ in found):
+        first = min(row for number, row in found if number)
+        raise UserError(
+            f"the target {target.name} holds NaN or infinite values in {bad} of its {count} rows, first in row {first}: mend them or leave them out"
+        )
 
 
 def check_batch(config: FlowHeadConfig, workers: Workers) -> None:
@@ -148,7 +178,9 @@ def make_target_map(config: FlowHeadConfig, target: TargetFeatures, split: RowSp
         features = features[split.draw_train(STATISTICS_ROWS, len(features), generator)]
     try:
         return fit_target_map(
-            features, TargetMapSettings(config.channels, config.projection, config.centre, config.train.seed)
+            features,
+            TargetMapSettings(config.channels, config.projection, config.centre, config.train.seed),
+            looked_through=True,
         )
     except ValueError as error:
         raise UserError(f"target '{target.name}': {error}") from error
@@ -206,14 +238,13 @@ def finish(
             "projection": config.projection,
         },
     )
-    prior.save(folder.path / "prior")
     rows = torch.randperm(len(target.features), generator=torch.Generator().manual_seed(0))[:KEPT_TARGET_ROWS]
     projected = prior.project(target.features[rows].to(prior.target_map.matrix.device))
+    samples = prior.sample(KEPT_SAMPLES, generator=torch.Generator(projected.device).manual_seed(0))
+    check_prior(prior, projected, samples)
+    prior.save(folder.path / "prior")
     write_tensors(folder.path / "target_samples.safetensors", {"samples": projected})
-    generator = torch.Generator(projected.device).manual_seed(0)
-    write_tensors(
-        folder.path / "prior_samples.safetensors", {"samples": prior.sample(KEPT_SAMPLES, generator=generator)}
-    )
+    write_tensors(folder.path / "prior_samples.safetensors", {"samples": samples})
     folder.complete(
         {
             "fingerprint": prior.fingerprint,
@@ -226,6 +257,16 @@ def finish(
         }
     )
     print(f"flow prior: {folder.path / 'prior'}  ({stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)")
+
+
+def check_prior(prior: FlowPrior, projected: Tensor, samples: Tensor) -> None:
+    """A :class:`UserError` unless the weights, the projected target ``(n, C)`` and samples ``(m, C)`` are finite, as stage 2 needs them."""
+    parts = {"weights": prior.state_dict().values(), "projected target": [projected], "samples": [samples]}
+    bad = [name for name, tensors in parts.items() if not all(torch.isfinite(tensor).all() for tensor in tensors)]
+    if bad:
+        raise UserError(
+            f"the flow prior's {' and '.join(bad)} are not finite, so that stage 2 cannot use it: train it with a lower optim.lr in another run_dir"
+        )
 
 
 if __name__ == "__main__":

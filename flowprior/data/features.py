@@ -17,14 +17,21 @@ from flowprior.training.archives import archive_members, load_pt, read_arrays
 
 
 def read_features(path: str | Path, key: str = "") -> Tensor:
-    """A table of features, float ``(N, d)``; leading dimensions of a larger array are flattened.
+    """A table of features, float ``(N, d)``: the rows of what :func:`read_array` reads."""
+    table = read_array(path, key)
+    return table.reshape(-1, table.shape[-1])
+
+
+def read_array(path: str | Path, key: str = "") -> Tensor:
+    """Features as they lie in a file, float ``(N, d)`` or ``(images, tokens, d)``.
 
     Args:
         path: ``.npy``, ``.npz``, ``.pt``/``.pth`` (a tensor, or a dictionary of tensors), or ``.safetensors``.
         key: which array, where the file holds several; in dictionaries within dictionaries, the names joined by dots.
 
     Raises:
-        UserError: the file is not there, not one of these, damaged, or holds no such array.
+        UserError: the file is not there, not one of these, damaged, or holds no such array; the array has another number of
+            dimensions, of which nobody knows where the channels are, or no numbers, or is sparse.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,9 +58,15 @@ def read_features(path: str | Path, key: str = "") -> Tensor:
     if isinstance(table, dict):
         table = _tensors_within(table)
         table = table[_choose(path, list(table), key)]
-    if not isinstance(table, Tensor) or table.dim() < 2 or not table.numel() or not table.is_floating_point():
-        raise UserError(f"{path} must hold a floating-point array of shape (N, d)")
-    return table.reshape(-1, table.shape[-1])
+    whole = isinstance(table, Tensor) and table.layout is torch.strided
+    if not whole or table.dim() < 2 or not table.numel() or not table.is_floating_point():
+        raise UserError(f"{path} must hold a floating-point array of shape (N, d), dense and with numbers in it")
+    if table.dim() > 3:
+        raise UserError(
+            f"the array in {path} has shape {tuple(table.shape)}, and channels may be its second dimension or its last: "
+            "save it as (images, tokens, channels)"
+        )
+    return table
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -14,16 +14,15 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from flowprior.data import digits
+from flowprior.data.image_contents import images_fingerprint
+from flowprior.data.image_folder import list_images
+from flowprior.data.image_reader import read_image
 from flowprior.data.order import SampleKey
-from flowprior.errors import UserError, one_line
+from flowprior.errors import UserError
 from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint
 from flowprior.training.randomness import stream_seed
-
-SPLITS = {"train", "val", "valid", "validation", "test"}
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # by content; others, such as EPS, would start other programs
 
 
 @dataclass
@@ -94,7 +93,7 @@ class DigitImages:
 
 
 class FolderImages:
-    """``path/<class>/<image>``; images straight in ``path`` make one class. Files are sorted by name.
+    """``path/<class>/<image>``; images straight in ``path`` make one class (:mod:`flowprior.data.image_folder`).
 
     Names and labels of a million files are two arrays: loader processes share their pages, as they could not those of a million objects.
     """
@@ -103,19 +102,7 @@ class FolderImages:
         root = Path(config.path)
         if not config.path or not root.is_dir():
             raise UserError(f"there is no image folder at '{config.path}': set DATA=<folder> or data.path=<folder>")
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if folders and all(p.name.lower() in SPLITS for p in folders):
-            raise UserError(
-                f"{root} holds {' and '.join(p.name for p in folders)}, which are no classes: write DATA={folders[0]}, say"
-            )
-        self.class_names = [p.name for p in folders] or [root.name]
-        found = [image_names(folder, deep=bool(folders)) for folder in folders or [root]]
-        prefixes = [f"{folder.name}/" for folder in folders] or [""]
-        names = [os.fsencode(prefix + name) for prefix, part in zip(prefixes, found) for name in part]
-        if not names:
-            raise UserError(f"the folder {root} holds no images ({', '.join(sorted(EXTENSIONS))})")
-        self.root, self.names = root, np.array(names)
-        self.labels = np.repeat(np.arange(len(found)), [len(part) for part in found])
+        self.root, (self.class_names, self.names, self.labels) = root, list_images(root)
         self.num_classes, self.config, self.seed = len(self.class_names), config, seed
 
     def __len__(self) -> int:
@@ -126,9 +113,7 @@ class FolderImages:
         return self.root / os.fsdecode(self.names[index])
 
     def fingerprint(self) -> str:
-        files = (self.file(index) for index in range(len(self)))
-        rows = [f"{file.relative_to(self.root)} {file.stat().st_size}" for file in files]
-        return f"{stream_seed('centre crop', self.config.size, *rows):016x}"
+        return images_fingerprint(self.root, self.names, ("centre", self.config.size))
 
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         images = torch.stack([self._read(key) for key in keys])
@@ -140,12 +125,7 @@ class FolderImages:
 
     def _read(self, key: SampleKey) -> Tensor:
         """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
-        file, config = self.file(key.index), self.config
-        try:
-            with Image.open(file, formats=FORMATS) as opened:
-                image = opened.convert("RGB")
-        except Exception as error:  # of a damaged file: Pillow's decoders have a dozen; of a bomb: its own
-            raise UserError(f"the image {file} cannot be read ({one_line(error)}): mend or remove it") from error
+        image, config = read_image(self.file(key.index)), self.config
         random = _generator(self.seed, key)
         if key.epoch >= 0 and config.crop == "random_resized":
             box = random_resized_box(image.height, image.width, config.min_area, random)
@@ -157,35 +137,22 @@ class FolderImages:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def image_names(folder: Path, deep: bool) -> list[str]:
-    """The images in ``folder``, and in its sub-folders where ``deep``: paths below it, folder by folder in the order of their names."""
-    found = []
-    for above, below, files in os.walk(folder, onerror=_raise):  # or a folder that cannot be read would hold nothing
-        inner = os.path.relpath(above, folder)
-        found += [
-            name if inner == "." else f"{inner}/{name}" for name in files if Path(name).suffix.lower() in EXTENSIONS
-        ]
-        if not deep:
-            below.clear()
-    return sorted(found, key=lambda name: name.split("/"))
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def shared_fingerprint(images: ImageSource, workers: Workers) -> str:
-    """The fingerprint of the first process's images, which looks at every file, in all processes.
+    """The fingerprint of the images, in all processes; the first process of every node looks at the files.
 
     Raises:
-        UserError: the processes do not even see equally many images.
+        UserError: the processes do not see equally many images, or the nodes not the same ones.
     """
     counts = workers.gather(len(images))
     if len(set(counts)) > 1:
         raise UserError(
             f"the processes see different images ({min(counts)} to {max(counts)} of them): give all nodes the same DATA"
         )
-    return workers.share(images.fingerprint() if workers.is_main else None)
+    looks = workers.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
+    found = [one for one in workers.gather(images.fingerprint() if looks else None) if one is not None]
+    if len(set(found)) > 1:
+        raise UserError("the nodes see different images under the same names: give all nodes the same DATA")
+    return found[0]
 
 
 SOURCES = {"digits": DigitImages, "folder": FolderImages}

@@ -198,7 +198,7 @@ class FlowPrior(nn.Module):
         A run with checkpoints, a log and several processes is ``bash scripts/train_flowhead.sh``; the training is the same.
 
         Args:
-            features: float ``(N, d)``, a tensor or an array.
+            features: float ``(N, d)``, a tensor or an array; gradients do not reach them.
             channels: of the latents to be shaped.
             projection: ``random``, ``avg_pool``, ``pca`` or ``identity``.
             width, depth: of the velocity network.
@@ -208,7 +208,7 @@ class FlowPrior(nn.Module):
         Raises:
             ValueError: features or sizes that :func:`fit_target_map` refuses.
         """
-        features = torch.as_tensor(features)
+        features = torch.as_tensor(features).detach()
         settings = TargetMapSettings(channels, projection, seed=seed)
         generator = torch.Generator().manual_seed(stream_seed(seed, "velocity"))
         workers = Workers(device=best_device())

@@ -11,6 +11,7 @@ from flowprior.flow.projection import projection_matrix
 from flowprior.training.randomness import stream_seed
 
 STATISTICS_ROWS = 200_000
+ROWS_AT_ONCE = 1 << 14
 
 
 class TargetMap(nn.Module):
@@ -50,24 +51,51 @@ class TargetMapSettings:
     seed: int = 0
 
 
-def fit_target_map(features: Tensor, settings: TargetMapSettings) -> TargetMap:
+def count_bad_rows(features: Tensor, part: int = 0, parts: int = 1) -> tuple[int, int]:
+    """How many of the rows ``(N, d2)`` hold NaN, or what is infinite in float32, and the first of them; -1 where there is none.
+
+    The table is read :data:`ROWS_AT_ONCE` rows at a time, of which ``part`` looks at every ``parts``-th.
+    """
+    count, first = 0, -1
+    for start in range(part * ROWS_AT_ONCE, len(features), parts * ROWS_AT_ONCE):
+        rows = features[start : start + ROWS_AT_ONCE].detach()
+        if torch.isfinite(rows.float().sum()):
+            continue
+        # Or finite numbers have an infinite sum.
+        bad = (~torch.isfinite(rows.float()).all(1)).nonzero()[:, 0]
+        if len(bad):
+            count, first = count + len(bad), start + int(bad[0]) if first < 0 else first
+    return count, first
+
+
+def fit_target_map(features: Tensor, settings: TargetMapSettings, looked_through: bool = False) -> TargetMap:
     """Measure mean and standard deviation of ``features (N, d2)``, on 200,000 random rows of larger sets, and form the projection.
 
+    Args:
+        features: on any device; gradients do not reach them.
+        settings: see the class.
+        looked_through: the caller knows that every row is finite; otherwise all are looked at here.
+
     Raises:
-        ValueError: features that are not two-dimensional, not finite, or constant.
+        ValueError: features that are not two-dimensional, not finite in every row, or constant.
     """
+    features = features.detach()
     if features.dim() != 2 or features.shape[0] < 2:
         raise ValueError(f"target features have shape (N, d) with N of at least 2, not {tuple(features.shape)}")
     rows = features
     if len(features) > STATISTICS_ROWS:
         generator = torch.Generator().manual_seed(stream_seed(settings.seed, "target statistics"))
         rows = features[torch.randint(len(features), (STATISTICS_ROWS,), generator=generator)]
+    if not looked_through:
+        bad, first = count_bad_rows(features)
+        if bad:
+            raise ValueError(
+                f"target features hold NaN or infinite values in {bad} of {len(features)} rows, first in row {first}"
+            )
     rows = rows.double()
-    if not torch.isfinite(rows).all():
-        raise ValueError("target features hold NaN or infinite values")
     mean = rows.mean(0) if settings.centre else torch.zeros(rows.shape[1], dtype=torch.float64)
     std = (rows - (mean if settings.centre else rows.mean())).square().mean().sqrt()
-    if not std > 0:
+    if not std.float() > 0:
         raise ValueError("target features are constant: there is nothing to match")
     normalised = (rows - mean) / std if settings.projection == "pca" else None
     matrix = projection_matrix(

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowprior.errors import UserError
 
 CHUNK = 4096
+NEIGHBOUR = 5  # k, where nobody asks for another
 
 
 class KNNDensity:
@@ -30,7 +31,9 @@ class KNNDensity:
         ValueError: when the target is not ``(M, d)``, not finite, or has fewer than ``k`` samples.
     """
 
-    def __init__(self, target: Tensor | np.ndarray, k: int = 5, max_points: int = 100_000, seed: int = 0) -> None:
+    def __init__(
+        self, target: Tensor | np.ndarray, k: int = NEIGHBOUR, max_points: int = 100_000, seed: int = 0
+    ) -> None:
         points = _matrix(target, "target")
         if len(points) > max_points:
             chosen = np.random.default_rng(seed).choice(len(points), max_points, replace=False, shuffle=False)

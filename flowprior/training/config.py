@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from flowprior.errors import UserError, one_line
+from flowprior.training.written import NumbersAsWritten, Written, WrittenSection, as_written, construct, read_written
 
 C = TypeVar("C")
 LARGEST_YAML_BYTES = 1 << 20
@@ -65,14 +66,10 @@ def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
         raise UserError(f"config section '{where}': {error}" if where else f"config: {error}") from error
 
 
-class _NumberAsWritten(str):
-    """A number on the command line, before it is known whether a number is wanted: ``run_dir=010`` names a folder."""
-
-
 def _coerce(hint: Any, value: Any, dotted: str) -> Any:
     """``value`` as the annotated type, where that loses nothing."""
-    if isinstance(value, _NumberAsWritten):
-        value = str(value) if hint is str else yaml.safe_load(value)
+    if isinstance(value, (Written, WrittenSection)):
+        value = read_written(hint, value, dotted)
     if dataclasses.is_dataclass(hint):
         return build_config(hint, value if value is not None else {}, dotted)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -95,25 +92,25 @@ def _coerce(hint: Any, value: Any, dotted: str) -> Any:
             return float(value)
         if hint is int and not isinstance(value, bool):
             if isinstance(value, int):  # a float holds no more than 53 bits of it
-                return value
+                return int(value)
             if float(value) == int(float(value)):
                 return int(float(value))
         if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
+            return str(getattr(value, "text", value))
         if hint is bool and isinstance(value, bool):
             return value
     except (TypeError, ValueError, OverflowError):
         pass
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word (in quotes, in a YAML file)"}
     raise UserError(f"option '{dotted}' is {names.get(hint, hint)}, not {value!r}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; a :class:`UserError` if there is none."""
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
+    """The mapping in a YAML file, constructed by ``loader``; a :class:`UserError` if there is none."""
     try:
         if path.stat().st_size > LARGEST_YAML_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes")
-        values = yaml.safe_load(path.read_text())
+        values = construct(path.read_text(), loader)
         if _unfolded_size(values) > LARGEST_YAML_BYTES:
             raise ValueError("its aliases unfold without end")
     except (
@@ -140,25 +137,23 @@ def _unfolded_size(value: Any, known: dict[int, int] | None = None) -> int:
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """``values`` with every ``a.b=value`` put in; values are read as YAML."""
+    """``values`` with every ``a.b=value`` put in, as it is written: :func:`build_config` reads it once it knows the option's type."""
     for text in overrides:
         dotted, equals, raw = text.partition("=")
         if not equals or not dotted:
             raise UserError(f"'{text}' is not an override: write option=value, e.g. optim.lr=2e-4")
-        try:
-            value = yaml.safe_load(raw) if raw else ""
-        except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date such as 2001-99-99
-            raise UserError(f"the value of override '{text}' cannot be read as YAML") from error
         *parents, leaf = dotted.split(".")
         node = values
         for parent in parents:
             if node.get(parent) is None:  # absent, or a section that the preset leaves empty
                 node[parent] = {}
             child = node[parent]
+            if isinstance(child, WrittenSection):  # no longer what was written
+                child = node[parent] = dict(child)
             if not isinstance(child, dict):
                 raise UserError(f"override '{text}' goes into '{parent}', which has no options of its own")
             node = child
-        node[leaf] = _NumberAsWritten(raw) if type(value) in (int, float) else value
+        node[leaf] = as_written(raw)
     return values
 
 
@@ -190,7 +185,7 @@ def read_preset(path: Path, folder: Path, above: tuple[Path, ...] = ()) -> dict[
     Raises:
         UserError: a file cannot be read, a base is not there, or presets are each other's base.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, NumbersAsWritten)
     base = values.pop("base", None)
     if base is None:
         return values

@@ -15,6 +15,7 @@ from flowprior.errors import UserError
 from flowprior.training.config import changed_options, read_yaml, to_dict
 from flowprior.training.distributed import Workers
 from flowprior.training.files import read_json, write_bytes, write_json
+from flowprior.training.fingerprints import accept_earlier
 from flowprior.training.lock import sole_writer
 
 
@@ -61,7 +62,9 @@ class RunFolder:
             else []
         )
         kept = read_json(self.inputs_file, "list of inputs") if self.inputs_file.is_file() else {}
-        changes += [f"another {name}" for name in inputs if name in kept and kept[name] != inputs[name]]
+        for name, now in inputs.items():
+            if name in kept and accept_earlier(kept[name], now, self.inputs_file) != now:
+                changes.append(f"another {name}")
         if changes and self.has_begun():
             raise UserError(f"{self.path} holds a run with other options ({'; '.join(changes[:4])}): {self.remedy}")
         return changes

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from soak import alike, evaluation, files, kills, malformed, non_finite, resume, saves, sizes, writers
+from soak import alike, evaluation, files, kills, malformed, non_finite, resume, saves, sizes, wordless, writers
 from soak.stages import CannotTry, Soak, Trial
 
 
@@ -46,6 +46,7 @@ ROWS = {
     15: Row("SIGTERM, lost rank", kills.signals),
     16: Row("evaluation input", evaluation.evaluation_input),
     17: Row("like with like", alike.alike),
+    18: Row("nothing without a word", wordless.nothing_without_a_word),
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowprior.data.images import ImageConfig
 from flowprior.training.distributed import Workers
 from flowprior.training.files import tensors_fingerprint, write_tensors
+from flowprior.training.fingerprints import accept_earlier
 
 
 def spread_rows(total: int, wanted: int) -> Tensor:
@@ -29,6 +30,7 @@ class TargetFeatures(NamedTuple):
     features: Tensor  # (N, d2), floating point; may be memory-mapped
     name: str
     rows_per_sample: int = 1  # neighbouring rows that come from one image: held out together or not at all
+    known_finite: bool = False  # whether every row was looked at when it was made
 
     def fingerprint(self) -> str:
         """16 hex digits of shape and of up to 4,096 rows spread over the table."""
@@ -53,7 +55,9 @@ class TargetContext(NamedTuple):
     )
 
 
-def computed_once(context: TargetContext, recipe: object, make: Callable[[], TargetFeatures]) -> TargetFeatures:
+def computed_once(
+    context: TargetContext, recipe: object, make: Callable[[], TargetFeatures], shown: str = ""
+) -> TargetFeatures:
     """Features that the first process makes alone, once, and that lie in the stage's folder from then on.
 
     The others wait meanwhile. Features of many images are made by all processes together, see :mod:`tokenizer.targets.extraction`.
@@ -62,8 +66,12 @@ def computed_once(context: TargetContext, recipe: object, make: Callable[[], Tar
         context: see the class.
         recipe: what determines the features besides the seed; its ``repr`` is kept with them, and those of another are made anew.
         make: makes them.
+        shown: the fingerprint of the images that they are made from, as it stands in ``recipe``.
     """
     file, made_from = context.folder / "target.safetensors", f"{recipe!r} seed {context.seed}"
+    if (kept := _kept_recipe(file)) is not None and accept_earlier(kept, shown, file) == made_from:
+        made_from = kept
+    context.workers.barrier()  # nobody writes before everybody has looked
     if context.workers.is_main and not _is_kept(file, made_from):
         made = make()
         about = {"name": made.name, "made_from": made_from, "rows_per_sample": str(made.rows_per_sample)}
@@ -77,10 +85,15 @@ def computed_once(context: TargetContext, recipe: object, make: Callable[[], Tar
 
 
 def _is_kept(file: Path, made_from: str) -> bool:
+    return _kept_recipe(file) == made_from
+
+
+def _kept_recipe(file: Path) -> str | None:
+    """What the features in ``file`` were made from; None where there are none."""
     if not file.is_file():
-        return False
+        return None
     try:
         with safe_open(file, "pt") as kept:
-            return (kept.metadata() or {}).get("made_from") == made_from
+            return (kept.metadata() or {}).get("made_from")
     except (SafetensorError, OSError):
-        return False
+        return None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowprior.data.features import read_features
-from flowprior.data.images import ImageSource, open_images, to_model
+from flowprior.data.images import ImageSource, open_images, shared_fingerprint, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.errors import UserError
 from flowprior.training.config import option
@@ -52,8 +52,9 @@ class CodebookTarget:
             )
         if self.of == "patches":
             images = open_images(context.data)
-            origin = f"patches {images.fingerprint()}"
-            return self._clustered(context, origin, lambda count: self._patches(images, count, context))
+            shown = shared_fingerprint(images, context.workers)
+            origin = f"patches {shown}"
+            return self._clustered(context, origin, lambda count: self._patches(images, count, context), shown)
         if self.of == "file":
             source = TargetFeatures(read_features(self.path, self.key), f"{Path(self.path).name} {self.key}".strip())
         else:
@@ -63,15 +64,17 @@ class CodebookTarget:
         origin = f"{source.name} {source.fingerprint()}"
         return self._clustered(context, origin, lambda count: random_rows(source.features, count, context.seed))
 
-    def _clustered(self, context: TargetContext, origin: str, points: Callable[[int], Tensor]) -> TargetFeatures:
-        """The centres of the points ``points(count)``, made once."""
+    def _clustered(
+        self, context: TargetContext, origin: str, points: Callable[[int], Tensor], shown: str = ""
+    ) -> TargetFeatures:
+        """The centres of the points ``points(count)``, made once; ``shown`` is the images' fingerprint in ``origin``."""
         name = f"codebook: {self.clusters} k-means centres of {origin.rsplit(' ', 1)[0]}"
 
         def make() -> TargetFeatures:
             rows = points(self.clusters * POINTS_PER_CLUSTER)
             return TargetFeatures(self._scaled(k_means(rows, self.clusters, self.iterations, context.seed)), name)
 
-        return computed_once(context, (replace(self, path=""), origin), make)
+        return computed_once(context, (replace(self, path=""), origin), make, shown)
 
     def _scaled(self, entries: Tensor) -> Tensor:
         return F.normalize(entries.float(), dim=-1) if self.unit_length else entries

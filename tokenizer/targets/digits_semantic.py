@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowprior.data.digits import NUM_CLASSES, digit_images
+from flowprior.data.digits import NUM_CLASSES, NUM_DIGITS, digit_images
 from flowprior.data.images import to_model
 from flowprior.progress import progress_bar
 from flowprior.training.config import option
@@ -54,7 +54,8 @@ class DigitsSemanticTarget:
     steps: int = option(400, "of the classifier's training, 64 images each")
 
     def load(self, context: TargetContext) -> TargetFeatures:
-        return computed_once(context, self, lambda: self.train_classifier(context.seed))
+        made = computed_once(context, self, lambda: self.train_classifier(context.seed))
+        return made._replace(rows_per_sample=len(made.features) // NUM_DIGITS)
 
     def train_classifier(self, seed: int) -> TargetFeatures:
         """Train the classifier on all digits and take its features of them, ``(1797 * positions, width)``."""

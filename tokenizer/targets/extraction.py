@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from flowprior.data.features import read_features
-from flowprior.data.images import ImageSource
+from flowprior.data.images import ImageSource, shared_fingerprint
 from flowprior.data.loader import indexed_batches
 from flowprior.data.order import SampleKey
 from flowprior.progress import progress_bar
 from flowprior.training.config import option
+from flowprior.training.fingerprints import accept_earlier
 from flowprior.training.randomness import stream_seed
 from tokenizer.targets.base import TargetContext, TargetFeatures
 from tokenizer.targets.feature_table import FeatureTable, TableSizes
@@ -56,13 +57,16 @@ def extracted_features(
         make_encoder: builds the network, only when it is needed.
     """
     chosen = f"tokens {options.tokens} rows {options.rows} {options.dtype} seed {context.seed}"
-    table = FeatureTable(context.folder, f"{recipe} images {images.fingerprint()} {chosen}")
+    shown = shared_fingerprint(images, context.workers)
+    table = FeatureTable(context.folder, f"{recipe} images {shown} {chosen}")
+    if (kept := table.kept_recipe()) is not None and accept_earlier(kept, shown, table.record_file) == table.made_from:
+        table = FeatureTable(context.folder, kept)
     complete = table.is_complete()
     context.workers.barrier()  # nobody writes before everybody has looked
     if not complete:
         _extract(context, table, images, options, make_encoder())
     record = table.record()
-    return TargetFeatures(read_features(table.file), name, record["about"]["rows_per_image"])
+    return TargetFeatures(read_features(table.file), name, record["about"]["rows_per_image"], known_finite=True)
 
 
 @torch.no_grad()

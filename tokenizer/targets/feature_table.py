@@ -54,6 +54,13 @@ class FeatureTable:
         self.file, self.marks = folder / "target_features.npy", folder / "target_features.done"
         self.record_file = folder / "target_features.json"
 
+    def kept_recipe(self) -> str | None:
+        """What the table that lies in the folder was made from; None where there is none."""
+        try:
+            return str(read_json(self.record_file, "record of the target features")["made_from"])
+        except (UserError, KeyError):
+            return None
+
     def record(self) -> dict[str, Any] | None:
         """What the folder's table is, where it was made from the same; None otherwise."""
         try:

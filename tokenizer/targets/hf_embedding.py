@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from flowprior.data.features import read_features
+from flowprior.data.image_folder import is_system_file
 from flowprior.errors import UserError
 from flowprior.training.config import option
 from flowprior.training.files import read_json
@@ -84,7 +85,7 @@ def _in_folder(folder: Path, tensor: str) -> Path:
                 f"{folder / INDEX} says that '{tensor}' lies in {file.name}, which is not there: put it into {folder}"
             )
         return file
-    files, near = sorted(folder.glob("*.safetensors")), []
+    files, near = sorted(file for file in folder.glob("*.safetensors") if not is_system_file(file.name)), []
     for file in files:
         with (
             contextlib.suppress(SafetensorError),

@@ -1,0 +1,177 @@
+"""Pictures that are replaced under their names, at their lengths, are other pictures to every stage; what earlier versions wrote is named."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowprior.data.images import ImageConfig, open_images
+from flowprior.training.distributed import Workers
+from flowprior.training.files import write_tensors
+from mar import cache_latents, evaluate
+from tokenizer import train_ae
+from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
+from tokenizer.targets.base import TargetContext, computed_once
+from tokenizer.targets.codebook import CodebookTarget
+from tokenizer.targets.extraction import ExtractionOptions, extracted_features
+
+AE = [
+    "regulariser.name=none", "model={image_size: 32, patch_size: 16, tokens: 4, channels: 3}", "model.encoder={width: 12, depth: 1, heads: 3}",
+    "model.decoder={width: 12, depth: 1, heads: 3}", "train={steps: 2, global_batch: 4, eval_steps: 0, tensorboard: false}",
+]  # fmt: skip
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+
+    def write(seed: int) -> None:
+        for number in range(20):
+            pixels = np.random.default_rng([seed, number]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            file = folder / f"class{number % 2}" / f"{number:02d}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+            os.utime(file, (0, 0))
+
+    write(0)
+    return write
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command on the images; its exit code and what it said on stderr."""
+    torch.manual_seed(0)
+    vit = ViTConfig(width=12, depth=1, heads=3)
+    Autoencoder(AutoencoderConfig(32, 16, 4, 3, False, vit, vit)).save(tmp_path / "ae" / "autoencoder")
+
+    def call(module, *words: object) -> tuple[int, str]:
+        own = ["data.source=folder", f"data.path={tmp_path / 'images'}", f"run_dir={tmp_path}"]
+        monkeypatch.setattr(sys, "argv", ["command", *own, *map(str, words)])
+        try:
+            module.main()
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+def before(folder, size: int = 32) -> str:
+    """The fingerprint that an earlier version gave the images."""
+    return open_images(ImageConfig("folder", str(folder), size)).fingerprint().before
+
+
+def test_a_latent_cache_of_other_pictures_is_refused(command, images, tmp_path):
+    assert command(cache_latents)[0] == 0
+    assert command(cache_latents) == (0, "")  # complete
+    images(1)
+    code, said = command(cache_latents)
+    assert code == 2 and "was made from another images" in said and str(tmp_path / "latents") in said
+
+
+def test_a_latent_cache_of_an_earlier_version_is_accepted_with_a_line_and_left_as_it_is(command, images, tmp_path):
+    assert command(cache_latents)[0] == 0
+    manifest = tmp_path / "latents" / "manifest.json"
+    kept = json.loads(manifest.read_text())
+    kept["origin"]["images"] = before(tmp_path / "images")
+    manifest.write_text(json.dumps(kept))
+    code, said = command(cache_latents)
+    assert code == 0 and str(manifest) in said and "earlier version" in said and said.count("\n") == 1
+    assert json.loads(manifest.read_text()) == kept
+    Image.new("RGBA", (32, 32), (9, 9, 9, 9)).save(tmp_path / "images" / "class0" / "00.bmp", "PNG")
+    kept["origin"]["images"] = before(tmp_path / "images")
+    manifest.write_text(json.dumps(kept))
+    code, said = command(cache_latents)
+    assert code == 2 and "00.bmp otherwise" in said
+
+
+def test_an_autoencoder_of_other_pictures_is_not_gone_on_with(command, images, tmp_path):
+    run = f"run_dir={tmp_path / 'run'}"
+    assert command(train_ae, *AE, run)[0] == 0 and command(train_ae, *AE, run) == (0, "")
+    file = tmp_path / "run" / "ae" / "inputs.json"
+    written = file.read_text()
+    file.write_text(json.dumps({"data": before(tmp_path / "images")}))
+    code, said = command(train_ae, *AE, run)
+    assert code == 0 and str(file) in said and "names and lengths" in said
+    file.write_text(written)
+    images(1)
+    code, said = command(train_ae, *AE, run)
+    assert code == 2 and "another data" in said
+
+
+def test_an_evaluation_of_other_pictures_is_made_anew(command, images, tmp_path):
+    words = ["sample.count=20", "evaluate={extractor: digits, metrics: [fid], half_half_splits: 0}"]
+    theirs = tmp_path / "theirs"
+    (tmp_path / "images").rename(theirs)
+    images(2)
+    words.append(f"evaluate.samples={theirs}")
+
+    def fid() -> float:
+        assert command(evaluate, *words)[0] == 0
+        return json.loads((tmp_path / "mar" / "evaluation_theirs.json").read_text())["metrics"]["theirs"]["fid"]
+
+    first = fid()
+    written = (tmp_path / "mar" / "evaluation_theirs.json").stat().st_mtime_ns
+    assert fid() == first and (tmp_path / "mar" / "evaluation_theirs.json").stat().st_mtime_ns == written
+    for file in theirs.rglob("*.bmp"):
+        Image.new("RGB", (32, 32), (int(file.stem), 0, 0)).save(file)
+    assert fid() > first + 1
+    images(3)  # the reference
+    assert fid() != first
+
+
+def target_context(tmp_path) -> TargetContext:
+    return TargetContext(0, tmp_path / "run", Workers(), ImageConfig("folder", str(tmp_path / "images"), 16))
+
+
+def test_a_feature_table_of_other_pictures_is_made_anew_and_an_earlier_versions_is_kept(images, tmp_path, capsys):
+    context, made = target_context(tmp_path), []
+
+    def mean_colours(batch):
+        made.append(len(batch))
+        return batch.float().mean((2, 3)).unsqueeze(1)
+
+    def features():
+        source = open_images(context.data)
+        return extracted_features(
+            context, "colours", "mean", source, ExtractionOptions(), lambda: mean_colours
+        ).features
+
+    first = features().clone()
+    made.clear()
+    assert torch.equal(features(), first) and not made
+    record = tmp_path / "run" / "target_features.json"
+    now, old = open_images(context.data).fingerprint(), before(tmp_path / "images", 16)
+    written = record.read_text()
+    record.write_text(written.replace(now, old))
+    capsys.readouterr()
+    assert torch.equal(features(), first) and not made and "earlier version" in capsys.readouterr().err
+    record.write_text(written)
+    images(1)
+    assert not torch.equal(features(), first) and sum(made) >= 20
+
+
+def test_a_codebook_of_other_pictures_is_made_anew(images, tmp_path):
+    context = target_context(tmp_path)
+    target = CodebookTarget(of="patches", clusters=4)
+    first = target.load(context).features
+    assert torch.equal(target.load(context).features, first)
+    images(1)
+    assert not torch.equal(target.load(context).features, first)
+
+
+def test_a_computed_target_of_an_earlier_version_is_kept_with_a_line(images, tmp_path, capsys):
+    context = target_context(tmp_path)
+    now = open_images(context.data).fingerprint()
+
+    def make(recipe):
+        return computed_once(context, recipe, lambda: pytest.fail("it is there"), now)
+
+    about = {"name": "t", "made_from": f"{('k', f'patches {now.before}')!r} seed 0", "rows_per_sample": "1"}
+    write_tensors(tmp_path / "run" / "target.safetensors", {"features": torch.ones(5, 2)}, about)
+    assert make(("k", f"patches {now}")).features.shape == (5, 2)
+    assert "earlier version" in capsys.readouterr().err
