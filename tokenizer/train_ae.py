@@ -84,7 +84,7 @@ class AEConfig:
     data: ImageConfig = option(ImageConfig, "")
     held_out: str = option(
         "",
-        "folder of images that are measured, not trained on; empty: the digits' other part, or data",
+        "folder of images that are measured, not trained on; empty: of data.subset=train the other part of the digits, else the training images",
         changes_result=False,
     )
     model: AutoencoderConfig = option(AutoencoderConfig, "")
@@ -113,6 +113,14 @@ class AEConfig:
         if self.data.source == "digits" and self.data.subset == "train":
             return replace(self.data, subset="val")
         return self.data
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the images that are measured are others than those of training."""
+        measured = self.held_out_data()
+        if self.held_out and self.data.source == "folder":  # however the folder is written
+            return Path(measured.path).resolve() != Path(self.data.path).resolve()
+        return measured != self.data
 
     def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
         """What measures of ``image_count`` reconstructions are built from."""
@@ -277,9 +285,10 @@ def train(
                     "peak_memory_gb": peak_memory_gb(),
                 }
             )
+        kind = "held-out" if config.holds_out else "training"
         print(
             f"autoencoder: {folder.path / 'autoencoder'}  "
-            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} held-out images, "
+            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} {kind} images, "
             f"{stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
         )
 
