@@ -30,7 +30,9 @@ from tokenizer.metrics import METERS, Meter, MeterContext, build_meters, check_m
 class MonitorConfig:
     """What is measured while training."""
 
-    images: int = option(1024, "how many of the held-out images, or of the training images where none are held out, spread over the data")
+    images: int = option(
+        1024, "how many of the held-out images, or of the training images where none are held out, spread over the data"
+    )
     metrics: tuple[str, ...] = option(
         ("fidelity",),
         f"of {', '.join(METERS)}; one whose weights cannot be had is left out, with a line that says so",

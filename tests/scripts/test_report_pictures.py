@@ -22,7 +22,9 @@ NAMES = {
 def run(tmp_path):
     for stage, names in NAMES.items():
         (tmp_path / stage).mkdir()
-        rows = [{"step": 100 * i} | {name: math.exp(-i / 3) - 0.5 * (name[0] == "k") for name in names} for i in range(12)]
+        rows = [
+            {"step": 100 * i} | {name: math.exp(-i / 3) - 0.5 * (name[0] == "k") for name in names} for i in range(12)
+        ]
         (tmp_path / stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "latents").mkdir()
     statistics = {"channel_std": [1.0, 0.9, 1.1], "scale": 0.987}

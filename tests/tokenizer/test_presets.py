@@ -68,7 +68,9 @@ def test_the_imagenet_presets_have_the_papers_hyper_parameters(name):
 def test_the_kl_baselines_weight_is_the_published_1e_6_of_the_sum_over_an_images_2048_numbers(generator):
     config = load("imagenet_kl")
     mean, logvar = (torch.randn(3, config.model.tokens, config.model.channels, generator=generator) for _ in range(2))
-    summed = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2)).mean()  # over an image's numbers, then images
+    summed = (
+        0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2)).mean()
+    )  # over an image's numbers, then images
     weighted = config.regulariser.kl.weight * kl_divergence(mean, logvar)
     assert weighted.item() == pytest.approx(1e-6 * summed.item(), rel=1e-5)
 

@@ -33,7 +33,8 @@ class AdversarialConfig:
     SWITCH: ClassVar[str] = "weight"
     weight: float = option(0.0, "of the adversarial loss of reconstructions; the paper's is 0.2")
     game_weight: float = option(
-        1.0, "of the game and LeCam in the discriminator's own loss, where consistency stands beside them; published: 0.2"
+        1.0,
+        "of the game and LeCam in the discriminator's own loss, where consistency stands beside them; published: 0.2",
     )
     kind: Literal["hinge", "non_saturating", "vanilla"] = option(
         "hinge", "the game: hinge, non_saturating or vanilla (minimax)"

@@ -28,7 +28,8 @@ class KLConfig:
 
     needs_prior: ClassVar[bool] = False
     weight: float = option(
-        1e-3, "of the KL divergence per latent element, a mean; a weight w of the sum over an image's T x C numbers is w T C here"
+        1e-3,
+        "of the KL divergence per latent element, a mean; a weight w of the sum over an image's T x C numbers is w T C here",
     )
 
     def __post_init__(self) -> None:
