@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -14,6 +15,11 @@ class Generator(nn.Module, ABC):
     """A class-conditional model of normalised latents ``(B, T, C)``."""
 
     num_classes: int
+
+    @property
+    def no_decay(self) -> Iterable[nn.Parameter]:
+        """Parameters that weight decay leaves alone, besides biases and norms, which it never reaches."""
+        return ()
 
     @abstractmethod
     def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,9 @@ class MARConfig:
         0.02, "of tokens and positions at initialisation; a larger one helps a small model on a small budget"
     )
     mask_ratio_std: float = option(0.25, "of the normal around 1 that the share is drawn from, truncated")
+    decay_head: bool = option(
+        False, "let weight decay reach the flow head, which the published recipe exempts from it", before=True
+    )
     skip_unread: bool = option(
         False,
         "in training, leave out of the last block what no token's loss reads; changes dropout's draws and rounding only",
@@ -145,6 +149,11 @@ class MAR(Generator):
                 for _ in range(depth)
             ]
         )
+
+    @property
+    def no_decay(self) -> Iterable[nn.Parameter]:
+        """The flow head, as published, unless ``decay_head`` says otherwise."""
+        return () if self.config.decay_head else self.head.parameters()
 
     @property
     def compiled_parts(self) -> list[nn.Module]:

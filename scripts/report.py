@@ -206,15 +206,18 @@ def draw_alignment(axes: Any, run: Path) -> None:
     rows = read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance")
     steps, alignment, distance = ([row[name] for row in rows] for name in ("step", "alignment", "knn_log_distance"))
     axes[0].plot(steps, alignment, color=BLUE, label="alignment loss")
-    axes[0].set(xlabel="step", ylabel="alignment loss", title="over training")
+    axes[0].set(xlabel="step", title="over training")
+    axes[0].set_ylabel("alignment loss", color=BLUE)
     other = axes[0].twinx()
     other.plot(steps, distance, color=RED, linestyle="--", label="mean log kNN distance")
-    other.set_ylabel("mean log kNN distance")
+    other.set_ylabel("mean log kNN distance", color=RED)
     lines = axes[0].get_lines() + other.get_lines()
     axes[0].legend(lines, [line.get_label() for line in lines], frameon=False)
     axes[1].scatter(alignment, distance, c=steps, cmap="viridis", s=18)
     correlation = np.corrcoef(alignment, distance)[0, 1] if len(rows) > 2 else float("nan")
     axes[1].set(xlabel="alignment loss", ylabel="mean log kNN distance", title=f"Pearson correlation {correlation:.3f}")
+    axes[1].yaxis.tick_right()  # on the left its label would stand against that of the other panel's second scale
+    axes[1].yaxis.set_label_position("right")
 
 
 def draw_latents(axes: Any, run: Path) -> None:

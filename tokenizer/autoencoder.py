@@ -64,7 +64,7 @@ class AutoencoderConfig:
         if self.input_std and not min(self.input_std) > 0:
             raise ValueError("input_std is above 0")
         for section in chosen_maps(self.latent_map):
-            section.check(self.channels)
+            section.check(self.tokens, self.channels)
 
     def input_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation, per colour of images in [0, 1], that the encoder's input is normalised with."""
@@ -157,7 +157,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config, self.about = config, dict(about or {})
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.latent_maps = build_latent_maps(config.latent_map, config.channels)
+        self.latent_maps = build_latent_maps(config.latent_map, config.tokens, config.channels)
 
     @property
     def compiled_parts(self) -> list[nn.Module]:

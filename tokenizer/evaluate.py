@@ -1,8 +1,9 @@
-"""Measure a trained autoencoder on held-out images: PSNR, SSIM, rFID and LPIPS, with noise on the latents as well.
+"""Measure a trained autoencoder: PSNR, SSIM, rFID and LPIPS, with noise on the latents as well.
 
     python -m tokenizer.evaluate [--preset digits] [option=value ...]
 
-The images are ``held_out=<folder>``, ImageNet's 50,000 for validation say, or else the data, cropped centrally at the size of training.
+The images are ``held_out=<folder>``, ImageNet's 50,000 for validation say, or else the training images, which a note says, cropped
+centrally at the size of training.
 Writes ``<run_dir>/ae/evaluation.json`` with the figures and their protocol.
 """
 
@@ -43,8 +44,9 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     images = open_images(config.held_out_data())
     if told := config.says_of_extractor():
         print(f"note: {told}", file=sys.stderr)
-    if config.data.source == "folder" and not config.held_out:
-        print(f"note: measured on the {len(images)} training images: held_out=<folder> names others", file=sys.stderr)
+    if not config.holds_out:
+        others = "data.subset=train keeps" if config.data.source == "digits" else "held_out=<folder> names"
+        print(f"note: measured on the {len(images)} training images: {others} others", file=sys.stderr)
 
     def new_meters() -> list[Meter]:
         return build_meters(chosen_metrics(config), config.meter_context(len(images), best_device()))
@@ -53,7 +55,7 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     protocol = {
         "autoencoder": autoencoder.fingerprint,
         "images": images.fingerprint(),
-        "held_out": config.held_out_data() != config.data,
+        "held_out": config.holds_out,
         "count": len(images),
         "size": config.data.size,
         "crop": "centre",

@@ -31,7 +31,9 @@ from tokenizer.metrics import METERS, Meter, MeterContext, build_meters, check_m
 class MonitorConfig:
     """What is measured while training."""
 
-    images: int = option(1024, "how many held-out images, spread over the data")
+    images: int = option(
+        1024, "how many of the held-out images, or of the training images where none are held out, spread over the data"
+    )
     metrics: tuple[str, ...] = option(
         ("fidelity",),
         f"of {', '.join(METERS)}; one whose weights cannot be had is left out, with a line that says so",
@@ -53,7 +55,7 @@ class Monitor:
     Args:
         config: what is measured.
         folder: of the stage.
-        images: held out.
+        images: held out, or those of training.
         prior: that latents are compared with, if there is one.
         target_samples: file of projected target features, for kNN distances; may be missing.
         meters: where the meters' weights are.

@@ -84,7 +84,7 @@ class AEConfig:
     data: ImageConfig = option(ImageConfig, "")
     held_out: str = option(
         "",
-        "folder of images that are measured, not trained on; empty: the digits' other part, or data",
+        "folder of images that are measured, not trained on; empty: of data.subset=train the other part of the digits, else the training images",
         changes_result=False,
     )
     model: AutoencoderConfig = option(AutoencoderConfig, "")
@@ -118,6 +118,14 @@ class AEConfig:
         """What to say where the extractor was made for other images than those that are measured; else empty."""
         name, own_weights = self.evaluate.extractor, bool(self.evaluate.weights)
         return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the images that are measured are others than those of training."""
+        measured = self.held_out_data()
+        if self.held_out and self.data.source == "folder":  # however the folder is written
+            return Path(measured.path).resolve() != Path(self.data.path).resolve()
+        return measured != self.data
 
     def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
         """What measures of ``image_count`` reconstructions are built from."""
@@ -231,6 +239,8 @@ def train(
     if workers.is_main:
         print(f"data: {len(images)} images in {images.num_classes} classes")
         note_missing_weights(config)
+        for note in filter(None, (regulariser.note for regulariser in objective.regularisers)):
+            print(note)
     autoencoder, regularisers, adversary = objective.autoencoder, list(objective.regularisers), objective.adversary
     saved = {
         name: item
@@ -280,9 +290,10 @@ def train(
                     "peak_memory_gb": peak_memory_gb(),
                 }
             )
+        kind = "held-out" if config.holds_out else "training"
         print(
             f"autoencoder: {folder.path / 'autoencoder'}  "
-            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} held-out images, "
+            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} {kind} images, "
             f"{stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
         )
 

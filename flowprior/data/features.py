@@ -16,18 +16,19 @@ from flowprior.errors import UserError, one_line
 from flowprior.training.archives import archive_members, load_pt, read_arrays
 
 
-def read_features(path: str | Path, key: str = "") -> Tensor:
+def read_features(path: str | Path, key: str = "", key_option: str = "target.file.key") -> Tensor:
     """A table of features, float ``(N, d)``: the rows of what :func:`read_array` reads."""
-    table = read_array(path, key)
+    table = read_array(path, key, key_option)
     return table.reshape(-1, table.shape[-1])
 
 
-def read_array(path: str | Path, key: str = "") -> Tensor:
+def read_array(path: str | Path, key: str = "", key_option: str = "target.file.key") -> Tensor:
     """Features as they lie in a file, float ``(N, d)`` or ``(images, tokens, d)``.
 
     Args:
         path: ``.npy``, ``.npz``, ``.pt``/``.pth`` (a tensor, or a dictionary of tensors), or ``.safetensors``.
         key: which array, where the file holds several; in dictionaries within dictionaries, the names joined by dots.
+        key_option: what a person sets the key with, for messages.
 
     Raises:
         UserError: the file is not there, not one of these, damaged, or holds no such array; the array has another number of
@@ -40,13 +41,15 @@ def read_array(path: str | Path, key: str = "") -> Tensor:
         if path.suffix == ".npy":
             table: Tensor | dict[str, Tensor] = _tensor(np.load(path, mmap_mode="r", allow_pickle=False))
         elif path.suffix == ".npz":
-            chosen = _choose(path, [name.removesuffix(".npy") for name in archive_members(path)], key)
+            chosen = _choose(path, [name.removesuffix(".npy") for name in archive_members(path)], key, key_option)
             table = _tensor(read_arrays(path, "feature file", (chosen,))[chosen])
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt") as tensors:  # memory-mapped, and no other tensor is touched
-                table = tensors.get_tensor(_choose(path, list(tensors.keys()), key))
+                table = tensors.get_tensor(_choose(path, list(tensors.keys()), key, key_option))
         elif path.suffix in (".pt", ".pth"):
-            table = load_pt(path, "feature file", map_location="cpu", mmap=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*sparse.*")  # it is refused below, in one line
+                table = load_pt(path, "feature file", map_location="cpu", mmap=True)
         else:
             raise UserError(f"features are read from .npy, .npz, .pt or .safetensors, not from '{path.name}'")
     except UserError:
@@ -57,16 +60,29 @@ def read_array(path: str | Path, key: str = "") -> Tensor:
         raise UserError(f"{path} holds one array without a name, and so none called '{key}': leave the key out")
     if isinstance(table, dict):
         table = _tensors_within(table)
-        table = table[_choose(path, list(table), key)]
-    whole = isinstance(table, Tensor) and table.layout is torch.strided
-    if not whole or table.dim() < 2 or not table.numel() or not table.is_floating_point():
-        raise UserError(f"{path} must hold a floating-point array of shape (N, d), dense and with numbers in it")
+        table = table[_choose(path, list(table), key, key_option)]
+    if isinstance(table, Tensor):
+        _check_dense(path, table)
+    if not isinstance(table, Tensor) or table.dim() < 2 or not table.numel() or not table.is_floating_point():
+        raise UserError(f"{path} must hold a floating-point array of shape (N, d), with numbers in it")
     if table.dim() > 3:
         raise UserError(
             f"the array in {path} has shape {tuple(table.shape)}, and channels may be its second dimension or its last: "
             "save it as (images, tokens, channels)"
         )
-    return table
+    return table.detach()
+
+
+def _check_dense(path: Path, table: Tensor) -> None:
+    """A :class:`UserError` for a tensor that is no plain array of values, with what makes one of it."""
+    remedies = {
+        "meta": (table.is_meta, "it has no values; save it from the device that has them"),
+        "nested": (table.is_nested, "concatenate its parts, torch.cat(table.unbind()), and save that"),
+        "sparse": (table.layout != torch.strided, "save table.to_dense() in its place"),
+    }
+    for kind, (found, remedy) in remedies.items():
+        if found:
+            raise UserError(f"{path} holds a {kind} tensor, and a dense one of shape (N, d) is wanted: {remedy}")
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -89,7 +105,7 @@ def _tensors_within(values: dict, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def _choose(path: Path, names: list[str], key: str) -> str:
+def _choose(path: Path, names: list[str], key: str, key_option: str) -> str:
     if key in names:
         return key
     if not key and len(names) == 1:
@@ -97,7 +113,7 @@ def _choose(path: Path, names: list[str], key: str) -> str:
     wanted = f"has no array '{key}'" if key else "holds several arrays" if names else "holds no arrays"
     near = names if len(names) <= 8 else difflib.get_close_matches(key, names, n=8, cutoff=0.0)
     raise UserError(
-        f"{path} {wanted}" + (f": choose one of {', '.join(near)} as the key (target.file.key=)" if near else "")
+        f"{path} {wanted}" + (f": choose one of {', '.join(near)} as the key ({key_option}=)" if near else "")
     )
 
 

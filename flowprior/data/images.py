@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,10 @@ class ImageConfig:
     size: int = option(32, "pixels on a side")
     subset: Literal["all", "train", "val"] = option("all", "of the digits: all, or a part of a fixed split")
     split_seed: int = option(0, "of the digits' split")
-    crop: Literal["centre", "random_resized"] = option(
-        "centre", "in training: centre, or random area and aspect ratio (folder only)"
+    crop: Literal["centre", "random", "random_resized"] = option(
+        "centre",
+        "in training: centre; random, ADM's square of 80 to 100 % of the shorter side; or random_resized, of random area and aspect ratio "
+        "(the latter two of a folder only)",
     )
     min_area: float = option(0.8, "smallest share of the image's area in a random_resized crop")
     flip: bool = option(False, "mirror every other image in training")
@@ -130,6 +133,8 @@ class FolderImages:
         if key.epoch >= 0 and config.crop == "random_resized":
             box = random_resized_box(image.height, image.width, config.min_area, random)
             image = TF.resized_crop(image, *box, [config.size, config.size], TF.InterpolationMode.BICUBIC)
+        elif key.epoch >= 0 and config.crop == "random":
+            image = random_crop(image, config.size, random)
         else:
             image = centre_crop(image, config.size)
         if key.epoch >= 0 and config.flip and random.random() < 0.5:
@@ -160,14 +165,27 @@ SOURCES = {"digits": DigitImages, "folder": FolderImages}
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's evaluation crop: halve by boxes while more than twice too large, resize the shorter side bicubically, cut the centre."""
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize(
-        (max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC
-    )
+    image = _shrunk(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def random_crop(image: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
+    """ADM's training crop (``random_crop_arr``, arXiv 2105.05233): the shorter side becomes ``size`` to ``size / 0.8`` pixels, resized as for
+    the evaluation crop, and a square of ``size`` is cut anywhere."""
+    image = _shrunk(image, int(random.integers(size, math.ceil(size / 0.8) + 1)))
+    top, left = int(random.integers(image.height - size + 1)), int(random.integers(image.width - size + 1))
+    return image.crop((left, top, left + size, top + size))
+
+
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    """The whole image with ``side`` pixels on its shorter side."""
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    return image.resize(
+        (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC
+    )
 
 
 def random_resized_box(

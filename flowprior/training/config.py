@@ -18,17 +18,21 @@ from flowprior.training.written import NumbersAsWritten, Written, WrittenSection
 
 C = TypeVar("C")
 LARGEST_YAML_BYTES = 1 << 20
+AS_DEFAULT = object()
 
 
-def option(default: Any, help: str, *, changes_result: bool = True) -> Any:
+def option(default: Any, help: str, *, changes_result: bool = True, before: Any = AS_DEFAULT) -> Any:
     """A dataclass field with its meaning for ``--help``.
 
     Args:
         default: the value, or a dataclass type for a nested section.
         help: one line.
         changes_result: False for what may differ when a run is resumed (logging, workers).
+        before: what a run counts as whose config lacks the option, where that is not the default: a value, or words for what no value gives.
     """
     metadata = {"help": help, "changes_result": changes_result}
+    if before is not AS_DEFAULT:
+        metadata["before"] = before
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -221,23 +225,30 @@ def list_options(cls: type, where: str = "") -> list[tuple[str, Any, str]]:
 def changed_options(cls: type, old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
     """``name: old -> new`` for every differing option that changes a run's result.
 
-    An option that ``old`` does not have yet counts as its default, and sections of a registry that are not chosen do not count.
+    An option that ``old`` does not have yet counts as its default, or as what :func:`option` was told of. Sections of a registry that are
+    not chosen do not count, nor one whose ``SWITCH``, the name of an option of it, is 0 in both.
     """
     hints, rows = typing.get_type_hints(cls), []
-    selector = getattr(cls, "SELECTOR", None)
+    selector, switch = getattr(cls, "SELECTOR", None), getattr(cls, "SWITCH", None)
+    if switch and not (old.get(switch) or new.get(switch)):
+        return []
     chosen = str(new.get(selector)).split("+")
     for field in dataclasses.fields(cls):
         if selector and dataclasses.is_dataclass(hints[field.name]) and field.name not in chosen:
             continue
         default = _plain(field.default) if field.default is not dataclasses.MISSING else None
-        before, after = old.get(field.name, default), new.get(field.name, default)
+        later = field.name not in old and "before" in field.metadata
+        before = field.metadata["before"] if later else old.get(field.name, default)
+        after = new.get(field.name, default)
         dotted = f"{where}.{field.name}" if where else field.name
         if not field.metadata.get("changes_result", True):
             continue
         if dataclasses.is_dataclass(hints[field.name]):
             rows += changed_options(hints[field.name], before or {}, after or {}, dotted)
         elif before != after:
-            rows.append(f"{dotted}: {before} -> {after}")
+            goes_on = later and not isinstance(before, str)
+            hint = f", where {dotted}={str(before).lower()} goes on with it" if goes_on else ""
+            rows.append(f"{dotted}: {before} -> {after}{hint}")
     return rows
 
 

@@ -18,7 +18,7 @@ class OwnOptimConfig:
 
     lr: float = option(1e-4, "peak learning rate")
     betas: tuple[float, float] = option((0.9, 0.95), "AdamW's moments")
-    weight_decay: float = option(0.0, "on matrices; vectors (biases, norms) are never decayed")
+    weight_decay: float = option(0.0, "on matrices; vectors (biases, norms) never decay, nor what a model exempts")
     warmup_steps: int = option(0, "steps of linear warm-up")
     schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up: cosine or constant")
     final_lr_fraction: float = option(0.1, "the cosine ends at this fraction of lr")
@@ -59,11 +59,17 @@ def learning_rate(step: int, total_steps: int, config: OwnOptimConfig) -> float:
 
 
 def make_optimizer(module: nn.Module, config: OwnOptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of ``module`` that require gradients; only tensors of two dimensions or more decay."""
+    """AdamW over the parameters of ``module`` that require gradients.
+
+    Tensors of two dimensions or more decay. Vectors do not, nor what ``module`` or a module within names in a property ``no_decay``, an iterable
+    of parameters.
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
+    exempt = {id(p) for part in module.modules() for p in getattr(part, "no_decay", ())}
+    decays = {id(p) for p in trained if p.dim() >= 2} - exempt
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in decays], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) not in decays], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in ("cuda", "cpu") for p in trained)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)

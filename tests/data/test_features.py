@@ -199,3 +199,28 @@ def test_a_key_for_a_file_without_names_is_refused(tmp_path):
     np.save(tmp_path / "table.npy", np.zeros((2, 3), dtype=np.float32))
     with pytest.raises(UserError, match="none called 'other'"):
         read_features(tmp_path / "table.npy", "other")
+
+
+@pytest.mark.parametrize(
+    "kind, make",
+    [
+        ("sparse", lambda: torch.eye(4).to_sparse()),
+        ("sparse", lambda: torch.eye(4).to_sparse_csr()),
+        ("sparse", lambda: {"inside": {"of": torch.eye(4).to_sparse()}}),
+        ("nested", lambda: torch.nested.nested_tensor([torch.eye(3), torch.ones(2, 3)])),
+        ("meta", lambda: torch.empty(4, 4, device="meta")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_tensor_that_is_no_plain_table_is_refused_in_one_line_with_what_makes_one_of_it(tmp_path, kind, make):
+    path = tmp_path / "features.pt"
+    torch.save(make(), path)
+    with pytest.raises(UserError, match=f"features.pt holds a {kind} tensor.*save") as refusal:
+        read_features(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_parameter_is_read_as_the_table_that_it_is(tmp_path):
+    torch.save(torch.nn.Parameter(torch.from_numpy(TABLE)), tmp_path / "features.pt")
+    table = read_features(tmp_path / "features.pt")
+    assert np.array_equal(table.numpy(), TABLE) and not table.requires_grad

@@ -127,12 +127,12 @@ def test_noise_on_the_latents_is_measured_beside_them(trained, tmp_path, capsys)
         return json.loads((tmp_path / "ae" / "evaluation.json").read_text())["metrics"]
 
     plain = run()
-    noisy = run("evaluate.latent_noise_shares=[0.01, 0.5]")
+    noisy = run("evaluate.latent_noise_shares=[0.01, 50]")
     assert {name: noisy[name] for name in plain} == plain
-    assert set(noisy) - set(plain) == {f"{name}_noise_{share}" for name in plain for share in ("0.01", "0.5")}
-    assert noisy["psnr_noise_0.5"] < noisy["psnr_noise_0.01"] < plain["psnr"] + 0.01
+    assert set(noisy) - set(plain) == {f"{name}_noise_{share}" for name in plain for share in ("0.01", "50")}
+    assert noisy["psnr_noise_50"] < noisy["psnr_noise_0.01"] < plain["psnr"] + 0.01
     capsys.readouterr()
-    assert run("evaluate.latent_noise_shares=[0.01, 0.5]") == noisy and "complete" in capsys.readouterr().out
+    assert run("evaluate.latent_noise_shares=[0.01, 50]") == noisy and "complete" in capsys.readouterr().out
 
 
 def test_the_report_names_figures_with_noise_by_what_they_are_and_the_share():

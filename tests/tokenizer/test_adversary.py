@@ -29,6 +29,7 @@ DISCRIMINATORS = {
 
 def adversarial(discriminator: str, **options) -> dict:
     full = {"weight": 0.2, "start_step": START, "lecam_weight": 0.01, "lecam_decay": 0.5, "consistency_weight": 4.0}
+    full |= {"game_weight": 0.2}
     return full | {"optim": {"lr": 1e-2, "warmup_steps": 2}, "discriminator": DISCRIMINATORS[discriminator]} | options
 
 
@@ -154,7 +155,8 @@ def test_the_discriminator_is_heard_and_trained_from_its_start_on(whole):
     terms = ("discriminator/game", "discriminator/lecam", "discriminator/consistency")
     for row in rows[START:]:
         game, lecam, consistency = (row[name] for name in terms)
-        assert row["discriminator/discriminator"] == pytest.approx(game + 0.01 * lecam + 4 * consistency, rel=1e-5)
+        expected = 0.2 * (game + 0.01 * lecam) + 4 * consistency
+        assert row["discriminator/discriminator"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_two_micro_batches_train_both_networks_as_one_batch_does(whole, tmp_path):
@@ -252,6 +254,9 @@ def test_missing_dino_weights_are_one_sentence_with_the_file_its_source_and_wher
         {"weight": -1},
         {"augment": ["blur"]},
         {"cutout": 2},
+        {"strong_cutout": -0.1},
+        {"augment_probability": 1.5},
+        {"game_weight": -1},
         {"lecam_decay": 1},
         {"augment": [], "consistency_weight": 1},
     ],

@@ -1,4 +1,4 @@
-"""softvq, reals and vavae against slow references, and every pair of regularisers in one step."""
+"""soft_pq, reals and vavae against slow references, and every pair of regularisers in one step."""
 
 import itertools
 import math
@@ -17,13 +17,15 @@ from tokenizer.features.timm import TimmFeatures
 from tokenizer.latent_maps.soft_codebook import SoftCodebook, SoftCodebookConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
 from tokenizer.regularisers import REGULARISERS, RegulariserConfig, RegulariserContext, build_regularisers
+from tokenizer.regularisers.assignment_entropy import entropy_loss, over_processes
 from tokenizer.regularisers.feature_head import FeatureHead
 from tokenizer.regularisers.reals import RealsConfig
-from tokenizer.regularisers.softvq import SoftVQConfig, entropy_loss, over_processes
+from tokenizer.regularisers.soft_pq import SoftPQConfig
+from tokenizer.regularisers.softvq import SoftVQConfig
 from tokenizer.regularisers.vavae import VAVAEConfig, marginal_cosine_loss, marginal_distance_loss
 from tokenizer.vit import ViTConfig
 
-TOKENS, CHANNELS = 6, 4
+TOKENS, CHANNELS = 4, 4
 VIT = ViTConfig(width=12, depth=1, heads=3)
 MODEL = AutoencoderConfig(32, 8, TOKENS, CHANNELS, encoder=VIT, decoder=VIT)
 
@@ -44,7 +46,7 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 def test_soft_assignment_is_the_softmax_of_cosines_over_the_temperature(generator):
     torch.manual_seed(0)
-    book = SoftCodebook(SoftCodebookConfig(2, 5, 0.3), CHANNELS)
+    book = SoftCodebook(SoftCodebookConfig(2, 5, 0.3), 3, CHANNELS)
     latents = torch.randn(2, 3, CHANNELS, generator=generator)
     soft, figures = book(latents)
     entropies, mean = [], torch.zeros(2, 5)
@@ -64,7 +66,7 @@ def test_soft_assignment_is_the_softmax_of_cosines_over_the_temperature(generato
 
 def test_a_cold_soft_codebook_is_a_hard_one(generator):
     torch.manual_seed(0)
-    book = SoftCodebook(SoftCodebookConfig(1, 7, 1e-4), CHANNELS)
+    book = SoftCodebook(SoftCodebookConfig(1, 7, 1e-4), 9, CHANNELS)
     soft, figures = book(torch.randn(1, 9, CHANNELS, generator=generator))
     words = torch.nn.functional.normalize(book.codewords[0], dim=-1)
     assert torch.cdist(soft[0], words).min(1).values.max() < 1e-3 and figures["assignment_entropy"] < 0.05
@@ -89,8 +91,9 @@ def test_a_mean_over_processes_has_everybodys_value_and_ones_own_gradient():
     assert local.grad.tolist() == [1.0, 1.0] and over_processes(local, Workers()) is local
 
 
-def test_softvq_gives_the_autoencoder_its_codebooks_and_they_are_saved_with_it(tmp_path):
-    regulariser = SoftVQConfig(codebooks=2, size=5).build(context())
+@pytest.mark.parametrize("config", [SoftPQConfig, SoftVQConfig])
+def test_a_soft_quantiser_gives_the_autoencoder_its_codebooks_and_they_are_saved_with_it(config, tmp_path):
+    regulariser = config(codebooks=2, size=5).build(context())
     autoencoder = Autoencoder(regulariser.adapt(MODEL)).eval()
     images = torch.rand(2, 3, 32, 32)
     code, latents = autoencoder.encoder(images), autoencoder.encode(images)
@@ -102,7 +105,7 @@ def test_softvq_gives_the_autoencoder_its_codebooks_and_they_are_saved_with_it(t
 
 def test_channels_that_do_not_divide_into_codebooks_are_refused():
     with pytest.raises(UserError, match="4 channels do not divide into 3 codebooks"):
-        SoftVQConfig(codebooks=3).build(context())
+        SoftPQConfig(codebooks=3).build(context())
     with pytest.raises(UserError, match="4 channels"):
         build_config(
             AutoencoderConfig,
@@ -216,7 +219,8 @@ def pairs() -> list[str]:
 
 @pytest.mark.parametrize("name", [*REGULARISERS, *pairs()])
 def test_any_one_and_any_two_regularisers_train_every_parameter_in_one_objective(name, features):
-    small = {"softvq": {"codebooks": 2, "size": 5, "alignment_weight": 0.1, "hidden": 8}, "reals": {"hidden": 8}}
+    quantiser = {"codebooks": 2, "size": 5, "alignment_weight": 0.1, "hidden": 8}
+    small = {"softvq": quantiser, "soft_pq": quantiser, "reals": {"hidden": 8}}
     torch.manual_seed(0)
     chosen = build_config(RegulariserConfig, {"name": name, **small})
     built = build_regularisers(chosen, context(features, random_prior(CHANNELS)))

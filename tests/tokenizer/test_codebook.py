@@ -26,8 +26,9 @@ def test_a_codebook_is_read_by_its_name_out_of_a_checkpoint_of_any_depth(tmp_pat
     flat = load(tmp_path, path=str(tmp_path / "vq.safetensors"), key="quantize.embedding.weight")
     deep = load(tmp_path, path=str(tmp_path / "vq.pt"), key="model.quantize.embedding.weight")
     assert torch.equal(flat.features, ENTRIES) and torch.equal(deep.features, ENTRIES)
-    with pytest.raises(UserError, match="model.quantize.embedding.weight"):
+    with pytest.raises(UserError, match="model.quantize.embedding.weight") as refusal:
         load(tmp_path, path=str(tmp_path / "vq.pt"), key="quantize.weight")
+    assert "target.codebook.key=" in str(refusal.value) and "target.file" not in str(refusal.value)
 
 
 def test_entries_can_be_taken_at_unit_length(tmp_path):

@@ -9,6 +9,7 @@ from flowprior.training.config import build_config, read_preset
 from flowprior.training.distributed import Workers
 from networks import random_prior
 from tokenizer.regularisers import chosen_configs
+from tokenizer.regularisers.kl import kl_divergence
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective, dry_run
 
 NAMES = sorted(file.stem for file in PRESETS.glob("*.yaml"))
@@ -61,9 +62,28 @@ def test_the_imagenet_presets_have_the_papers_hyper_parameters(name):
     assert config.regulariser.flow.weight == 0.01
     vq = config.regulariser.softvq
     assert (vq.codebooks, vq.size, vq.temperature, vq.entropy_weight) == (4, 8192, 0.07, 0.01)
+    assert (vq.entropy_temperature, config.model.tokens % vq.codebooks) == (0.01, 0)
 
 
-PARAMETERS = {"none": 607_022_880, "kl": 607_022_880 + 1025 * 32, "softvq": 607_022_880 + 8192 * 32}
+def test_the_kl_baselines_weight_is_the_published_1e_6_of_the_sum_over_an_images_2048_numbers(generator):
+    config = load("imagenet_kl")
+    mean, logvar = (torch.randn(3, config.model.tokens, config.model.channels, generator=generator) for _ in range(2))
+    summed = (
+        0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2)).mean()
+    )  # over an image's numbers, then images
+    weighted = config.regulariser.kl.weight * kl_divergence(mean, logvar)
+    assert weighted.item() == pytest.approx(1e-6 * summed.item(), rel=1e-5)
+
+
+def test_softvqs_features_are_dinov2_ls_with_four_patches_a_token():
+    config = load("imagenet_softvq")
+    assert config.features.source == "timm" and "vit_large_patch14_dinov2" in config.features.timm.name
+    with torch.device("meta"):
+        features = config.features.timm.untrained(256)
+    assert (features.width, features.patches) == (1024, 4 * config.model.tokens)
+
+
+PARAMETERS = {"none": 607_022_880, "kl": 607_022_880 + 1025 * 32, "softvq": 607_022_880 + 4 * 8192 * 32}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("imagenet")])

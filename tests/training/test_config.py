@@ -1,7 +1,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -264,6 +264,31 @@ def test_an_option_that_an_old_run_did_not_know_counts_as_its_default():
     assert changed_options(TrainConfig, old, to_dict(TrainConfig(precision="float32"))) == [
         "precision: auto -> float32"
     ]
+
+
+@dataclasses.dataclass
+class Later:
+    SWITCH: ClassVar[str] = "weight"
+    weight: float = option(0.0, "0: off")
+    recipe: bool = option(False, "another recipe", before=True)
+    shape: float = option(2.0, "what could not be chosen", before="round, which is gone")
+
+
+def test_an_option_may_say_what_an_old_run_that_did_not_know_it_counts_as():
+    new = to_dict(Later(weight=1.0))
+    recipe, shape = changed_options(Later, {"weight": 1.0}, new, "part")
+    assert recipe == "part.recipe: True -> False, where part.recipe=true goes on with it"
+    assert shape == "part.shape: round, which is gone -> 2.0"
+    assert changed_options(Later, {"weight": 1.0, "shape": 2.0}, to_dict(Later(1.0, True))) == []
+    assert changed_options(Later, new, new) == []
+
+
+def test_a_section_that_is_switched_off_before_and_after_does_not_count():
+    assert (
+        changed_options(Later, {"weight": 0.0}, to_dict(Later())) == changed_options(Later, {}, to_dict(Later())) == []
+    )
+    assert "weight: 1.0 -> 0.0" in changed_options(Later, {"weight": 1.0}, to_dict(Later()))
+    assert len(changed_options(Later, {}, to_dict(Later(weight=1.0)))) == 3
 
 
 def test_sections_of_a_registry_count_only_where_they_are_chosen():

@@ -51,6 +51,24 @@ def test_matrices_decay_and_vectors_and_frozen_weights_do_not():
         torch.testing.assert_close(value, kept[name] * (0.95 if name == "0.weight" else 1.0))
 
 
+def test_what_a_module_anywhere_within_exempts_does_not_decay():
+    class Exempting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        @property
+        def no_decay(self):
+            return self.head.parameters()
+
+    module = nn.ModuleDict({"model": Exempting(), "beside": nn.Linear(2, 2)})
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    decayed, others = make_optimizer(module, OptimConfig(weight_decay=0.5)).param_groups
+    assert [names[id(p)] for p in decayed["params"]] == ["model.body.weight", "beside.weight"]
+    assert {names[id(p)] for p in others["params"]} == set(names.values()) - {"model.body.weight", "beside.weight"}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -13,7 +13,11 @@ from tokenizer.features.timm import TimmFeatures
 FEATURES = {"timm": TimmFeatures, "digits": DigitsFeatures}
 
 FeatureConfig = registry_section(
-    "FeatureConfig", "source", "timm", FEATURES, "frozen image features that softvq, reals and vavae align latents with"
+    "FeatureConfig",
+    "source",
+    "timm",
+    FEATURES,
+    "frozen image features that softvq, soft_pq, reals and vavae align latents with",
 )
 
 

@@ -1,7 +1,7 @@
 """Maps of the latents that belong to the autoencoder, by name: saved with it, and applied whenever it encodes.
 
 A regulariser that acts on mapped latents asks for its map (:meth:`~tokenizer.regularisers.base.Regulariser.adapt`). A new map is a file with a
-config that has ``check(channels)`` and ``build(channels)``, and a line in ``LATENT_MAPS``; the module takes latents ``(B, T, C)`` and
+config that has ``check(tokens, channels)`` and ``build(tokens, channels)``, and a line in ``LATENT_MAPS``; the module takes latents ``(B, T, C)`` and
 returns them mapped, with what a regulariser may want to know of it by name.
 """
 
@@ -10,20 +10,21 @@ from __future__ import annotations
 from torch import nn
 
 from flowprior.training.config import registry_section
+from tokenizer.latent_maps.segment_codebooks import SegmentCodebooksConfig
 from tokenizer.latent_maps.soft_codebook import SoftCodebookConfig
 
-LATENT_MAPS = {"soft_codebook": SoftCodebookConfig}
+LATENT_MAPS = {"soft_codebook": SoftCodebookConfig, "segment_codebooks": SegmentCodebooksConfig}
 
 LatentMapConfig = registry_section(
     "LatentMapConfig", "name", "none", LATENT_MAPS, "what the encoder's latents go through", several=True
 )
 
 
-def chosen_maps(config: LatentMapConfig) -> list[SoftCodebookConfig]:
+def chosen_maps(config: LatentMapConfig) -> list[SoftCodebookConfig | SegmentCodebooksConfig]:
     """The sections of the maps that ``config.name`` lists, in that order."""
     return [] if config.name == "none" else [getattr(config, name) for name in config.name.split("+")]
 
 
-def build_latent_maps(config: LatentMapConfig, channels: int) -> nn.ModuleList:
+def build_latent_maps(config: LatentMapConfig, tokens: int, channels: int) -> nn.ModuleList:
     """The maps that ``config.name`` lists."""
-    return nn.ModuleList(section.build(channels) for section in chosen_maps(config))
+    return nn.ModuleList(section.build(tokens, channels) for section in chosen_maps(config))

@@ -1,4 +1,4 @@
-"""Soft assignment of latents to codebooks: what SoftVQ puts between encoder and decoder (Chen et al. 2024, arXiv 2412.10958)."""
+"""Soft product quantisation: every share of a token's channels is softly assigned to a codebook of its own."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class SoftCodebookConfig:
         if min(self.codebooks, self.size) < 1 or not self.temperature > 0:
             raise ValueError("codebooks and size are at least 1, and temperature is above 0")
 
-    def check(self, channels: int) -> None:
+    def check(self, tokens: int, channels: int) -> None:
         """A ``ValueError`` for channels that do not divide into the codebooks."""
         if channels % self.codebooks:
             raise ValueError(f"{channels} channels do not divide into {self.codebooks} codebooks")
 
-    def build(self, channels: int) -> SoftCodebook:
-        return SoftCodebook(self, channels)
+    def build(self, tokens: int, channels: int) -> SoftCodebook:
+        return SoftCodebook(self, tokens, channels)
 
 
 class SoftCodebook(nn.Module):
     """Each share z of a latent's channels becomes ``sum_k softmax_k(<z, c_k> / temperature) c_k``, with z and c_k of unit length."""
 
-    def __init__(self, config: SoftCodebookConfig, channels: int) -> None:
+    def __init__(self, config: SoftCodebookConfig, tokens: int, channels: int) -> None:
         super().__init__()
-        config.check(channels)
+        config.check(tokens, channels)
         self.temperature = config.temperature
         self.codewords = nn.Parameter(torch.randn(config.codebooks, config.size, channels // config.codebooks))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,12 @@ from tokenizer.losses.schedule import ramp
 class AdversarialConfig:
     """The adversarial loss; off at weight 0."""
 
+    SWITCH: ClassVar[str] = "weight"
     weight: float = option(0.0, "of the adversarial loss of reconstructions; the paper's is 0.2")
+    game_weight: float = option(
+        1.0,
+        "of the game and LeCam in the discriminator's own loss, where consistency stands beside them; published: 0.2",
+    )
     kind: Literal["hinge", "non_saturating", "vanilla"] = option(
         "hinge", "the game: hinge, non_saturating or vanilla (minimax)"
     )
@@ -44,21 +49,33 @@ class AdversarialConfig:
     augment: tuple[str, ...] = option(
         KINDS, f"what the discriminator's images go through, of {', '.join(KINDS)}; [] for nothing"
     )
+    augment_probability: float = option(
+        0.5,
+        "with which each of these is applied, drawn once a batch, for images and reconstructions apart",
+        before="all of these always, to both alike",
+    )
     cutout: float = option(0.2, "side of the square that is cut out, as a share of the image's")
+    strong_cutout: float = option(
+        0.5,
+        "likewise in the strong view, to which everything in augment is applied, and which consistency compares with the other one",
+        before="none, as consistency compared with plain images",
+    )
     lecam_weight: float = option(0.0, "of LeCam regularisation; the paper's is 0.001")
     lecam_decay: float = option(0.999, "of its running means")
-    consistency_weight: float = option(0.0, "of the logits' consistency under augmentation; the paper's is 4.0")
+    consistency_weight: float = option(0.0, "of the logits' consistency between both views; the paper's is 4.0")
     optim: OwnOptimConfig = option(OwnOptimConfig, "")
 
     def __post_init__(self) -> None:
-        if min(self.weight, self.start_step, self.ramp_steps, self.lecam_weight, self.consistency_weight) < 0:
+        weights = (self.weight, self.game_weight, self.lecam_weight, self.consistency_weight)
+        if min(*weights, self.start_step, self.ramp_steps) < 0:
             raise ValueError("weights, start_step and ramp_steps cannot be negative")
         if unknown := set(self.augment) - set(KINDS):
             raise ValueError(f"augment is a list of {', '.join(KINDS)}, not of {', '.join(sorted(unknown))}")
-        if not 0 <= self.cutout <= 1 or not 0 <= self.lecam_decay < 1:
-            raise ValueError("cutout lies in [0, 1] and lecam_decay in [0, 1)")
+        shares = (self.cutout, self.strong_cutout, self.augment_probability)
+        if not (0 <= min(shares) and max(shares) <= 1 and 0 <= self.lecam_decay < 1):
+            raise ValueError("cutout, strong_cutout and augment_probability lie in [0, 1], and lecam_decay in [0, 1)")
         if self.consistency_weight and not self.augment:
-            raise ValueError("consistency_weight compares augmented images with plain ones: it needs augment")
+            raise ValueError("consistency_weight compares two augmented views: it needs augment")
 
 
 class Adversary:
@@ -88,9 +105,9 @@ class Adversary:
     def term(self, reconstruction: Tensor, random: StepRandom) -> Tensor:
         """What the autoencoder minimises, of ``reconstruction (B, 3, H, H)``; the discriminator keeps still."""
         self.discriminator.eval().trained.requires_grad_(False)
-        draws = random.uniform("augment for the autoencoder", len(reconstruction), DRAWS)
+        view = self.weak_view(reconstruction, "the autoencoder", random)
         with exact_weights(self.discriminator.trained):
-            return self.game.generator(self.discriminator(self._augmented(reconstruction, draws)).float())
+            return self.game.generator(self.discriminator(view).float())
 
     def update(
         self,
@@ -137,12 +154,15 @@ class Adversary:
         return sums
 
     def discriminator_terms(self, real: Tensor, fake: Tensor, random: StepRandom) -> dict[str, Tensor]:
-        """``discriminator`` is what is minimised; an image and its reconstruction are augmented alike."""
-        config = self.config
-        draws = random.uniform("augment for the discriminator", len(real), DRAWS)
-        views = [self._augmented(real, draws), self._augmented(fake, draws)]
+        """Terms by name, of ``real`` and ``fake (B, 3, H, H)``; ``discriminator`` is what is minimised.
+
+        It is ``game_weight (game + lecam_weight LeCam) + consistency_weight consistency``. Game and LeCam see a weak view of each image, the
+        consistency is between the logits of that view and of a strong one.
+        """
+        config, named = self.config, (("images", real), ("reconstructions", fake))
+        views = [self.weak_view(images, name, random) for name, images in named]
         if config.consistency_weight:
-            views += [real, fake]
+            views += [self.strong_view(images, name, random) for name, images in named]
         with exact_weights(self.discriminator.trained):
             logits = self.discriminator(torch.cat(views)).float().chunk(len(views))
         terms = {"game": self.game.discriminator(*logits[:2])}
@@ -150,13 +170,25 @@ class Adversary:
         if config.lecam_weight:
             terms["lecam"] = self.lecam(*logits[:2])
             loss = loss + config.lecam_weight * terms["lecam"]
+        loss = config.game_weight * loss
         if config.consistency_weight:
-            terms["consistency"] = consistency_loss(torch.cat(logits[2:]), torch.cat(logits[:2]))
+            terms["consistency"] = consistency_loss(torch.cat(logits[:2]), torch.cat(logits[2:]))
             loss = loss + config.consistency_weight * terms["consistency"]
         return {"discriminator": loss, **terms, "logits_real": logits[0].mean(), "logits_fake": logits[1].mean()}
 
-    def _augmented(self, images: Tensor, draws: Tensor) -> Tensor:
-        return diff_augment(images, draws, self.config.augment, self.config.cutout)
+    def weak_view(self, images: Tensor, name: str, random: StepRandom) -> Tensor:
+        """``images (B, 3, H, H)`` under those kinds of ``augment`` that this step's draw for ``name`` has chosen for the whole batch."""
+        chance = {kind: random.uniform_of_period(f"{kind} in the weak view of {name}", 1) for kind in KINDS}
+        kinds = tuple(kind for kind in self.config.augment if chance[kind] < self.config.augment_probability)
+        return diff_augment(images, self._draws(f"weak view of {name}", images, random), kinds, self.config.cutout)
+
+    def strong_view(self, images: Tensor, name: str, random: StepRandom) -> Tensor:
+        """``images (B, 3, H, H)`` under all of ``augment``, with the larger cut-out."""
+        draws = self._draws(f"strong view of {name}", images, random)
+        return diff_augment(images, draws, self.config.augment, self.config.strong_cutout)
+
+    def _draws(self, name: str, images: Tensor, random: StepRandom) -> Tensor:
+        return random.uniform(name, len(images), DRAWS)
 
     def saved(self) -> dict[str, Stateful]:
         """What a resumed run needs."""

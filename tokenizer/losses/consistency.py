@@ -5,6 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def consistency_loss(logits: Tensor, augmented: Tensor) -> Tensor:
-    """Mean squared difference between the logits of images and of the same images augmented; real and reconstructed alike."""
-    return (logits - augmented).square().mean()
+def consistency_loss(weak: Tensor, strong: Tensor) -> Tensor:
+    """Mean squared difference between the logits of two views of the same images, real and reconstructed ones together."""
+    return (weak - strong).square().mean()

@@ -7,10 +7,18 @@ from tokenizer.regularisers.base import Regulariser, RegulariserContext
 from tokenizer.regularisers.flow import FlowConfig
 from tokenizer.regularisers.kl import KLConfig
 from tokenizer.regularisers.reals import RealsConfig
+from tokenizer.regularisers.soft_pq import SoftPQConfig
 from tokenizer.regularisers.softvq import SoftVQConfig
 from tokenizer.regularisers.vavae import VAVAEConfig
 
-REGULARISERS = {"flow": FlowConfig, "kl": KLConfig, "softvq": SoftVQConfig, "reals": RealsConfig, "vavae": VAVAEConfig}
+REGULARISERS = {
+    "flow": FlowConfig,
+    "kl": KLConfig,
+    "softvq": SoftVQConfig,
+    "soft_pq": SoftPQConfig,
+    "reals": RealsConfig,
+    "vavae": VAVAEConfig,
+}
 
 RegulariserConfig = registry_section(
     "RegulariserConfig", "name", "flow", REGULARISERS, "what acts on the latents", several=True

@@ -39,6 +39,7 @@ class Regulariser(nn.Module, ABC):
     """
 
     name: str = ""
+    note: str = ""  # a line for the terminal when training starts
     needs_gaussian: bool = False  # whether the encoder must give a mean and a log-variance
     adaptive: bool = False  # whether the weight is scaled so that the term pulls at the encoder's last layer as the reconstruction does
 
@@ -74,3 +75,10 @@ class Regulariser(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """What a trained autoencoder remembers of it."""
         return {"name": self.name, "weight": self.weight}
+
+
+def with_latent_map(model: AutoencoderConfig, name: str, section: Any) -> AutoencoderConfig:
+    """``model`` with the map ``name`` of :mod:`tokenizer.latent_maps` behind those that it has, under the options in ``section``."""
+    names = [] if model.latent_map.name == "none" else model.latent_map.name.split("+")
+    name_of_all = "+".join(dict.fromkeys([*names, name]))
+    return replace(model, latent_map=replace(model.latent_map, name=name_of_all, **{name: section}))

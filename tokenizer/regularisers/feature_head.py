@@ -21,11 +21,7 @@ class FeatureHead(nn.Module):
         self.mixture = nn.Linear(tokens, patches, bias=False)
         with torch.no_grad():
             self.mixture.weight.copy_(F.interpolate(torch.eye(tokens).unsqueeze(0), size=patches, mode="linear")[0].T)
-        self.project: nn.Module = nn.Linear(channels, width)
-        if hidden:
-            self.project = nn.Sequential(
-                nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width)
-            )
+        self.project = mlp(channels, hidden, width) if hidden else nn.Linear(channels, width)
 
     def mixed(self, latents: Tensor) -> Tensor:
         """``(B, T, C)`` to ``(B, N, C)``."""
@@ -34,6 +30,37 @@ class FeatureHead(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """``(B, T, C)`` to ``(B, N, D)``."""
         return self.project(self.mixed(latents))
+
+
+class TokenHead(nn.Module):
+    """An MLP of every token, which stands for ``patches / tokens`` patches that are neighbours in their order, row by row.
+
+    Args:
+        tokens, channels: of the latents.
+        patches, width: of the features.
+        hidden: width of the MLP.
+
+    Raises:
+        ValueError: the patches do not divide among the tokens.
+    """
+
+    def __init__(self, tokens: int, channels: int, patches: int, width: int, hidden: int) -> None:
+        super().__init__()
+        if patches % tokens:
+            raise ValueError(f"the features' {patches} patches do not divide among {tokens} tokens")
+        self.repeats = patches // tokens
+        self.project = mlp(channels, hidden, width)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """``(B, T, C)`` to ``(B, N, D)``."""
+        return self.project(latents).repeat_interleave(self.repeats, dim=1)
+
+
+def mlp(channels: int, hidden: int, width: int) -> nn.Sequential:
+    """Three linear layers with SiLU between them."""
+    return nn.Sequential(
+        nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width)
+    )
 
 
 def cosine_distance(predicted: Tensor, features: Tensor) -> Tensor:

@@ -14,7 +14,11 @@ from tokenizer.regularisers.base import Regulariser, RegulariserContext
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """``KL(N(mean, exp(logvar)) || N(0, I))`` per latent element, averaged."""
+    """``KL(N(mean, exp(logvar)) || N(0, I))`` per latent element, averaged over batch, tokens and channels.
+
+    Where it is summed over an image's T x C numbers and averaged over images alone, as published code does, the weight w of the sum is
+    ``w T C`` of this mean.
+    """
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
@@ -23,7 +27,10 @@ class KLConfig:
     """The kl regulariser."""
 
     needs_prior: ClassVar[bool] = False
-    weight: float = option(1e-3, "of the KL divergence per latent element")
+    weight: float = option(
+        1e-3,
+        "of the KL divergence per latent element, a mean; a weight w of the sum over an image's T x C numbers is w T C here",
+    )
 
     def __post_init__(self) -> None:
         if self.weight < 0:

@@ -1,11 +1,10 @@
-"""SoftVQ: latents that are softly assigned to codebooks (Chen et al. 2024, arXiv 2412.10958)."""
+"""SoftVQ-VAE: tokens that are softly assigned to codebooks (Chen et al. 2024, arXiv 2412.10958)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from flowprior.errors import UserError
@@ -13,20 +12,26 @@ from flowprior.training.config import option
 from flowprior.training.distributed import Workers
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import AutoencoderConfig, Encoded
-from tokenizer.latent_maps.soft_codebook import SoftCodebookConfig
-from tokenizer.regularisers.base import Regulariser, RegulariserContext
-from tokenizer.regularisers.feature_head import FeatureHead, cosine_distance
+from tokenizer.latent_maps.segment_codebooks import SegmentCodebooksConfig
+from tokenizer.regularisers.assignment_entropy import entropy_loss, over_processes
+from tokenizer.regularisers.base import Regulariser, RegulariserContext, with_latent_map
+from tokenizer.regularisers.feature_head import TokenHead, cosine_distance
 
 
-def entropy_loss(assignment_entropy: Tensor, assignment_mean: Tensor) -> Tensor:
-    """``E H(p) - H(E p)``, a mean over codebooks: every token sure of its codewords, all codewords in use.
+def pooled_entropy_loss(similarity: Tensor, temperature: float, workers: Workers) -> Tensor:
+    """``E H(p) - H(E p)`` over the tokens of all segments together, with ``p = softmax(similarity / temperature)``.
+
+    Codeword s of one codebook counts as the same as codeword s of another: the mean assignment has ``size`` entries, not codebooks x size.
 
     Args:
-        assignment_entropy: mean entropy of the tokens' assignments, nats.
-        assignment_mean: ``(codebooks, size)``, the mean assignment.
+        similarity: ``(B, T, size)``, cosines.
+        temperature: of the softmax.
+        workers: the mean assignment is over the batch of all of them.
     """
-    used = -torch.special.xlogy(assignment_mean, assignment_mean).sum(-1).mean()
-    return assignment_entropy - used
+    log_share = (similarity.float() / temperature).log_softmax(-1)  # (B, T, S)
+    share = log_share.exp()
+    mean = over_processes(share.mean((0, 1)), workers)  # (S,)
+    return entropy_loss(-(share * log_share).sum(-1).mean(), mean)
 
 
 @dataclass
@@ -35,33 +40,45 @@ class SoftVQConfig:
 
     needs_prior: ClassVar[bool] = False
     weight: float = option(1.0, "of the two parts together")
-    codebooks: int = option(4, "each over its equal share of the channels")
+    codebooks: int = option(4, "each over an equal segment of the tokens, at the latents' full width")
     size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "of the softmax over cosine similarities")
-    entropy_weight: float = option(0.01, "of the entropy part")
+    temperature: float = option(0.07, "of the softmax over cosine similarities that mixes the codewords")
+    entropy_weight: float = option(0.01, "of the entropy part, which pools all codebooks")
+    entropy_temperature: float = option(
+        0.01,
+        "of the softmax in the entropy part",
+        before="that of shares of the channels, which is regulariser.name=soft_pq",
+    )
     alignment_weight: float = option(
-        0.0, "of the cosine distance between an MLP of the latents and frozen patch features; 0: no such part"
+        0.0,
+        "of the cosine distance between an MLP of the latents, each token standing for as many neighbouring patches, and frozen patch "
+        "features; 0: no such part",
     )
     hidden: int = option(1024, "width of that MLP")
 
     def __post_init__(self) -> None:
         if min(self.weight, self.entropy_weight, self.alignment_weight) < 0 or self.hidden < 1:
             raise ValueError("weights cannot be negative, and hidden is at least 1")
+        if not self.entropy_temperature > 0:
+            raise ValueError(f"entropy_temperature is above 0, not {self.entropy_temperature}")
         self.latent_map()
 
     @property
     def needs_features(self) -> bool:
         return self.alignment_weight > 0
 
-    def latent_map(self) -> SoftCodebookConfig:
-        return SoftCodebookConfig(self.codebooks, self.size, self.temperature)
+    def latent_map(self) -> SegmentCodebooksConfig:
+        return SegmentCodebooksConfig(self.codebooks, self.size, self.temperature)
 
     def build(self, context: RegulariserContext) -> SoftVQRegulariser:
+        """The regulariser; a :class:`UserError` where tokens do not divide into segments, or patches among the tokens."""
         try:
-            self.latent_map().check(context.model.channels)
+            self.latent_map().check(context.model.tokens, context.model.channels)
+            return SoftVQRegulariser(self, context)
         except ValueError as error:
-            raise UserError(f"config section 'regulariser.softvq': {error}") from error
-        return SoftVQRegulariser(self, context)
+            raise UserError(
+                f"config section 'regulariser.softvq': {error} (regulariser.name=soft_pq has codebooks of channels)"
+            ) from error
 
 
 class SoftVQRegulariser(Regulariser):
@@ -71,31 +88,26 @@ class SoftVQRegulariser(Regulariser):
         super().__init__(config.weight)
         self.config, self.workers, model, features = config, context.workers, context.model, context.features
         self.head = (
-            FeatureHead(model.tokens, model.channels, features.patches, features.width, config.hidden)
+            TokenHead(model.tokens, model.channels, features.patches, features.width, config.hidden)
             if config.alignment_weight
             else None
         )
+        self.note = (
+            f"softvq: {config.codebooks} codebooks of {config.size} x {model.channels}, each for {model.tokens // config.codebooks} of the "
+            f"{model.tokens} tokens, as in SoftVQ-VAE; codebooks of shares of the channels are regulariser.name=soft_pq"
+        )
 
     def adapt(self, model: AutoencoderConfig) -> AutoencoderConfig:
-        names = [] if model.latent_map.name == "none" else model.latent_map.name.split("+")
-        name = "+".join(dict.fromkeys([*names, "soft_codebook"]))
-        return replace(model, latent_map=replace(model.latent_map, name=name, soft_codebook=self.config.latent_map()))
+        return with_latent_map(model, "segment_codebooks", self.config.latent_map())
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        mean = over_processes(encoded.figures["assignment_mean"], self.workers)
-        loss = self.config.entropy_weight * entropy_loss(encoded.figures["assignment_entropy"], mean)
+        config = self.config
+        entropy = pooled_entropy_loss(encoded.figures["codeword_similarity"], config.entropy_temperature, self.workers)
+        loss = config.entropy_weight * entropy
         if self.head is not None:
-            loss = loss + self.config.alignment_weight * cosine_distance(
-                self.head(encoded.latents), batch["feature_patches"]
-            )
+            distance = cosine_distance(self.head(encoded.latents), batch["feature_patches"])
+            loss = loss + config.alignment_weight * distance
         return loss
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"codebooks": self.config.codebooks, "size": self.config.size}
-
-
-def over_processes(local: Tensor, workers: Workers) -> Tensor:
-    """The mean of ``local`` over all processes, with the gradient of this process's share; gradients are averaged afterwards, so nothing is lost."""
-    if workers.count == 1:
-        return local
-    return local + (workers.sum(local.detach().clone()) / workers.count - local.detach())

@@ -56,7 +56,8 @@ class CodebookTarget:
             origin = f"patches {shown}"
             return self._clustered(context, origin, lambda count: self._patches(images, count, context), shown)
         if self.of == "file":
-            source = TargetFeatures(read_features(self.path, self.key), f"{Path(self.path).name} {self.key}".strip())
+            entries = read_features(self.path, self.key, "target.codebook.key")
+            source = TargetFeatures(entries, f"{Path(self.path).name} {self.key}".strip())
         else:
             source = context.other(self.of)
         if not self.clusters:

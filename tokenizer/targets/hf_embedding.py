@@ -32,7 +32,7 @@ class HFEmbeddingTarget:
 
     def load(self, context: TargetContext) -> TargetFeatures:
         name = f"{Path(self.folder).name if self.folder else self.repo} {self.tensor}"
-        return TargetFeatures(read_features(self.find(), self.tensor), name)
+        return TargetFeatures(read_features(self.find(), self.tensor, "target.hf_embedding.tensor"), name)
 
     def find(self) -> Path:
         """The file that holds the table; of a repository, this one and the index are all that is fetched.

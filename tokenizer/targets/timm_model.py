@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,9 +108,7 @@ def _weight_file(path: str) -> Path:
 
 
 def _hub_weights(name: str) -> Path:
-    import timm
-
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+    config = _known(name)
     if config is None:
         raise _unknown(name)
     if not config.hf_hub_id:
@@ -123,6 +121,26 @@ def _hub_weights(name: str) -> Path:
         except NoSuchFile:
             continue
     raise UserError(f"the hub's {config.hf_hub_id} holds no weights of '{name}': {REMEDY}")
+
+
+def _known(name: str) -> Any:
+    """What timm knows of the weights of ``name``; None for a model without any.
+
+    Raises:
+        UserError: there is no such model, or no weights of it with the tag behind the dot.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise _unknown(name)
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:
+        model, _, tag = name.partition(".")
+        tags = [other.partition(".")[2] for other in timm.list_pretrained(f"{model}.*")]
+        raise UserError(
+            f"timm knows no weights '{tag}' of '{model}'; those that it knows are {', '.join(tags) or 'none'}"
+        ) from error
 
 
 def _unknown(name: str) -> UserError:
@@ -150,9 +168,7 @@ def _build_model(name: str, size: int, weights: Path | None, seed: int) -> nn.Mo
 def _create(name: str, size: int, weights: Path | None, seed: int) -> nn.Module:
     import timm
 
-    if not timm.is_model(name):
-        raise _unknown(name)
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = _known(name)
     options = {"img_size": size} if config is not None and config.fixed_input_size else {}
     if weights:
         options["pretrained_cfg_overlay"] = {"file": str(weights)}

@@ -1,0 +1,53 @@
+"""No words of a report's picture stand on or against one another."""
+
+import itertools
+import json
+import math
+
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+
+from scripts import report  # noqa: E402
+
+NAMES = {
+    "flowhead": ["loss"],
+    "ae": ["loss", "l2", "flow", "alignment", "knn_log_distance", "latent_std", "latent_mean", "latent_effective_rank"],
+    "mar": ["loss"],
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    for stage, names in NAMES.items():
+        (tmp_path / stage).mkdir()
+        rows = [
+            {"step": 100 * i} | {name: math.exp(-i / 3) - 0.5 * (name[0] == "k") for name in names} for i in range(12)
+        ]
+        (tmp_path / stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "latents").mkdir()
+    statistics = {"channel_std": [1.0, 0.9, 1.1], "scale": 0.987}
+    (tmp_path / "latents" / "manifest.json").write_text(json.dumps({"statistics": statistics}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "draw, panels", [(report.draw_alignment, 2), (report.draw_losses, 3), (report.draw_latents, 3)]
+)
+def test_words_keep_a_lines_height_from_one_another(draw, panels, run, monkeypatch):
+    boxes = {}
+
+    def measured(figure) -> bytes:
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            for words in (axes.title, axes.xaxis.label, axes.yaxis.label):
+                if words.get_text():
+                    boxes[words.get_text(), len(boxes)] = words.get_window_extent().padded(figure.dpi * 5 / 72)
+        return b""
+
+    monkeypatch.setattr(report, "figure_png", measured)
+    report.curves(run, draw, panels)
+    assert len(boxes) >= 2 * panels
+    for (one, first), (other, second) in itertools.combinations(boxes.items(), 2):
+        assert not first.overlaps(second), (one, other)

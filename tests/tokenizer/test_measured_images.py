@@ -1,0 +1,67 @@
+"""Whether the images that an autoencoder is measured on are those that it was trained on: every figure says which."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowprior.data.images import open_images
+from flowprior.training.config import build_config
+from flowprior.training.distributed import Workers
+from flowprior.training.run_folder import RunFolder
+from tokenizer import evaluate, train_ae
+
+
+def config(run, **options) -> train_ae.AEConfig:
+    vit = {"width": 12, "depth": 1, "heads": 3}
+    small = {
+        "run_dir": str(run),
+        "data": {"size": 16},
+        "regulariser": {"name": "none"},
+        "monitor": {"images": 16, "picture_images": 2},
+        "evaluate": {"metrics": ["fidelity"]},
+        "model": {"image_size": 16, "patch_size": 8, "tokens": 2, "channels": 4, "encoder": vit, "decoder": vit},
+        "train": {"steps": 1, "global_batch": 4, "eval_steps": 0, "tensorboard": False},
+    }
+    data = small["data"] | options.pop("data", {})
+    return build_config(train_ae.AEConfig, small | {"data": data} | options)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name in ("training", "others"):
+        (root / name).mkdir()
+        for number in range(5):
+            pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    (root / "link").symlink_to(root / "training")
+    return root
+
+
+CASES = {
+    "the digits": ({}, {}, "training"),
+    "the digits' other part": ({"subset": "train"}, {}, "held-out"),
+    "a folder": ({"source": "folder", "path": "{root}/training"}, {}, "training"),
+    "another folder": ({"source": "folder", "path": "{root}/training"}, {"held_out": "{root}/others"}, "held-out"),
+    "the same folder": ({"source": "folder", "path": "{root}/training"}, {"held_out": "{root}/training/"}, "training"),
+    "a link to it": ({"source": "folder", "path": "{root}/training"}, {"held_out": "{root}/link"}, "training"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_and_evaluation_say_whether_their_figures_are_of_training_images(case, folders, tmp_path, capsys):
+    data, options, kind = json.loads(json.dumps(CASES[case]).replace("{root}", str(folders)))
+    chosen, folder = config(tmp_path, data=data, **options), RunFolder(tmp_path, "ae")
+    images, measured = open_images(chosen.data), open_images(chosen.held_out_data())
+    folder.open(chosen, Workers())
+    train_ae.train(chosen, folder, Workers(), images, measured, None)
+    said = capsys.readouterr().out
+    count = min(16, len(measured))
+    assert f"on {count} {kind} images" in said
+    evaluate.evaluate(chosen, folder.path, train_ae.Autoencoder.load(folder.path / "autoencoder"))
+    noted = capsys.readouterr().err
+    assert (f"note: measured on the {len(measured)} training images" in noted) == (kind == "training")
+    protocol = json.loads((folder.path / "evaluation.json").read_text())["protocol"]
+    assert protocol["held_out"] is (kind == "held-out") and protocol["count"] == len(measured)
