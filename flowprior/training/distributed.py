@@ -128,7 +128,9 @@ def distributed_workers() -> Iterator[Workers]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    # NCCL is told its device, or a barrier would have to guess it.
+    backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    torch_distributed.init_process_group(backend, timeout=LONGEST_WAIT, device_id=bound)
     # NCCL's group is left by all processes at once: one that fails alone would wait in it.
     together = device.type == "cpu"
     try:
