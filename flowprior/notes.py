@@ -9,4 +9,4 @@ import sys
 def note(line: str) -> None:
     """Print ``note: <line>`` on stderr, in the first of torchrun's processes only."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        print(f"note: {' '.join(line.splitlines())}", file=sys.stderr, flush=True)
