@@ -184,7 +184,7 @@ def test_arrays_whose_channels_may_be_anywhere_are_refused(tmp_path, shape):
 
 def test_sparse_features_are_refused_in_a_sentence(tmp_path):
     torch.save(torch.eye(4).to_sparse(), tmp_path / "s.pt")
-    with pytest.raises(UserError, match="s.pt must hold a floating-point array of shape .N, d., dense"):
+    with pytest.raises(UserError, match="s.pt .*dense"):
         FileTarget(path=str(tmp_path / "s.pt")).load(None)
 
 
