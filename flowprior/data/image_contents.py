@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from flowprior.data.image_reader import conversions, read_by_earlier_versions
+from flowprior.notes import note
 from flowprior.training.files import file_sha256
 from flowprior.training.fingerprints import ImagesFingerprint
 from flowprior.training.randomness import stream_seed
@@ -50,11 +50,11 @@ def images_fingerprint(root: Path, names: np.ndarray, crop: tuple[str, int]) -> 
 
 
 def _say_conversions(root: Path, files: list[Path]) -> None:
-    """How many of the images are shown otherwise than they lie in their files, in a note from the first of several processes."""
+    """A note of how many of the images are shown otherwise than they lie in their files."""
     counts = Counter(rule for file in files for rule in conversions(file))
-    if counts and os.environ.get("RANK", "0") == "0":
+    if counts:
         told = ", ".join(f"{count} with {rule}" for rule, count in counts.items())
-        print(f"note: of {len(files)} images looked at in {root}: {told}", file=sys.stderr, flush=True)
+        note(f"of {len(files)} images looked at in {root}: {told}")
 
 
 def _lengths(root: Path, names: np.ndarray) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowprior.errors import UserError
+from flowprior.notes import note
 
 SPLITS = {"train", "val", "valid", "validation", "test"}
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -67,9 +67,9 @@ def list_images(root: Path) -> ImageFolder:
             f"{root} holds {_some(empty)} without images ({READ}), and every sub-folder is a class: move or remove what is none"
         )
     if unread := sum((part.unread for part in found), here.unread):
-        _say(f"in {root} are not read: {_kinds(unread)} (images are {READ})")
+        note(f"in {root} are not read: {_kinds(unread)} (images are {READ})")
     for name, alike in _alike(folders):
-        _say(
+        note(
             f"in {root} the class folders {name} and {alike} differ in case or in Unicode's form only, and are two classes"
         )
     parts = [part.images for part in found] or [here.images]
@@ -77,12 +77,6 @@ def list_images(root: Path) -> ImageFolder:
     names = [os.fsencode(prefix + name) for prefix, part in zip(prefixes, parts) for name in part]
     labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return ImageFolder(folders or [root.name], np.array(names), labels)
-
-
-def _say(line: str) -> None:
-    """A note on stderr, from the first of several processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def _alike(names: list[str]) -> list[tuple[str, str]]:

@@ -83,7 +83,10 @@ def _coerce(hint: Any, value: Any, dotted: str) -> Any:
         return _coerce(next(a for a in arguments if a is not type(None)), value, dotted)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"option '{dotted}' is one of {', '.join(map(str, arguments))}, not {value!r}")
+            quotes = (
+                " (yes and no are true and false in a YAML file, unless in quotes)" if isinstance(value, bool) else ""
+            )
+            raise UserError(f"option '{dotted}' is one of {', '.join(map(str, arguments))}, not {value!r}{quotes}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from flowprior.errors import UserError
+from flowprior.notes import note
 
 
 class ImagesFingerprint(str):
@@ -49,13 +48,9 @@ def accept_earlier(kept: Any, now: str, where: Path) -> Any:
             f"{where} was written by an earlier version, which read {now.reads_otherwise} otherwise (its depth, transparency or "
             f"orientation): delete {where.parent}, or write run_dir=<another>"
         )
-    if os.environ.get("RANK", "0") == "0":
-        print(
-            f"note: {where} was written by an earlier version and knows its images by names and lengths: these agree, and contents are "
-            "not compared",
-            file=sys.stderr,
-            flush=True,
-        )
+    note(
+        f"{where} was written by an earlier version and knows its images by names and lengths: these agree, and contents are not compared"
+    )
     if isinstance(kept, dict):
         return {name: str(now) if value == before else value for name, value in kept.items()}
     return kept.replace(before, now)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from flowprior.data.images import ImageConfig, open_images
 from flowprior.training.distributed import Workers
 from flowprior.training.files import write_tensors
 from mar import cache_latents, evaluate
+from tokenizer import evaluate as evaluate_autoencoder
 from tokenizer import train_ae
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 from tokenizer.targets.base import TargetContext, computed_once
@@ -101,6 +103,38 @@ def test_an_autoencoder_of_other_pictures_is_not_gone_on_with(command, images, t
     images(1)
     code, said = command(train_ae, *AE, run)
     assert code == 2 and "another data" in said
+
+
+def test_held_out_pictures_that_are_replaced_are_measured_anew(command, images, tmp_path):
+    (tmp_path / "images").rename(tmp_path / "held out #2")
+    images(0)
+    words = [
+        *AE,
+        f"run_dir={tmp_path / 'run'}",
+        f"held_out={tmp_path / 'held out #2'}",
+        "evaluate.metrics=[fidelity]",
+        "evaluate.extractor=",
+    ]
+    assert command(train_ae, *words)[0] == 0
+    file = tmp_path / "run" / "ae" / "evaluation.json"
+
+    def measured() -> tuple[dict, int]:
+        assert command(evaluate_autoencoder, *words)[0] == 0
+        return json.loads(file.read_text())["metrics"], file.stat().st_mtime_ns
+
+    first = measured()
+    assert measured() == first
+    for picture in (tmp_path / "held out #2").rglob("*.bmp"):
+        Image.new("RGB", (32, 32), (9, 9, 9)).save(picture)
+    assert measured()[0] != first[0]
+
+
+def test_a_folder_with_a_number_sign_is_not_the_folder_before_it(command, images, tmp_path):
+    shutil.copytree(tmp_path / "images", tmp_path / "images #2")
+    for file in sorted((tmp_path / "images #2").rglob("*.bmp"))[::2]:
+        file.unlink()
+    assert command(cache_latents, f"data.path={tmp_path / 'images #2'}")[0] == 0
+    assert json.loads((tmp_path / "latents" / "manifest.json").read_text())["count"] == 10
 
 
 def test_an_evaluation_of_other_pictures_is_made_anew(command, images, tmp_path):

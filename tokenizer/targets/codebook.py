@@ -15,6 +15,7 @@ from flowprior.data.features import read_features
 from flowprior.data.images import ImageSource, open_images, shared_fingerprint, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.errors import UserError
+from flowprior.flow.target_map import count_bad_rows
 from flowprior.training.config import option
 from flowprior.training.randomness import stream_seed
 from tokenizer.targets.base import TargetContext, TargetFeatures, computed_once
@@ -63,7 +64,16 @@ class CodebookTarget:
         if not self.clusters:
             return TargetFeatures(self._scaled(source.features), f"codebook {source.name}")
         origin = f"{source.name} {source.fingerprint()}"
-        return self._clustered(context, origin, lambda count: random_rows(source.features, count, context.seed))
+
+        def drawn(count: int) -> Tensor:
+            if not source.known_finite and (bad := count_bad_rows(source.features))[0]:
+                raise UserError(
+                    f"{source.name} holds NaN or infinite values in {bad[0]} of its {len(source.features)} rows, first in row {bad[1]}: "
+                    "mend them or leave them out"
+                )
+            return random_rows(source.features, count, context.seed)
+
+        return self._clustered(context, origin, drawn)
 
     def _clustered(
         self, context: TargetContext, origin: str, points: Callable[[int], Tensor], shown: str = ""
