@@ -57,12 +57,22 @@ def figures_text(figures: dict[str, float | None]) -> str:
     return "  ".join(texts)
 
 
+def measured_images(protocol: dict[str, Any]) -> str:
+    """How many images an autoencoder's figures are of, and whether it was trained on them."""
+    return f"{protocol['count']} {'held-out' if protocol['held_out'] else 'training'} images"
+
+
 def summary(run: Path) -> list[tuple[str, str]]:
     """The figures that the terminal and the page's head show."""
     stages = {name: read(run / name / "result.json") for name in ("flowhead", "ae", "mar")}
-    reconstruction = read(run / "ae" / "evaluation.json")["metrics"]
+    reconstruction = read(run / "ae" / "evaluation.json")
     evaluation = read(run / "mar" / "evaluation.json")
-    rows = [("autoencoder", figures_text(reconstruction))]
+    rows = [
+        (
+            "autoencoder",
+            f"{figures_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})",
+        )
+    ]
     for cfg, figures in evaluation["metrics"].items():
         rows.append(
             (

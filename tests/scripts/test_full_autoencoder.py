@@ -141,6 +141,14 @@ def test_the_report_names_figures_with_noise_by_what_they_are_and_the_share():
     assert figures_text({"psnr": 29.5, "psnr_noise_0.2": 24.25}) == "PSNR 29.50 dB  PSNR with noise 0.2 24.25 dB"
 
 
+def test_the_report_says_whether_the_images_are_those_of_training(trained):
+    from scripts.report import measured_images
+
+    protocol = json.loads((trained / "ae" / "evaluation.json").read_text())["protocol"]
+    assert measured_images(protocol) == "359 held-out images"
+    assert measured_images(protocol | {"held_out": False}) == "359 training images"
+
+
 @needs_compiler
 def test_compiled_it_trains_alike(trained, scripts, tmp_path):
     """Gradients are asked for more than once in a step, for the adaptive weights, and of a compiled network too."""
