@@ -19,15 +19,16 @@ C = TypeVar("C")
 LARGEST_YAML_BYTES = 1 << 20
 
 
-def option(default: Any, help: str, *, changes_result: bool = True) -> Any:
+def option(default: Any, help: str, *, changes_result: bool = True, before: Any = None) -> Any:
     """A dataclass field with its meaning for ``--help``.
 
     Args:
         default: the value, or a dataclass type for a nested section.
         help: one line.
         changes_result: False for what may differ when a run is resumed (logging, workers).
+        before: what holds in runs that began before it was an option; None: the default.
     """
-    metadata = {"help": help, "changes_result": changes_result}
+    metadata = {"help": help, "changes_result": changes_result, "before": before}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -226,7 +227,7 @@ def list_options(cls: type, where: str = "") -> list[tuple[str, Any, str]]:
 def changed_options(cls: type, old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
     """``name: old -> new`` for every differing option that changes a run's result.
 
-    An option that ``old`` does not have yet counts as its default, and sections of a registry that are not chosen do not count.
+    An option that ``old`` does not have yet counts as what held before it was one, and sections of a registry that are not chosen do not count.
     """
     hints, rows = typing.get_type_hints(cls), []
     selector = getattr(cls, "SELECTOR", None)
@@ -235,7 +236,9 @@ def changed_options(cls: type, old: dict[str, Any], new: dict[str, Any], where: 
         if selector and dataclasses.is_dataclass(hints[field.name]) and field.name not in chosen:
             continue
         default = _plain(field.default) if field.default is not dataclasses.MISSING else None
-        before, after = old.get(field.name, default), new.get(field.name, default)
+        unwritten = field.metadata.get("before")
+        before = old.get(field.name, default if unwritten is None else unwritten)
+        after = new.get(field.name, default)
         dotted = f"{where}.{field.name}" if where else field.name
         if not field.metadata.get("changes_result", True):
             continue

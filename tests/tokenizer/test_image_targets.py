@@ -155,7 +155,7 @@ def test_the_global_generator_is_left_as_it_was(tmp_path, folder):
         ({"model": "vit_nano"}, "timm knows no model 'vit_nano'"),
         ({"model": "test_resnet", "features": "cls"}, "no class token"),
         ({"pretrained": True, "weights": "nowhere.pth"}, "no weight file at 'nowhere.pth'"),
-        ({"size": 33}, "data.size=33|at 33 px"),
+        ({"model": "test_vit.nonsense"}, "timm knows no weights 'nonsense' of test_vit"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, folder, options, message):
