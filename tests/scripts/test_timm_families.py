@@ -19,7 +19,12 @@ NAMES = [name for name in timm.list_models() if timm_module(name) in SERVING]
 def kind(vit) -> tuple:
     """What tells architectures apart, sizes aside."""
     parts = frozenset(type(part).__name__ for part in vit.modules())
-    tokens = (vit.cls_token is None, vit.reg_token is None, vit.pos_embed is None, getattr(vit, "no_embed_class", False))
+    tokens = (
+        vit.cls_token is None,
+        vit.reg_token is None,
+        vit.pos_embed is None,
+        getattr(vit, "no_embed_class", False),
+    )
     return type(vit).__name__, vit.global_pool, parts, tokens
 
 
@@ -74,5 +79,8 @@ def test_any_other_name_is_refused_before_it_is_built(monkeypatch):
 
 
 def test_the_small_models_are_those_of_timm_but_for_their_size():
-    whole, small = create_model("eva02_tiny_patch14_224", num_classes=0), small_model("eva02_tiny_patch14_224", num_classes=0)
+    whole, small = (
+        create_model("eva02_tiny_patch14_224", num_classes=0),
+        small_model("eva02_tiny_patch14_224", num_classes=0),
+    )
     assert kind(whole) == kind(small) and len(small.blocks) == 1
