@@ -5,6 +5,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import huggingface_hub.constants
+import huggingface_hub.hf_api
 import pytest
 import torch
 
@@ -82,8 +84,8 @@ def hub(monkeypatch):
     handler = type("FreshHub", (Hub,), {"files": {}, "asked": []})
     server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for place in ("huggingface_hub.constants.ENDPOINT", "huggingface_hub.hf_api.constants.ENDPOINT"):
-        monkeypatch.setattr(place, f"http://127.0.0.1:{server.server_port}")
+    for module in (huggingface_hub.constants, huggingface_hub.hf_api):  # older versions keep a copy
+        monkeypatch.setattr(module, "ENDPOINT", f"http://127.0.0.1:{server.server_port}", raising=False)
     yield handler
     server.shutdown()
     server.server_close()
