@@ -177,3 +177,55 @@ def test_python_objects_in_a_pt_file_are_named_with_how_to_save_the_tensors_alon
         load_pt(file, "feature file")
     said = str(refused.value)
     assert mend in said and "weights_only=False" in said and "damaged" not in said and said.isprintable()
+
+
+def dinov2(state: dict) -> dict:
+    """A ViT with registers as DINOv2's authors publish it: the class token's position apart, a mask token beside."""
+    position = torch.randn(1, 1, 384)
+    published = {name: value for name, value in state.items() if name not in ("reg_token", "cls_token", "pos_embed")}
+    published |= {"register_tokens": state["reg_token"], "mask_token": torch.zeros(1, 384)}
+    return published | {
+        "cls_token": state["cls_token"] - position,
+        "pos_embed": torch.cat([position, state["pos_embed"]], 1),
+    }
+
+
+def dinov3(state: dict) -> dict:
+    """An Eva as DINOv3's authors publish it."""
+    names = {name: re.sub(r"gamma_(\d)", r"ls\1.gamma", name).replace("reg_token", "storage_tokens") for name in state}
+    return {names[name]: value for name, value in state.items()} | {
+        "mask_token": torch.zeros(1, 384),
+        "rope_embed.periods": torch.ones(16),
+    }
+
+
+def openclip(state: dict) -> dict:
+    return {f"visual.trunk.{name}": value for name, value in state.items()} | {
+        "logit_scale": torch.ones(()),
+        "text.a": torch.ones(2),
+    }
+
+
+@pytest.mark.parametrize(
+    "name, publish",
+    [
+        ("vit_small_patch14_reg4_dinov2", dinov2),
+        ("vit_small_patch16_dinov3", dinov3),
+        ("vit_small_patch16_224", openclip),
+    ],
+)
+def test_weights_as_their_authors_publish_them_are_taken(tmp_path, monkeypatch, name, publish):
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **options: create(*a, depth=1, **options))
+    torch.manual_seed(0)
+    state = {key: torch.randn(value.shape) for key, value in build_timm(name, img_size=56).state_dict().items()}
+    torch.save({"model": prefixed("module.")(publish(state))}, tmp_path / "published.pth")
+    for key, value in build_timm(name, tmp_path / "published.pth", img_size=56).state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-5, atol=1e-5)
+    short = publish(state)
+    del short["visual.trunk.norm.weight" if publish is openclip else "norm.weight"]
+    torch.save(short, tmp_path / "short.pth")
+    with pytest.raises(UserError, match=r"it lacks norm\.weight$"):
+        build_timm(name, tmp_path / "short.pth", img_size=56)

@@ -107,10 +107,10 @@ class TimmEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.float()
         if self.size and x.shape[-1] != self.size:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(
-                0, 255
-            )  # (B, 3, s, s)
-        x = self.norm(self.model.forward_features((x - self.mean) / self.std))
+            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, s, s)
+            x = x.clamp(0, 255)
+        x = self.model.forward_features((x - self.mean) / self.std)
+        x = self.norm(x) if x.dim() == 3 else x
         if self.features == "pooled":
             return self.model.forward_head(x, pre_logits=True).flatten(1).unsqueeze(1)  # (B, 1, d)
         if self.features == "cls":
@@ -149,7 +149,8 @@ def _facts(name: str, size: int) -> _Facts:
 
 def _norms_late(model: nn.Module) -> bool:
     late = getattr(model, "fc_norm", None)
-    return late is not None and not isinstance(late, nn.Identity) and isinstance(model.norm, nn.Identity)
+    own = getattr(model, "norm", None)
+    return late is not None and not isinstance(late, nn.Identity) and isinstance(own, nn.Identity)
 
 
 def _sizes(name: str, size: int) -> dict[str, int]:
