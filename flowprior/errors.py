@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,10 @@ from typing import Any
 LOST_PROCESS_EXIT = 1
 USER_ERROR_EXIT = 2
 NON_FINITE_EXIT = 3
+# A terminal's escape sequences (colours, titles, links) and control characters: libraries write them into messages.
+CONTROL = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0e-\x1f\x7f-\x9f]"
+)
 
 
 class UserError(Exception):
@@ -41,8 +46,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def one_line(error: BaseException, limit: int | None = 160) -> str:
-    """What an error says, on one line and cut to ``limit`` characters, for use inside another message; its type where it says nothing."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    """What an error says, on one line, without a terminal's control codes and cut to ``limit`` characters, for use inside another
+    message; its type where it says nothing."""
+    return " ".join(CONTROL.sub("", str(error)).split())[:limit] or type(error).__name__
 
 
 def entry_point(main: Callable[[], None]) -> Callable[[], None]:

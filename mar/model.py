@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from timm.models.vision_transformer import Block
@@ -27,6 +28,9 @@ SIZES = {
     "mar_huge": dict(width=1280, encoder_depth=20, decoder_depth=20, heads=16, buffer_tokens=64, head_width=1536, head_depth=12),
     "mar_digits": dict(width=128, encoder_depth=3, decoder_depth=3, heads=4, buffer_tokens=4, head_width=128, head_depth=3),
 }  # fmt: skip
+
+# Of runs and saved generators that state none: timm's blocks had one eps for all of their norms, 1e-6 since timm 1.0.19.
+NORMS_BEFORE = {"norm_eps": 1e-6, "qk_norm_eps": 1e-6}
 
 
 @dataclass
@@ -56,6 +60,10 @@ class MARConfig:
         False,
         "in training, leave out of the last block what no token's loss reads; changes dropout's draws and rounding only",
     )
+    norm_eps: float = option(1e-6, "of every norm but those of queries and keys", before=NORMS_BEFORE["norm_eps"])
+    qk_norm_eps: float = option(
+        1e-5, "of the norms of queries and keys, as published", before=NORMS_BEFORE["qk_norm_eps"]
+    )
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +88,8 @@ class MARConfig:
             and self.mask_ratio_std > 0
         ):
             raise ValueError("label_drop and dropout lie in [0, 1), mask_ratio_min in (0, 1], mask_ratio_std above 0")
+        if not (0 < self.norm_eps < 1 and 0 < self.qk_norm_eps < 1):
+            raise ValueError("norm_eps and qk_norm_eps lie in (0, 1)")
 
     def _apply_size(self) -> None:
         if self.size not in ("", *SIZES):
@@ -117,15 +127,15 @@ class MAR(Generator):
         width, buffer = config.width, config.buffer_tokens
         self.class_embed = nn.Embedding(num_classes + 1, width)
         self.embed = nn.Linear(channels, width)
-        self.embed_norm = nn.LayerNorm(width, eps=1e-6)
+        self.embed_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.encoder_positions = nn.Parameter(torch.empty(1, buffer + tokens, width))
         self.encoder = self._blocks(config.encoder_depth)
-        self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.encoder_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.decoder_embed = nn.Linear(width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_positions = nn.Parameter(torch.empty(1, buffer + tokens, width))
         self.decoder = self._blocks(config.decoder_depth)
-        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.head_positions = nn.Parameter(torch.empty(1, tokens, width))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -143,12 +153,12 @@ class MAR(Generator):
 
     def _blocks(self, depth: int) -> nn.Sequential:
         c = self.config
-        return nn.Sequential(
-            *[
-                Block(c.width, c.heads, qkv_bias=True, qk_norm=True, proj_drop=c.dropout, attn_drop=c.dropout)
-                for _ in range(depth)
-            ]
-        )
+        norm = partial(nn.LayerNorm, eps=c.norm_eps)
+        drops = {"proj_drop": c.dropout, "attn_drop": c.dropout}
+        blocks = [Block(c.width, c.heads, qkv_bias=True, qk_norm=True, norm_layer=norm, **drops) for _ in range(depth)]
+        for block in blocks:
+            block.attn.q_norm.eps = block.attn.k_norm.eps = c.qk_norm_eps
+        return nn.Sequential(*blocks)
 
     @property
     def no_decay(self) -> Iterable[nn.Parameter]:

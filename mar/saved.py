@@ -10,6 +10,7 @@ import torch
 
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
+from flowprior.progress import note
 from flowprior.training.config import build_config
 from flowprior.training.files import (
     build_saved,
@@ -21,6 +22,7 @@ from flowprior.training.files import (
 )
 from mar.config import GeneratorConfig, MARStageConfig, build_generator
 from mar.generator import GeneratorObjective
+from mar.model import NORMS_BEFORE
 from tokenizer.autoencoder import Autoencoder
 
 FORMAT_VERSION = 1
@@ -78,7 +80,9 @@ def load_generator(
         raise UserError(
             f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}"
         )
-    trained = build_config(GeneratorConfig, saved.get("generator"), str(folder))
+    trained = build_config(
+        GeneratorConfig, with_norms(saved.get("generator"), f"the generator in {folder}"), str(folder)
+    )
     section = getattr(trained, trained.name)
     section.sampler = getattr(config.model, trained.name).sampler
 
@@ -92,3 +96,18 @@ def load_generator(
             f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"
         )
     return bundle.eval().requires_grad_(False).to(device), saved
+
+
+def with_norms(generator: Any, what: str) -> Any:
+    """A generator's config as plain values, with the eps of the norms that it was trained with where it is from before they stood in it."""
+    if (
+        not isinstance(generator, dict)
+        or not isinstance(section := generator.get("mar"), dict)
+        or "qk_norm_eps" in section
+    ):
+        return generator
+    if generator.get("name", "mar") == "mar":
+        note(
+            f"{what} states no eps of its norms: {NORMS_BEFORE['qk_norm_eps']:g} is taken, as timm's blocks have had it since 1.0.19"
+        )
+    return generator | {"mar": section | NORMS_BEFORE}

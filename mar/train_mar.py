@@ -16,6 +16,7 @@ from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import LatentNormaliser, check_statistics
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
+from flowprior.training.config import read_yaml
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import tensors_fingerprint
 from flowprior.training.loop import TrainingLoop
@@ -24,8 +25,9 @@ from flowprior.training.randomness import seed_global_generators
 from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from mar.config import MARStageConfig, build_generator, read_config
 from mar.generator import GeneratorObjective
+from mar.model import NORMS_BEFORE
 from mar.painter import Painter
-from mar.saved import save_generator
+from mar.saved import save_generator, with_norms
 from mar.tokenizer import load_autoencoder
 from tokenizer.autoencoder import Autoencoder
 
@@ -34,6 +36,7 @@ from tokenizer.autoencoder import Autoencoder
 def main() -> None:
     config = read_config(__doc__)
     folder = RunFolder(config.run_dir, "mar")
+    keep_norms(config, folder)
     with distributed_workers() as workers, folder.held(workers):
         autoencoder = load_autoencoder(config, workers.device)
         cache = open_cache(config, autoencoder, workers)
@@ -48,6 +51,15 @@ def main() -> None:
             folder.say_complete()
         else:
             train(config, folder, workers, cache, autoencoder)
+
+
+def keep_norms(config: MARStageConfig, folder: RunFolder) -> None:
+    """A run that began before its config stated the eps of its norms goes on with the eps that they have."""
+    if config.model.name == "mar" and folder.has_begun() and folder.config_file.is_file():
+        begun = with_norms(read_yaml(folder.config_file).get("model"), f"the run in {folder.path}")
+        section = begun.get("mar") if isinstance(begun, dict) else None
+        if section and section.items() >= NORMS_BEFORE.items():
+            config.model.mar = replace(config.model.mar, **NORMS_BEFORE)
 
 
 def open_cache(config: MARStageConfig, autoencoder: Autoencoder, workers: Workers) -> LatentCache:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from flowprior.errors import UserError
+from flowprior.progress import note
 from flowprior.training.config import build_config, option
 from flowprior.training.files import (
     build_saved,
@@ -22,7 +21,9 @@ from flowprior.training.files import (
     write_tensors,
 )
 from flowprior.training.hub import push_folder, saved_folder
+from flowprior.training.norms import norm_eps, set_norm_eps
 from tokenizer.latent_maps import LatentMapConfig, build_latent_maps, chosen_maps
+from tokenizer.tokens import placed, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
 FORMAT_VERSION = 1
@@ -85,14 +86,6 @@ class Encoded(NamedTuple):
     figures: dict[str, Tensor] = {}  # what the latent maps tell
 
 
-def through_blocks(vit: VisionTransformer, x: Tensor, again: bool = False) -> Tensor:
-    """Blocks and norms of a timm ViT over any sequence, ``(B, n, W) -> (B, n, W)``; ``again``: computed twice rather than kept."""
-    x = vit.norm_pre(x)
-    for block in vit.blocks:
-        x = checkpoint(block, x, use_reentrant=False) if again and torch.is_grad_enabled() else block(x)
-    return vit.norm(x)
-
-
 class Encoder(nn.Module):
     """Patches and learnable latent tokens through a ViT; the latent tokens' outputs, through one linear layer, are the latent."""
 
@@ -113,9 +106,9 @@ class Encoder(nn.Module):
             # (3, 1, 1)
             scale, shift = (images.new_tensor(v).view(-1, 1, 1) for v in (self.input_scale, self.input_shift))
             images = images * scale + shift  # (B, 3, H, H)
-        patches = self.vit._pos_embed(self.vit.patch_embed(images))  # (B, prefix + patches, W)
+        patches = placed(self.vit, self.vit.patch_embed(images))  # (B, prefix + patches, W)
         tokens = self.latent_tokens.expand(len(images), -1, -1)  # (B, T, W)
-        x = through_blocks(self.vit, torch.cat([patches, tokens], dim=1), self.again)  # (B, prefix + patches + T, W)
+        x = through_blocks(self.vit, patches.followed_by(tokens), self.again)  # (B, prefix + patches + T, W)
         return self.to_latent(x[:, -tokens.shape[1] :])  # (B, T, C or 2 C)
 
 
@@ -134,12 +127,10 @@ class Decoder(nn.Module):
         self.again = config.checkpoint_blocks
 
     def forward(self, latents: Tensor) -> Tensor:
-        # (B, prefix + patches, W)
-        patches = self.vit._pos_embed(self.mask_token.expand(len(latents), self.side**2, -1))
-        x = torch.cat([patches, self.from_latent(latents) + self.latent_positions], dim=1)
-        x = through_blocks(self.vit, x, self.again)[:, self.vit.num_prefix_tokens :][
-            :, : self.side**2
-        ]  # (B, patches, W)
+        patches = placed(self.vit, self.mask_token.expand(len(latents), self.side**2, -1))  # (B, prefix + patches, W)
+        x = patches.followed_by(self.from_latent(latents) + self.latent_positions)
+        prefix = self.vit.num_prefix_tokens
+        x = through_blocks(self.vit, x, self.again)[:, prefix : prefix + self.side**2]  # (B, patches, W)
         pixels = self.to_pixels(x).view(-1, self.side, self.side, self.patch, self.patch, 3)
         # (B, 3, H, H)
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, self.side * self.patch, self.side * self.patch)
@@ -229,7 +220,13 @@ class Autoencoder(nn.Module):
             }  # the weights lie here: nothing is to be fetched to load them
         write_json(
             folder / "config.json",
-            {"format": FORMAT_VERSION, "sizes": sizes, "about": self.about, "fingerprint": self.fingerprint},
+            {
+                "format": FORMAT_VERSION,
+                "sizes": sizes,
+                "norm_eps": norm_eps(self),
+                "about": self.about,
+                "fingerprint": self.fingerprint,
+            },
         )
 
     @classmethod
@@ -245,7 +242,11 @@ class Autoencoder(nn.Module):
             raise UserError(f"{folder / 'config.json'} is not an autoencoder of format {FORMAT_VERSION}")
         sizes, about = build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config["about"]
         tensors = read_tensors(folder / "model.safetensors", "autoencoder's weights")
+        if "norm_eps" not in config:
+            _as_saved_before(sizes, tensors, folder)
         model = build_saved(lambda: cls(sizes, about), config["sizes"], tensors, f"the autoencoder in {folder}")
+        if "norm_eps" in config:
+            set_norm_eps(model, config["norm_eps"], str(folder / "config.json"))
         if model.fingerprint != config.get("fingerprint"):
             raise UserError(
                 f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"
@@ -267,3 +268,19 @@ class Autoencoder(nn.Module):
             UserError: the hub cannot be reached, or refuses.
         """
         return push_folder(self.save, name, "autoencoder", private=private, token=token)
+
+
+def _as_saved_before(sizes: AutoencoderConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """What was no question when an autoencoder without ``norm_eps`` was saved: timm's transformers had the eps that they have, and those
+    with pooling kept it, without a final norm of the tokens."""
+    unread = []
+    for part in ("encoder", "decoder"):
+        if any(name.startswith((f"{part}.vit.fc_norm.", f"{part}.vit.attn_pool.")) for name in tensors):
+            getattr(sizes, part).keep_pooling = True
+            unread.append(part)
+    without = (
+        f", and its {' and '.join(unread)} ends without the final norm that lies behind the pooling" if unread else ""
+    )
+    note(
+        f"the autoencoder in {folder} states no eps of its norms: they have timm's of when it was trained, 1e-06 but for CLIP's{without}"
+    )

@@ -52,7 +52,7 @@ def draw_flow(
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.7), layout="constrained")
         ways = ways_of(flow, noise.to(device)).cpu()
-        left.plot(ways[..., 0], ways[..., 1], color=GREY, linewidth=0.6, zorder=1)
+        left.plot(*ways.movedim(-1, 0).numpy(), color=GREY, linewidth=0.6, zorder=1)
         left.scatter(*noise.T, s=7, c="black", linewidths=0, zorder=2, label="noise, t = 0")
         left.scatter(*ways[-1].T, s=9, c=RED, linewidths=0, zorder=3, label="t = 1")
         left.set_title(f"{title}: ways of the flow")

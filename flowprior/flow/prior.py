@@ -23,6 +23,7 @@ from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import (
     build_saved,
+    load_weights,
     read_json,
     read_tensors,
     tensors_fingerprint,
@@ -231,7 +232,7 @@ class FlowPrior(nn.Module):
             loop.run(_random_rows(features, batch_size, seed))
         with loop.averaged_weights():
             weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}
-        objective.velocity.load_state_dict(weights)
+        load_weights(objective.velocity, weights, "the averaged velocity network")
         return cls(objective.velocity, objective.target_map, {"count": len(features), **asdict(settings)})
 
     def save(self, folder: str | Path) -> None:

@@ -16,20 +16,19 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flowprior.data.digits import NUM_CLASSES, digit_images, digit_split
-from flowprior.errors import UserError, entry_point
-from flowprior.training.files import write_tensors
+from flowprior.errors import UserError, entry_point, one_line
+from flowprior.training.files import load_weights, read_tensors, write_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
 COMMAND = "python -m flowprior.metrics.digit_networks"
 SIZE = 32
 FEATURES = 64
+EPS = 1e-5  # of every norm: what the committed weights were trained with
 
 
 def prepare(images: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ class DigitsExtractor(nn.Module):
         for inputs, outputs in zip((3, *widths[:-1]), widths):
             stages += [
                 nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
+                nn.BatchNorm2d(outputs, eps=EPS),
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             ]
@@ -73,7 +72,7 @@ class MixerBlock(nn.Module):
 
     def __init__(self, tokens: int, channels: int, dropout: float) -> None:
         super().__init__()
-        self.token_norm, self.channel_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.token_norm, self.channel_norm = nn.LayerNorm(channels, eps=EPS), nn.LayerNorm(channels, eps=EPS)
         self.token_mlp = nn.Sequential(
             nn.Linear(tokens, tokens), nn.SiLU(), nn.Linear(tokens, tokens), nn.Dropout(dropout)
         )
@@ -95,7 +94,7 @@ class DigitsJudge(nn.Module):
         tokens = (SIZE // patch) ** 2
         self.embed = nn.Linear(3 * patch * patch, channels)
         self.blocks = nn.ModuleList(MixerBlock(tokens, channels, dropout) for _ in range(blocks))
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels, eps=EPS)
         self.head = nn.Linear(channels, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -136,14 +135,13 @@ def load_judge(path: str | Path | None = None) -> DigitsJudge:
 def _load(name: str, path: str | Path | None) -> nn.Module:
     path = Path(path) if path is not None else weights_file(name)
     network = NETWORKS[name].network()
+    if not path.is_file():
+        raise UserError(f"the digits {name}'s weights {path} do not exist; make them with: {COMMAND}")
     try:
-        network.load_state_dict(safetensors.torch.load_file(path), strict=True)
-    except FileNotFoundError:
-        raise UserError(f"the digits {name}'s weights {path} do not exist; make them with: {COMMAND}") from None
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        load_weights(network, read_tensors(path, "file of weights"), "the network")
+    except UserError as error:
         raise UserError(
-            f"{path} does not hold the digits {name}'s weights ({reason}); make them again with: {COMMAND}"
+            f"{path} does not hold the digits {name}'s weights ({one_line(error)}); make them again with: {COMMAND}"
         ) from None
     return network.requires_grad_(False).eval()
 

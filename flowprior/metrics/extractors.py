@@ -23,6 +23,7 @@ from flowprior.errors import UserError, one_line
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.metrics.statistics import Statistics, StreamingMoments
+from flowprior.pretrained.timm_models import build_timm, hub_weights
 from flowprior.training.archives import load_pt
 from flowprior.training.files import file_sha256, tensors_fingerprint
 
@@ -225,17 +226,14 @@ class DINOv2FeatureExtractor(FeatureExtractorBase):
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: object
     ) -> None:
         super().__init__(name, features_list)
-        import timm  # only this extractor needs it
-
         own = feature_extractor_weights_path
-        sizes = {"img_size": self.SIDE, "num_classes": 0}
-        try:
-            network = timm.create_model(self.MODEL, pretrained=not own, checkpoint_path=own or "", **sizes)
-        except Exception as error:  # of the hub's client or of a file: they share no base
-            raise UserError(
-                f"the weights of {self.MODEL} cannot be had ({one_line(error)}): put the hub's timm/{self.MODEL} "
-                "into HF_HOME, or name a .safetensors file (weights_path, or evaluate.weights beside evaluate.extractor=dinov2)"
-            ) from None
+        remedy = "name a .safetensors file (weights_path, or evaluate.weights beside evaluate.extractor=dinov2)"
+        network = build_timm(
+            self.MODEL,
+            Path(own) if own else hub_weights(self.MODEL, remedy),
+            img_size=self.SIDE,
+            dynamic_img_size=False,
+        )
         self.network = network.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -292,7 +290,9 @@ def _inception_weights(weights_path: str | Path | None) -> Path:
         weights = load_pt(path, "file of Inception weights", map_location="cpu")
         recognised = tuple(weights["fc.weight"].shape) == (1008, 2048)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
-        raise UserError(f"{path} is damaged or no file of Inception weights; {advice}") from error
+        raise UserError(
+            f"{path} is damaged or no file of Inception weights ({one_line(error, limit=400)}); {advice}"
+        ) from error
     if not recognised:
         raise UserError(f"{path} is damaged or no file of Inception weights; {advice}")
     return path

@@ -45,8 +45,10 @@ class KNNDensity:
         self.k = k
         self.points = points
         self._faiss = _import_faiss()
+        # Faiss expands the square, |a|^2 - 2ab + |b|^2: far from the origin it would choose wrong neighbours.
+        self._centre = points.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._index = self._faiss.IndexFlatL2(points.shape[1])
-        self._index.add(points)
+        self._index.add(points - self._centre)
         # A distance below float32's resolution at the target's scale says "the same point", whose logarithm is minus infinity.
         scale = float(np.sqrt(np.square(points, dtype=np.float64).sum(axis=1).mean()))
         self.smallest_distance = max(scale * float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny))
@@ -73,8 +75,8 @@ class KNNDensity:
         return float(np.log(self.distance(queries)).mean())
 
     def _distance(self, queries: np.ndarray) -> np.ndarray:
-        _, neighbours = self._index.search(queries, self.k)  # (n, k)
-        # Faiss expands the square, |a|^2 - 2ab + |b|^2, which loses small distances; only its choice of neighbours is used.
+        _, neighbours = self._index.search(queries - self._centre, self.k)  # (n, k)
+        # The same expansion loses small distances; only Faiss's choice of neighbours is used.
         squares = np.empty(neighbours.shape)
         for column, indices in enumerate(neighbours.T):
             squares[:, column] = np.square(queries.astype(np.float64) - self.points[indices]).sum(axis=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 import zipfile
 from collections.abc import Container
 from pathlib import Path
@@ -110,6 +112,22 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
         # The format before zip: a file takes the memory that a length in it asks for.
         source = io.BytesIO(path.read_bytes())
     try:
-        return torch.load(source, weights_only=True, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of protocols other than torch.save's: what matters is whether it can be read
+            return torch.load(source, weights_only=True, **options)
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(_holds_objects(path, what, found[1])) from error
         raise UserError(f"the {what} {path} is damaged ({one_line(error)}): restore or delete it") from error
+
+
+def _holds_objects(path: Path, what: str, kind: str) -> str:
+    alone = f"torch.save(torch.load('{path.name}', weights_only=False)['state_dict'], 'tensors.pt')"
+    if kind.startswith("numpy"):
+        alone = f"torch.save of a dictionary with torch.as_tensor(...) around what is numpy's in torch.load('{path.name}', weights_only=False)"
+    return (
+        f"the {what} {path} holds Python objects ({kind}) beside tensors, and to read those is to run code: if you trust its source, "
+        f"save the tensors alone, {alone}, and name that file"
+    )

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch.distributions import Normal
@@ -186,3 +187,80 @@ def test_images_and_latents_that_do_not_fit_are_refused_in_words(images):
         autoencoder.encode(images)
     with pytest.raises(ValueError, match=r"decode takes latents \(B, 5, 3\)"):
         autoencoder.decode(torch.zeros(2, 5, 4))
+
+
+def saved_before(folder, autoencoder: Autoencoder, sizes: dict) -> None:
+    """As it was written before the eps of norms stood in the file."""
+    autoencoder.save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["norm_eps"]
+    for part in ("encoder", "decoder"):
+        config["sizes"][part] = {k: v for k, v in config["sizes"][part].items() if k != "keep_pooling"} | sizes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_the_eps_of_its_norms_stands_in_the_file_and_is_read_from_there(tmp_path, images):
+    autoencoder = make(ViTConfig("vit_tiny_patch16_224")).eval()
+    autoencoder.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {
+        f"{part}.vit.{norm}" for part in ("encoder", "decoder") for norm in ("blocks.*.norm1", "blocks.*.norm2", "norm")
+    }
+    assert config["norm_eps"] == dict.fromkeys(names, 1e-6)
+    config["norm_eps"] = dict.fromkeys(names, 1e-2)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = Autoencoder.load(tmp_path)
+    for part in autoencoder.modules():
+        if isinstance(part, torch.nn.LayerNorm):
+            part.eps = 1e-2
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(images), autoencoder.encode(images))
+    config["norm_eps"].popitem()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="config.json states the eps of other norms"):
+        Autoencoder.load(tmp_path)
+
+
+def test_an_autoencoder_of_before_is_loaded_as_it_was_trained_and_that_is_said(tmp_path, images, capsys):
+    autoencoder = make().eval()
+    saved_before(tmp_path, autoencoder, {})
+    loaded = Autoencoder.load(tmp_path)
+    said = capsys.readouterr().err
+    assert f"the autoencoder in {tmp_path} states no eps" in said and said.count("\n") == 1
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(images), autoencoder.encode(images))
+    assert loaded.fingerprint == autoencoder.fingerprint
+
+
+@pytest.mark.parametrize("name", ["test_vit2", "test_vit3"])
+def test_one_of_before_with_pooling_goes_on_without_the_norm_behind_it_and_keeps_its_fingerprint(
+    tmp_path, images, capsys, name
+):
+    vit = ViTConfig(name, keep_pooling=True)
+    autoencoder = make(vit).eval()
+    with torch.no_grad():
+        for parameter in autoencoder.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    saved_before(tmp_path, autoencoder, {})
+    loaded = Autoencoder.load(tmp_path)
+    assert "encoder and decoder ends without the final norm" in capsys.readouterr().err
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(images), autoencoder.encode(images))
+    assert loaded.fingerprint == autoencoder.fingerprint
+    loaded.save(tmp_path / "again")
+    assert Autoencoder.load(tmp_path / "again").fingerprint == autoencoder.fingerprint
+
+
+def test_the_trained_norm_of_a_model_that_norms_its_mean_is_the_last_thing_that_tokens_pass(images):
+    vit = build_vit(ViTConfig("test_vit2"), 32, 8)
+    whole = timm.create_model("test_vit2", img_size=32, patch_size=8, num_classes=0)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    state = {name.replace("fc_norm", "norm"): value for name, value in whole.state_dict().items()}
+    vit.load_state_dict(state)
+    encoder = make(ViTConfig("test_vit2")).encoder
+    encoder.vit = vit
+    x = torch.cat([whole._pos_embed(whole.patch_embed(images)), encoder.latent_tokens.expand(2, -1, -1)], 1)
+    expected = encoder.to_latent(whole.fc_norm(whole.blocks(x))[:, -5:])
+    torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)

@@ -200,7 +200,7 @@ def test_the_heads_of_the_dino_discriminator_look_at_the_blocks_that_they_are_to
     torch.manual_seed(0)
     network = build_discriminator(DiscriminatorConfig("dino", **SMALL), 32)
     images = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
-    x, expected = network.frozen.embed(images), []
+    x, expected = network.frozen.embed(images).tokens, []
     for number, block in enumerate(network.frozen.vit.blocks, 1):
         x = block(x)
         if number in (2, 5):

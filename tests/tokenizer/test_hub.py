@@ -5,6 +5,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import huggingface_hub.constants
+import huggingface_hub.hf_api
 import pytest
 import torch
 
@@ -53,7 +55,8 @@ class Hub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         lines = [json.loads(line) for line in body.splitlines() if line.strip()]
         self.asked.append((self.path, lines[0] if lines else {}))
-        answer = {"url": "http://127.0.0.1/user/tokenizer"}
+        own = f"http://127.0.0.1:{self.server.server_port}/user/tokenizer"
+        answer = {"url": own}
         if "/preupload/" in self.path:
             modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in lines[0]["files"]]
             answer = {"files": modes}
@@ -61,7 +64,7 @@ class Hub(BaseHTTPRequestHandler):
             values = [line["value"] for line in lines if line["key"] == "file"]
             self.files.update({value["path"]: base64.b64decode(value["content"]) for value in values})
             answer = {
-                "commitUrl": "http://127.0.0.1/user/tokenizer/commit/0",
+                "commitUrl": f"{own}/commit/0",
                 "commitOid": "0" * 40,
                 "pullRequestUrl": None,
             }
@@ -82,8 +85,8 @@ def hub(monkeypatch):
     handler = type("FreshHub", (Hub,), {"files": {}, "asked": []})
     server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for place in ("huggingface_hub.constants.ENDPOINT", "huggingface_hub.hf_api.constants.ENDPOINT"):
-        monkeypatch.setattr(place, f"http://127.0.0.1:{server.server_port}")
+    for module in (huggingface_hub.constants, huggingface_hub.hf_api):  # older versions keep a copy
+        monkeypatch.setattr(module, "ENDPOINT", f"http://127.0.0.1:{server.server_port}", raising=False)
     yield handler
     server.shutdown()
     server.server_close()

@@ -163,7 +163,7 @@ def test_the_global_generator_is_left_as_it_was(tmp_path, folder):
         ),
         ({"model": "test_resnet", "features": "cls"}, "no class token"),
         ({"pretrained": True, "weights": "nowhere.pth"}, "no weight file at 'nowhere.pth'"),
-        ({"size": 33}, "data.size=33|at 33 px"),
+        ({"model": "test_vit.nonsense"}, "timm knows no weights 'nonsense' of test_vit"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, folder, options, message):
@@ -171,6 +171,36 @@ def test_what_cannot_be_is_refused_in_one_sentence_and_nothing_is_written(tmp_pa
     with pytest.raises(UserError, match=message):
         load(tmp_path / "run", folder, size=size, **(RANDOM | options))
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_patches_do_not_divide_are_resampled_to_the_nearest_multiple_and_that_is_said(
+    tmp_path, folder, capsys
+):
+    target = load(tmp_path, folder, size=40, **RANDOM, rows=18)
+    assert "images of 40 px are resampled to 48 px for 'test_vit', a multiple of its patches" in capsys.readouterr().err
+    assert target.rows_per_sample == 9
+    assert "size 40 at 48" in (tmp_path / "target_features.json").read_text()
+    load(tmp_path / "whole", folder, size=32, **RANDOM, rows=18)
+    assert "note" not in capsys.readouterr().err
+
+
+def test_pixels_that_a_network_leaves_unseen_are_counted_and_said(tmp_path, folder, capsys):
+    load(tmp_path, folder, size=38, **(RANDOM | {"model": "test_convnext", "rows": 9}))
+    assert "'test_convnext' does not see 2 rows and 2 columns of images of 38 px" in capsys.readouterr().err
+
+
+def test_patch_features_of_a_model_that_norms_its_mean_pass_its_trained_norm(tmp_path):
+    model = timm.create_model("test_vit2", num_classes=0, img_size=SIZE).eval()
+    with torch.no_grad():
+        model.fc_norm.weight.add_(torch.rand(64))
+        model.fc_norm.bias.add_(torch.rand(64))
+        images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+        mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1) * 255 for name in ("mean", "std"))
+        plain = model.forward_features((images - mean) / std)
+        prefix = model.num_prefix_tokens
+        torch.testing.assert_close(TimmEncoder(model, "patch")(images), model.fc_norm(plain)[:, prefix:])
+        expected = model.fc_norm(plain[:, prefix:].mean(1))
+        torch.testing.assert_close(TimmEncoder(model, "pooled")(images)[:, 0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["noise", "another model", "truncated"])

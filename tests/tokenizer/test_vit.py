@@ -9,7 +9,8 @@ from torchvision.transforms import Normalize
 
 from flowprior.errors import UserError
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
-from tokenizer.vit import ViTConfig, build_vit
+from tokenizer.features.timm import TimmFeatures
+from tokenizer.vit import ViTConfig, build_vit, whole_patches
 
 NAME = "vit_tiny_patch16_224"
 DEEP = "vit_small_patch14_dinov2"
@@ -164,3 +165,23 @@ def test_encoder_and_decoder_are_chosen_separately():
             AutoencoderConfig(encoder=ViTConfig(f"{DEEP}.lvd142m"), decoder=ViTConfig(width=24, depth=1, heads=3))
         )
     assert (autoencoder.encoder.vit.embed_dim, autoencoder.decoder.vit.embed_dim) == (384, 24)
+
+
+@pytest.mark.parametrize(
+    "size, patch, whole", [(40, 16, 48), (39, 16, 32), (224, 14, 224), (224, 16, 224), (225, 14, 224), (5, 16, 16)]
+)
+def test_the_nearest_multiple_of_a_patch_is_the_larger_of_two(size, patch, whole):
+    assert whole_patches(size, patch) == whole
+
+
+def test_frozen_features_of_a_size_that_patches_do_not_divide_see_every_pixel_and_the_size_is_said(capsys):
+    features = TimmFeatures("test_vit", pretrained=False, size=40).load(None)
+    assert "images are resized to 48 px for 'test_vit', not 40: its patches have 16 px" in capsys.readouterr().err
+    images = torch.rand(1, 3, 40, 40, requires_grad=True)
+    with torch.enable_grad():
+        tokens = features.frozen(images * 2 - 1)
+    assert tokens.shape[1] == features.frozen.vit.num_prefix_tokens + 9
+    tokens.square().sum().backward()
+    assert (images.grad.abs().sum((0, 1)) > 0).all()
+    TimmFeatures("test_vit", pretrained=False, size=32).load(None)
+    assert capsys.readouterr().err == ""

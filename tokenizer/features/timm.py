@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowprior.progress import note
 from flowprior.training.config import option
 from tokenizer.features.base import FeatureContext, FeatureModel
-from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
+from tokenizer.tokens import PlacedTokens, before_blocks, placed, through_block, through_blocks
+from tokenizer.vit import ViTConfig, build_vit, patch_pixels, pixel_statistics, whole_patches
 
 
 @dataclass
@@ -22,7 +24,9 @@ class TimmFeatures:
         True, "with the weights that timm knows for this name; false: random ones, to try things out"
     )
     weights: str = option("", "file with the weights, where they are not to come from the hub", changes_result=False)
-    size: int = option(224, "pixels on a side that images are resized to for it")
+    size: int = option(
+        224, "pixels on a side that images are resized to for it; the nearest multiple of its patches' is taken"
+    )
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -41,11 +45,15 @@ class FrozenViT(nn.Module):
 
     Args:
         config: which.
-        size: pixels on a side that images are resized to; a multiple of the ViT's patch size.
+        size: pixels on a side that images are resized to; the nearest multiple of the ViT's patch size is taken, and said.
     """
 
     def __init__(self, config: ViTConfig, size: int) -> None:
         super().__init__()
+        patch, asked = patch_pixels(config.name), size
+        size = whole_patches(asked, patch)
+        if size != asked:
+            note(f"images are resized to {size} px for '{config.name}', not {asked}: its patches have {patch} px")
         self.vit = build_vit(config, size, None)
         self.size, self.width, self.patches = size, self.vit.embed_dim, self.vit.patch_embed.num_patches
         self.side = self.vit.patch_embed.grid_size[0]
@@ -58,25 +66,26 @@ class FrozenViT(nn.Module):
     def train(self, mode: bool = True) -> FrozenViT:
         return super().train(False)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, H, H)`` in [-1, 1] as the first block sees them, ``(B, prefix + N, D)``."""
+    def embed(self, images: Tensor) -> PlacedTokens:
+        """Images ``(B, 3, H, H)`` in [-1, 1] as prefix and patches with positions, ``(B, prefix + N, D)``."""
         if images.shape[-1] != self.size:
             images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, S, S)
         x = ((images + 1) / 2 - self.mean) / self.std
-        return self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
+        return placed(self.vit, self.vit.patch_embed(x))
 
     def after_blocks(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
         """Patch tokens ``(B, N, D)`` after each of ``blocks``, counted from 1, ascending."""
-        x, kept = self.embed(images), []
-        for number, block in enumerate(self.vit.blocks[: max(blocks)], start=1):
-            x = block(x)
-            if number in blocks:
+        sequence, kept = self.embed(images), []
+        x = before_blocks(self.vit, sequence)
+        for number in range(max(blocks)):
+            x = through_block(self.vit, number, x, sequence.rotation)
+            if number + 1 in blocks:
                 kept.append(x[:, self.vit.num_prefix_tokens :])
         return kept
 
     def forward(self, images: Tensor) -> Tensor:
         """All tokens after the last norm, ``(B, prefix + N, D)``."""
-        return self.vit.norm(self.vit.blocks(self.embed(images)))
+        return through_blocks(self.vit, self.embed(images))
 
 
 class ViTFeatures(FeatureModel):
@@ -91,4 +100,4 @@ class ViTFeatures(FeatureModel):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens, vit = self.frozen(images).float(), self.frozen.vit
         patches = tokens[:, vit.num_prefix_tokens :]  # (B, N, D)
-        return patches, tokens[:, 0] if vit.has_class_token else patches.mean(1)
+        return patches, tokens[:, 0] if vit.cls_token is not None else patches.mean(1)

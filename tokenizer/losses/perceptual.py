@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowprior.errors import UserError, one_line
-from flowprior.training.archives import load_pt
-from flowprior.training.files import read_tensors
+from flowprior.errors import UserError
+from flowprior.pretrained.weights import fill, read_weights, without_prefixes
 
 VGG_FILE = "vgg16-397923af.pth"
 VGG_URL = f"https://download.pytorch.org/models/{VGG_FILE}"
@@ -55,21 +54,18 @@ class PerceptualLoss(nn.Module):
                 raise UserError(f"LPIPS needs torchvision's VGG-16 weights at {file}: {remedy}") from error
         if not file.is_file():
             raise UserError(f"LPIPS needs torchvision's VGG-16 weights, and there is no file {file}: {remedy}")
+        # slice3.12.weight is torchvision's features.12.weight
+        own = {name: f"features.{name.split('.', 1)[1]}" for name in self.net.net.state_dict()}
         try:
-            if file.suffix == ".safetensors":
-                tensors = read_tensors(file, "file of VGG-16 weights")
-            else:
-                tensors = load_pt(file, "file of VGG-16 weights", map_location="cpu")
-            with torch.no_grad():
-                for (
-                    name,
-                    value,
-                ) in self.net.net.named_parameters():  # slice3.12.weight is torchvision's features.12.weight
-                    value.copy_(tensors[f"features.{name.split('.', 1)[1]}"])
-        except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
-            raise UserError(
-                f"{file} does not hold torchvision's VGG-16 weights ({one_line(error)}): {remedy}"
-            ) from error
+            weights = without_prefixes(read_weights(file, "file of VGG-16 weights"), own.values())
+            tensors = {name: weights.tensors[theirs] for name, theirs in own.items() if theirs in weights.tensors}
+            others = (
+                name for name in weights.tensors if name not in own.values() and not name.startswith("classifier.")
+            )
+            tensors |= {name: weights.tensors[name] for name in others}
+            fill(self.net.net, weights._replace(tensors=tensors), "torchvision's VGG-16")
+        except UserError as error:
+            raise UserError(f"{error}: {remedy}") from error
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         return super().train(False)

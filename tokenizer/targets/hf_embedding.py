@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from flowprior.data.features import read_features
 from flowprior.data.image_folder import is_system_file
 from flowprior.errors import UserError
+from flowprior.pretrained.hub_file import NoSuchFile, hub_file
 from flowprior.training.config import option
 from flowprior.training.files import read_json
 from tokenizer.targets.base import TargetContext, TargetFeatures
-from tokenizer.targets.hub import NoSuchFile, hub_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowprior.data.images import open_images
 from flowprior.errors import UserError, one_line
+from flowprior.pretrained.timm_models import build_timm, hub_weights, timm_config
+from flowprior.progress import note
 from flowprior.training.config import option
 from flowprior.training.files import file_sha256
 from flowprior.training.randomness import stream_seed
 from tokenizer.targets.base import TargetContext, TargetFeatures
 from tokenizer.targets.extraction import ExtractionOptions, extracted_features
-from tokenizer.targets.hub import NoSuchFile, hub_file
+from tokenizer.vit import whole_patches
 
 REMEDY = "write target.timm.weights=<the file>"
 
 
 @dataclass
 class TimmTarget(ExtractionOptions):
-    """source=timm: features of the images of the data section, which are given to the model at data.size."""
+    """source=timm: features of the images of the data section, which are given to the model at data.size, or resampled to the nearest
+    multiple of its patches."""
 
     model: str = option("vit_base_patch14_dinov2.lvd142m", "any timm model")
     features: Literal["patch", "pooled", "cls"] = option(
@@ -40,7 +43,12 @@ class TimmTarget(ExtractionOptions):
         weights = "random"
         if self.pretrained:
             weights = file_sha256(_weight_file(self.weights)) if self.weights else "hub"
+        facts = _facts(self.model, context.data.size)
         recipe = f"{self.model} {self.features} {weights} size {context.data.size}"
+        if facts.size != context.data.size:
+            recipe += f" at {facts.size}"
+        if facts.late_norm and self.features != "pooled":
+            recipe += " normed"
         name = f"{self.model} {self.features} features"
         return extracted_features(context, name, recipe, images, self, lambda: self.build(context))
 
@@ -50,21 +58,25 @@ class TimmTarget(ExtractionOptions):
         Raises:
             UserError: timm knows no such model, it does not take images of this size, or its weights cannot be had.
         """
-        file = None
+        file, size, device = None, context.data.size, context.workers.device
         if self.pretrained:
-            file = _weight_file(self.weights) if self.weights else _hub_weights(self.model)
-        model = _build_model(self.model, context.data.size, file, context.seed)
-        encoder = TimmEncoder(model, self.features).to(context.workers.device).eval()
+            file = _weight_file(self.weights) if self.weights else hub_weights(self.model, REMEDY)
+        at = _facts(self.model, size).size
+        if at != size:
+            note(f"images of {size} px are resampled to {at} px for '{self.model}', a multiple of its patches")
+        # timm draws weights from the global generator, which is the caller's
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            torch.default_generator.manual_seed(stream_seed(context.seed, "timm"))
+            model = build_timm(self.model, file, **_sizes(self.model, at))
+        encoder = TimmEncoder(model, self.features, at).to(device).eval().requires_grad_(False)
         try:
-            with torch.no_grad():
-                encoder(
-                    torch.zeros(
-                        1, 3, context.data.size, context.data.size, dtype=torch.uint8, device=context.workers.device
-                    )
+            if unseen := _unseen_border(encoder, size, device):
+                note(
+                    f"'{self.model}' does not see {unseen} of images of {size} px: another data.size may suit it better"
                 )
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
-                f"'{self.model}' takes no images of data.size={context.data.size} pixels ({one_line(error, limit=120)})"
+                f"'{self.model}' takes no images of data.size={size} pixels ({one_line(error, limit=120)})"
             ) from error
         return encoder
 
@@ -75,22 +87,30 @@ class TimmEncoder(nn.Module):
     Args:
         model: of timm, without a classifier.
         features: ``patch``, ``pooled`` or ``cls``.
+        size: pixels on a side that other images are resampled to; 0: as they come.
 
     Raises:
         UserError: ``cls`` of a model without a class token.
     """
 
-    def __init__(self, model: nn.Module, features: str) -> None:
+    def __init__(self, model: nn.Module, features: str, size: int = 0) -> None:
         super().__init__()
         if features == "cls" and getattr(model, "cls_token", None) is None:
             raise UserError("this model has no class token: write target.timm.features=pooled")
-        self.model, self.features = model, features
+        self.model, self.features, self.size = model, features, size
+        # Models that norm what they have pooled give tokens without their trained norm.
+        self.norm = model.fc_norm if features != "pooled" and _norms_late(model) else nn.Identity()
         mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.model.forward_features((images.float() - self.mean) / self.std)
+        x = images.float()
+        if self.size and x.shape[-1] != self.size:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, s, s)
+            x = x.clamp(0, 255)
+        x = self.model.forward_features((x - self.mean) / self.std)
+        x = self.norm(x) if x.dim() == 3 else x
         if self.features == "pooled":
             return self.model.forward_head(x, pre_logits=True).flatten(1).unsqueeze(1)  # (B, 1, d)
         if self.features == "cls":
@@ -107,82 +127,44 @@ def _weight_file(path: str) -> Path:
     return Path(path)
 
 
-def _hub_weights(name: str) -> Path:
-    config = _known(name)
-    if config is None:
-        raise _unknown(name)
-    if not config.hf_hub_id:
-        raise UserError(
-            f"timm knows no weights of '{name}': write target.timm.weights=<file>, or choose another target.timm.model"
-        )
-    for file in ("model.safetensors", "pytorch_model.bin"):
+class _Facts(NamedTuple):
+    """What is known of a model before it is built in full."""
+
+    size: int  # pixels on a side that it is given
+    late_norm: bool  # whether its last norm lies behind the pooling
+
+
+def _facts(name: str, size: int) -> _Facts:
+    """Of the timm model ``name`` for images of ``size`` pixels; :class:`UserError` where timm cannot build it."""
+    with torch.device("meta"):
         try:
-            return hub_file(config.hf_hub_id, config.hf_hub_filename or file, REMEDY)
-        except NoSuchFile:
-            continue
-    raise UserError(f"the hub's {config.hf_hub_id} holds no weights of '{name}': {REMEDY}")
+            model = build_timm(name)
+        except UserError:
+            timm_config(name)  # what is unknown to timm is said; some models cannot be built without numbers
+            return _Facts(size, False)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    patch = patch[0] if isinstance(patch, tuple | list) else patch
+    return _Facts(whole_patches(size, patch) if isinstance(patch, int) else size, _norms_late(model))
 
 
-def _known(name: str) -> Any:
-    """What timm knows of the weights of ``name``; None for a model without any.
-
-    Raises:
-        UserError: there is no such model, or no weights of it with the tag behind the dot.
-    """
-    import timm
-
-    if not timm.is_model(name):
-        raise _unknown(name)
-    try:
-        return timm.get_pretrained_cfg(name, allow_unregistered=True)
-    except RuntimeError as error:
-        model, _, tag = name.partition(".")
-        tags = [other.partition(".")[2] for other in timm.list_pretrained(f"{model}.*")]
-        raise UserError(
-            f"timm knows no weights '{tag}' of '{model}'; those that it knows are {', '.join(tags) or 'none'}"
-        ) from error
+def _norms_late(model: nn.Module) -> bool:
+    late = getattr(model, "fc_norm", None)
+    own = getattr(model, "norm", None)
+    return late is not None and not isinstance(late, nn.Identity) and isinstance(own, nn.Identity)
 
 
-def _unknown(name: str) -> UserError:
-    import timm
-
-    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.3)
-    return UserError(f"timm knows no model '{name}'; near it are {', '.join(near) or 'none'}")
+def _sizes(name: str, size: int) -> dict[str, int]:
+    config = timm_config(name)
+    return {"img_size": size} if config is not None and config.fixed_input_size else {}
 
 
-def _build_model(name: str, size: int, weights: Path | None, seed: int) -> nn.Module:
-    """The timm model without a classifier; positions and patches are resampled to ``size`` where they are fixed."""
-    model = _create(name, size, weights, stream_seed(seed, "timm"))
-    if weights is None:
-        return model
-    # timm passes over names that do not match: what the file has not filled still depends on the seed.
-    other = _create(name, size, weights, stream_seed(seed, "timm, again")).state_dict()
-    missing = [key for key, value in model.state_dict().items() if not torch.equal(value, other[key])]
-    if missing:
-        raise UserError(
-            f"the weight file {weights} is not one of '{name}': it lacks {', '.join(missing[:3])}, among others"
-        )
-    return model
-
-
-def _create(name: str, size: int, weights: Path | None, seed: int) -> nn.Module:
-    import timm
-
-    config = _known(name)
-    options = {"img_size": size} if config is not None and config.fixed_input_size else {}
-    if weights:
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(
-            devices=devices
-        ):  # timm draws weights from the global generator, which is the caller's
-            torch.default_generator.manual_seed(seed)
-            return timm.create_model(name, pretrained=weights is not None, num_classes=0, **options)
-    except Exception as error:  # of a file that is damaged or of another model: the readers raise a dozen kinds
-        reason = one_line(error)
-        if weights is None:
-            raise UserError(f"timm cannot build '{name}' at {size} px ({reason})") from error
-        raise UserError(
-            f"the weight file {weights} does not fit '{name}' at {size} px, or is damaged ({reason})"
-        ) from error
+def _unseen_border(encoder: TimmEncoder, size: int, device: torch.device) -> str:
+    """Which rows and columns of an image no feature depends on, in words; empty where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    image = (torch.rand(1, 3, size, size, generator=generator) * 255).to(device).requires_grad_()
+    with torch.enable_grad():
+        features = encoder(image).float()
+        mixed = features * torch.randn(features.shape, generator=generator).to(device)
+        seen = torch.autograd.grad(mixed.sum(), image)[0].abs().sum((0, 1)) > 0  # (S, S)
+    rows, columns = int((~seen.any(1)).sum()), int((~seen.any(0)).sum())
+    return f"{rows} rows and {columns} columns" if rows or columns else ""

@@ -25,7 +25,9 @@ class DinoConfig:
         True, "with the weights that timm knows for this name; false: random ones, to try things out"
     )
     weights: str = option("", "file with the weights, where they are not to come from the hub", changes_result=False)
-    size: int = option(224, "pixels on a side that images are resized to for it")
+    size: int = option(
+        224, "pixels on a side that images are resized to for it; the nearest multiple of its patches' is taken"
+    )
     blocks: tuple[int, ...] = option((3, 6, 9, 12), "after which blocks, counted from 1, a head looks")
 
     def __post_init__(self) -> None:
@@ -47,7 +49,7 @@ class Head(nn.Module):
         self.decide = spectral_norm(nn.Conv2d(width, 1, 1, bias=False))
 
     def forward(self, tokens: Tensor, side: int) -> Tensor:
-        x = F.layer_norm(tokens, tokens.shape[-1:])  # layers differ in scale
+        x = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-5)  # layers differ in scale
         x = x.transpose(1, 2).unflatten(-1, (side, -1))  # (B, D, h, w)
         x = F.leaky_relu(self.enter(x), 0.2)
         x = x + F.leaky_relu(self.look_around(x), 0.2)

@@ -42,7 +42,7 @@ def hub_file(repository: str, file: str, remedy: str, revision: str = "main", ca
         reason = one_line(error)
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     raise UserError(
-        f"{file} of {repository} is not on this machine and cannot be fetched from {constants.ENDPOINT} ({reason}): "
+        f"{file} of {repository} is not on this machine and cannot be fetched from {constants.ENDPOINT}/{repository} ({reason}): "
         f"fetch it where there is a network (`hf download {repository} {file}`) and put that HF_HOME ({home}) here, or {remedy}"
     )
 

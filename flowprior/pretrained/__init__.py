@@ -1,0 +1,1 @@
+"""Networks of other people: their weight files, and timm's models with them."""
