@@ -40,7 +40,7 @@ def figures(
 ) -> dict[str, Any]:
     """What a table row needs of ``call``, which processes ``samples`` with ``flop`` operations: the median of calls over ``seconds``.
 
-    ``flop`` is what the work needs, without what activation checkpointing computes twice: the share of the data sheet's rate is then the MFU.
+    ``flop``, 0 where it is not counted, is what the work needs, without what activation checkpointing computes twice: the share of the data sheet's rate is then the MFU.
     """
     device, gpu = context.device, context.device.type == "cuda"
     if gpu:
@@ -63,13 +63,10 @@ def figures(
         "seconds": median,
         "samples": samples,
         "samples_per_second": samples / median,
-        "tflop": flop / 1e12,
-        "tflop_per_second": flop / median / 1e12,
+        **rates(context, flop, median),
         "peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if gpu else peak_memory_gb(),
         "warm_up_seconds": warm_up_seconds,
     }
-    if sheet := data_sheet_rate(device):
-        row["mfu"] = flop / median / sheet
     if kernels and gpu:
         times = kernel_seconds(call, device)
         total = sum(times.values())
@@ -77,6 +74,15 @@ def figures(
         row["largest_kernels"] = {name: each / total for name, each in Counter(times).most_common(3)}
         row["by_kind"] = by_kind(times)
     return row
+
+
+def rates(context: Context, flop: float, seconds: float) -> dict[str, float]:
+    """What ``flop`` operations in ``seconds`` are; nothing where they were not counted."""
+    if not flop:
+        return {}
+    row = {"tflop": flop / 1e12, "tflop_per_second": flop / seconds / 1e12}
+    sheet = data_sheet_rate(context.device)
+    return row | ({"mfu": flop / seconds / sheet} if sheet else {})
 
 
 def kernel_seconds(call: Callable[[], Any], device: torch.device) -> dict[str, float]:

@@ -12,7 +12,7 @@ from mar.model import MAR, SIZES, MARConfig
 from mar.sampler import SamplerConfig, sample_latents
 from scripts.benchmarks.mar_cases import EFFICIENT, EXACT, TINY
 from scripts.benchmarks.measure import count_flop
-from scripts.gpu_check.measuring import figures, report_rate
+from scripts.gpu_check.measuring import figures, rates, report_rate
 from scripts.gpu_check.parts import Context
 from scripts.gpu_check.subjects import build_mar
 
@@ -40,11 +40,11 @@ def run(context: Context) -> None:
 
         return call
 
-    def flop(model: MAR, images: int, **options: object) -> float:
-        """Counted at one and two evaluations of the head where all of them would take the counter minutes: it is linear in their number."""
+    def flop(model: MAR, **options: object) -> float:
+        """Of a batch, counted at one and two evaluations of the head: all of them would take the counter minutes, and it is linear in their number."""
         if options.get("head_evaluations"):
-            return count_flop(sampling(model, images, **options))
-        one, two = (count_flop(sampling(model, images, **options, head_steps=n)) for n in (1, 2))
+            return count_flop(sampling(model, batch, **options))
+        one, two = (count_flop(sampling(model, batch, **options, head_steps=n)) for n in (1, 2))
         return one + (evaluations - 1) * (two - one)
 
     ways = {
@@ -52,14 +52,19 @@ def run(context: Context) -> None:
         "efficient": (models[1], EXACT | EFFICIENT, GRAPHS),
         "plain": (models[0], {}, {}),
     }
+    rows = {}
     for name, (model, options, graphs) in ways.items():
         call = sampling(model, batch, **options, **graphs)
-        row = figures(context, call, batch, flop(model, batch, **options), warm_up=1, seconds=2.0, kernels=False)
-        if not options.get("head_evaluations"):
-            rest = sampling(model, batch, **options, **graphs, head_steps=1)
-            without = figures(context, rest, batch, 0, warm_up=1, seconds=1.0)
-            row["share_of_the_head"] = 1 - without["seconds"] / row["seconds"]
-            context.report(f"{name}, batch {batch}, one evaluation of the head", without)
+        row = rows[name] = figures(context, call, batch, 0, warm_up=1, seconds=1.0, kernels=False)
         context.report(f"{name}, batch {batch}", row)
         one = sampling(model, 1, **options, **graphs)
         context.report(f"{name}, one image", figures(context, one, 1, 0, warm_up=1, seconds=1.0, kernels=False))
+    for name, (model, options, graphs) in ways.items():
+        if not options.get("head_evaluations"):
+            rest = sampling(model, batch, **options, **graphs, head_steps=1)
+            without = figures(context, rest, batch, 0, warm_up=1, seconds=1.0)
+            rows[name]["share_of_the_head"] = 1 - without["seconds"] / rows[name]["seconds"]
+            context.report(f"{name}, batch {batch}, one evaluation of the head", without)
+        counted = flop(model, **options)
+        rows[name] |= rates(context, counted, rows[name]["seconds"])
+        context.report(f"{name}, batch {batch}", rows[name])
