@@ -40,7 +40,8 @@ def figures(
 ) -> dict[str, Any]:
     """What a table row needs of ``call``, which processes ``samples`` with ``flop`` operations: the median of calls over ``seconds``.
 
-    ``flop``, 0 where it is not counted, is what the work needs, without what activation checkpointing computes twice: the share of the data sheet's rate is then the MFU.
+    ``flop``, 0 where it is not counted, is what the work needs, without what activation checkpointing computes twice: the share of the data
+    sheet's rate is then the MFU.
     """
     device, gpu = context.device, context.device.type == "cuda"
     if gpu:

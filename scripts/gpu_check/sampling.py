@@ -41,7 +41,7 @@ def run(context: Context) -> None:
         return call
 
     def flop(model: MAR, **options: object) -> float:
-        """Of a batch, counted at one and two evaluations of the head: all of them would take the counter minutes, and it is linear in their number."""
+        """Of a batch, from one and two evaluations of the head: it is linear in their number, and all of them take the counter minutes."""
         if options.get("head_evaluations"):
             return count_flop(sampling(model, batch, **options))
         one, two = (count_flop(sampling(model, batch, **options, head_steps=n)) for n in (1, 2))
