@@ -272,15 +272,12 @@ class Autoencoder(nn.Module):
 
 def _as_saved_before(sizes: AutoencoderConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """What was no question when an autoencoder without ``norm_eps`` was saved: timm's transformers had the eps that they have, and those
-    with pooling kept it, without a final norm of the tokens."""
-    unread = []
+    with pooling kept it; where their last norm lay behind it, tokens passed none."""
+    without = []
     for part in ("encoder", "decoder"):
-        if any(name.startswith((f"{part}.vit.fc_norm.", f"{part}.vit.attn_pool.")) for name in tensors):
+        late = any(name.startswith(f"{part}.vit.fc_norm.") for name in tensors)
+        if late or any(name.startswith(f"{part}.vit.attn_pool.") for name in tensors):
             getattr(sizes, part).keep_pooling = True
-            unread.append(part)
-    without = (
-        f", and its {' and '.join(unread)} ends without the final norm that lies behind the pooling" if unread else ""
-    )
-    note(
-        f"the autoencoder in {folder} states no eps of its norms: they have timm's of when it was trained, 1e-06 but for CLIP's{without}"
-    )
+        without += [part] * late
+    ends = f"; {' and '.join(without)}: without the norm behind the pooling, as trained" if without else ""
+    note(f"the autoencoder in {folder} states no eps of its norms: they have what timm gives such transformers{ends}")

@@ -96,7 +96,8 @@ def hub_weights(name: str, remedy: str) -> Path:
     """
     config = timm_config(name)
     if config is None or not config.hf_hub_id:
-        raise UserError(f"timm knows no weights of '{name}' on the hub: {remedy}")
+        elsewhere = f", but at {config.url}" if config is not None and config.url else ""
+        raise UserError(f"timm knows no weights of '{name}' on the hub{elsewhere}: {remedy}")
     named = config.hf_hub_filename
     for file in (named,) if named else HUB_FILES:
         try:

@@ -22,6 +22,7 @@ from flowprior.data.latent_scale import check_statistics
 from flowprior.data.order import SampleKey
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.statistics import Statistics
+from flowprior.pretrained.weights import read_weights
 from flowprior.training.config import build_config, read_yaml
 from flowprior.training.files import file_sha256, read_json
 from flowprior.training.lock import NAME as LOCK
@@ -33,7 +34,6 @@ from soak.stages import Soak
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.train_ae import AEConfig
 from tokenizer.train_flowhead import FlowHeadConfig
-from tokenizer.vit import _read_weights
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _arrays(folder: Path) -> dict[str, Format]:
         )
     return made | {
         "statistics.npz": Format(folder / "statistics.npz", lambda: Statistics.load(folder / "statistics.npz")),
-        "weights.pth": Format(folder / "weights.pth", lambda: _read_weights(folder / "weights.pth")),
+        "weights.pth": Format(folder / "weights.pth", lambda: read_weights(folder / "weights.pth")),
     }
 
 
