@@ -59,7 +59,8 @@ def figures_text(figures: dict[str, float | None]) -> str:
 
 def measured_images(protocol: dict[str, Any]) -> str:
     """How many images an autoencoder's figures are of, and whether it was trained on them."""
-    return f"{protocol['count']} {'held-out' if protocol['held_out'] else 'training'} images"
+    kinds = {True: "held-out ", False: "training ", None: ""}  # an evaluation of before does not say
+    return f"{protocol['count']} {kinds[protocol.get('held_out')]}images"
 
 
 def summary(run: Path) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ CODE = ("flowprior", "tokenizer", "mar", "toy_examples", "fid_stats", "scripts")
 HARNESS = "scripts/soak/"  # reads what the commands wrote, to judge it
 READERS = {
     # Pictures: one reader of files, and the animation's own pages, which lie in memory.
-    "Image.open": {"flowprior/data/images.py", "toy_examples/animation.py"},
+    "Image.open": {"flowprior/data/image_reader.py", "toy_examples/animation.py"},
     "torch.load": {"flowprior/training/archives.py"},
     # Feature tables, memory-mapped; the arrays of a folder of packed images.
     "np.load": {"flowprior/data/features.py", "flowprior/data/image_archive.py"},
@@ -21,6 +21,7 @@ READERS = {
         "flowprior/training/optim.py",
         "flowprior/training/own_network.py",
         "flowprior/flow/online.py",
+        "scripts/gpu_check/agreement.py",  # one objective's weights into its like on another device
     },
 }
 MODULES = {"Image": "PIL.Image", "np": "numpy"}  # as they are usually called here

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ from flowprior.training.files import json_text
 NAME = ".lock"
 HEARTBEAT_SECONDS = 15
 DEAD_AFTER_SECONDS = 120
+# safetensors writes under such a name beside the file, and renames it.
+OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 NO_SYSTEM_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 _held: set[tuple[int, int]] = set()  # the system's locks do not exclude a process from itself
@@ -189,10 +192,11 @@ def _signals_wait() -> Iterator[None]:
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files that a killed writer left; only the folder's owner may."""
-    for remains in folder.rglob(".*.tmp"):
-        pid = remains.name.split(".")[-2]
+    for remains in folder.rglob(".*tmp*"):
+        *_, pid, end = remains.name.split(".")
         being_written = pid.isdigit() and int(pid) != os.getpid() and _process_exists(pid)
-        if remains.is_file() and not being_written:
+        ours = end == "tmp" and not being_written
+        if remains.is_file() and (ours or OF_SAFETENSORS.fullmatch(remains.name)):
             remains.unlink(missing_ok=True)
 
 

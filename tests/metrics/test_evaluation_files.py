@@ -177,7 +177,7 @@ def fill(
     for stage in ("flowhead", "ae", "mar"):
         write_json(run / stage / "result.json", {"seconds": 1.0, "peak_memory_gb": 2.0, "latent_std": 0.5})
     write_json(run / "latents" / "manifest.json", {"num_classes": classes})
-    write_json(run / "ae" / "evaluation.json", {"metrics": {"psnr": 20.0, "ssim": 0.5}})
+    write_json(run / "ae" / "evaluation.json", {"metrics": {"psnr": 20.0, "ssim": 0.5}, "protocol": {"count": 90}})
     extra = ({"best_cfg": best} if best else {}) | ({"half_half_fid": {"mean": 1.0, "std": 0.1}} if halves else {})
     write_json(run / "mar" / "evaluation.json", {"metrics": generated, **extra})
     return run
@@ -186,7 +186,7 @@ def fill(
 def test_the_report_prints_whatever_was_measured(tmp_path):
     report = runpy.run_path(str(SCRIPTS / "report.py"))
     rows = dict(report["summary"](fill(tmp_path / "a", {"1": {"fid": 2.0, "my_figure": 0.25}}, best="1", halves=True)))
-    assert rows["autoencoder"] == "PSNR 20.00 dB  SSIM 0.5000"
+    assert rows["autoencoder"] == "PSNR 20.00 dB  SSIM 0.5000  (on 90 images)"
     assert rows["generator, cfg 1"] == "FID 2.000  my figure 0.250  <- best"
     assert "yardstick" in rows["FID of real halves"]
     rows = dict(
