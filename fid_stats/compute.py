@@ -18,6 +18,7 @@ from flowprior.data.images import FolderImages, ImageConfig, open_images  # noqa
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import EXTRACTORS, Extractor, ImageSet  # noqa: E402
 from flowprior.metrics.registry import foreign_images  # noqa: E402
+from flowprior.notes import note  # noqa: E402
 from flowprior.training.config import build_config  # noqa: E402
 
 EPILOG = """examples:
@@ -77,10 +78,7 @@ def main() -> None:
     if isinstance(images, FolderImages):
         small = sum(n for size, n in stored_sizes(images).items() if min(size) < options.size)
         if small:
-            print(
-                f"note: {small} of {len(images)} images are smaller than {options.size} and are enlarged",
-                file=sys.stderr,
-            )
+            note(f"{small} of {len(images)} images are smaller than {options.size} and are enlarged")
     extractor = Extractor(options.extractor, device=options.device, weights_path=options.weights_path)
     statistics = ImageSet.of_source(
         images, extractor, threads=options.workers, progress=sys.stderr.isatty()
@@ -89,7 +87,7 @@ def main() -> None:
     statistics = replace(statistics, crop=f"centre {options.size}", class_counts=tuple(counts.tolist()))
     statistics.save(options.out)
     if told := foreign_images(options.extractor, options.source == "digits"):
-        print(f"note: {told.partition('; write')[0]}", file=sys.stderr)
+        note(f"{told.partition('; write')[0]}")
     print(f"{options.out}: {statistics.count} images, {len(statistics.mu)} dimensions, extractor {options.extractor}")
 
 

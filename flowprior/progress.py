@@ -1,8 +1,7 @@
-"""What long work shows: a bar, and lines about what a person should know."""
+"""The progress bar of long work."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -16,9 +15,3 @@ def progress_bar(work: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """``tqdm`` with rate and ETA, as wide as the terminal; where standard error is a file, a line every ten seconds."""
     seconds = SECONDS_ON_A_TERMINAL if sys.stderr.isatty() else SECONDS_IN_A_FILE
     return tqdm(work, dynamic_ncols=True, mininterval=seconds, **options)
-
-
-def note(line: str) -> None:
-    """``note: line`` on standard error, from one of torchrun's processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {line}", file=sys.stderr, flush=True)

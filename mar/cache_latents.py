@@ -9,7 +9,6 @@ from it, bfloat16 or float16, processes that read images. Interrupted, it goes o
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from flowprior.data.images import open_images, shared_fingerprint
 from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.errors import UserError, entry_point
+from flowprior.notes import note
 from flowprior.training.distributed import distributed_workers
 from flowprior.training.files import read_json
 from flowprior.training.fingerprints import accept_earlier
@@ -58,12 +58,9 @@ def main() -> None:
             from flowprior.metrics import missing_weights  # brings torch-fidelity: not for a cache that is complete
 
             if reference.suffix == ".npz" and not reference.is_file():
-                print(
-                    f"note: the evaluation's reference {reference} is not there yet (fid_stats/README.md)",
-                    file=sys.stderr,
-                )
+                note(f"the evaluation's reference {reference} is not there yet (fid_stats/README.md)")
             if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
-                print(f"note: the evaluation after training will stop: {missing}", file=sys.stderr)
+                note(f"the evaluation after training will stop: {missing}")
         stopwatch = Stopwatch(config.cache_folder)
         encode = make_encode(autoencoder, config.cache, workers.device)
         write_latent_cache(config.cache_folder, images, encode, config.cache, origin, workers, config.data.size)

@@ -12,7 +12,6 @@ processes; the figures are the same.
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from flowprior.errors import entry_point
 from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation, half_half_fid
 from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import foreign_images
+from flowprior.notes import note
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import file_sha256, read_json, write_json
 from flowprior.training.lock import sole_writer
@@ -74,7 +74,7 @@ def say(result: dict[str, Any]) -> None:
         told = (f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
         print(f"{of}: " + "  ".join(told))
         for name, reason in result.get("not_measured", {}).get(cfg, {}).items():
-            print(f"note: {of}: no {name}: {reason}", file=sys.stderr)
+            note(f"{of}: no {name}: {reason}")
     if "half_half_fid" in result:
         splits = result["half_half_fid"]
         print(
@@ -84,15 +84,22 @@ def say(result: dict[str, Any]) -> None:
 
 def warn(config: MARStageConfig, samples: Samples, reference: Reference) -> None:
     """One line on stderr for each way in which the two sides are not alike, or the extractor not made for them."""
-    digits = config.evaluate.uses_data and config.data.source == "digits"
-    notes = [foreign_images(config.evaluate.extractor, digits or bool(config.evaluate.weights))]
-    for name, counts in samples.class_counts(len(reference.class_counts or ())).items():
-        told = mismatch(counts, reference.class_counts or (), class_names(config))
-        own = config.evaluate.samples_have_labels and config.sample.class_shares != "auto"
-        remedy = "; sample.class_shares=auto draws them alike" if own else ""
+    own = config.evaluate.samples_have_labels
+    digits = own and config.evaluate.uses_data and config.data.source == "digits"
+    names = class_names(config)
+    others = own and names and reference.class_names not in (None, tuple(names))
+    notes = (
+        ["the reference's classes have other names than the generator's: their shares are not compared"]
+        if others
+        else []
+    )
+    notes += [foreign_images(config.evaluate.extractor, digits or bool(config.evaluate.weights))]
+    for name, counts in samples.class_counts(len(reference.class_counts or ())).items() if not others else ():
+        told = mismatch(counts, reference.class_counts or (), names)
+        remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
         notes.append(told and f"{name}: {told}{remedy}")
-    for note in dict.fromkeys(filter(None, notes)):
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    for line in dict.fromkeys(filter(None, notes)):
+        note(line)
 
 
 def result_file(config: MARStageConfig) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import UserError
+from flowprior.notes import note
 from flowprior.training.randomness import stream_seed
 from mar.config import MARStageConfig
 from mar.reference import class_counts, class_counts_of_file
@@ -53,9 +54,12 @@ def choose_shares(config: MARStageConfig, saved: dict[str, Any]) -> ClassShares:
     of_data = wanted == "data" or config.evaluate.uses_data
     counts = _counts_of_data(config, about) if of_data else _counts_of_reference(config, about)
     classes = saved.get("shape", {}).get("num_classes")
+    if counts is not None and not of_data and classes is not None and len(counts) < classes:
+        counts += (0,) * (classes - len(counts))  # labels in an .npz do not name classes of which it has no image
     if counts is not None and classes not in (None, len(counts)):
         if not of_data:
-            return EQUAL  # a reference of other classes
+            note(f"the reference has {len(counts)} classes and the generator {classes}: samples are in equal shares")
+            return EQUAL
         raise UserError(f"the data have {len(counts)} classes and the generator {classes}: give its own data")
     if counts is None or (wanted == "auto" and total_variation(counts, [1] * len(counts)) <= A_LITTLE):
         return EQUAL
@@ -115,7 +119,10 @@ def total_variation(first: Sequence[int], second: Sequence[int]) -> float:
 
 def mismatch(samples: Sequence[int], reference: Sequence[int], names: Sequence[str]) -> str:
     """A sentence where the classes' shares of samples and reference differ by more than a little; else empty."""
-    if len(samples) != len(reference) or total_variation(samples, reference) <= A_LITTLE:
+    most = max(len(samples), len(reference)) if samples and reference else 0
+    # Labels do not name classes of which there is no image.
+    samples, reference = ([*counts, *[0] * (most - len(counts))] for counts in (samples, reference))
+    if not most or total_variation(samples, reference) <= A_LITTLE:
         return ""
     shares = [(a / sum(samples), b / sum(reference)) for a, b in zip(samples, reference)]
     worst = max(range(len(shares)), key=lambda c: abs(shares[c][0] - shares[c][1]))

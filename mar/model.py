@@ -60,7 +60,11 @@ class MARConfig:
         False,
         "in training, leave out of the last block what no token's loss reads; changes dropout's draws and rounding only",
     )
-    norm_eps: float = option(1e-6, "of every norm but those of queries and keys", before=NORMS_BEFORE["norm_eps"])
+    norm_eps: float = option(
+        1e-6,
+        "of the transformer's norms but those of queries and keys; the flow head's is 1e-6",
+        before=NORMS_BEFORE["norm_eps"],
+    )
     qk_norm_eps: float = option(
         1e-5, "of the norms of queries and keys, as published", before=NORMS_BEFORE["qk_norm_eps"]
     )

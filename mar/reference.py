@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from flowprior.data.image_sizes import ImageSize, stored_sizes
 from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics
+from flowprior.notes import note
 from flowprior.training.archives import archive_members
 from flowprior.training.distributed import Workers
 from flowprior.training.files import file_sha256
@@ -32,11 +32,13 @@ class Reference:
         images: what metrics compare with.
         identity: for the protocol: which images or which file, how many, at what size and crop.
         class_counts: images of every class, where that is known.
+        class_names: of a folder's classes.
     """
 
     images: ImageSet | Statistics
     identity: dict[str, Any]
     class_counts: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def open_reference(
@@ -58,10 +60,7 @@ def open_reference(
     statistics = _statistics(file, extractor.name, size, samples)
     crop = statistics.crop_name
     if crop is None and workers.is_main:
-        print(
-            f"note: {file} does not state the size and crop of its images: make sure that they are {size}",
-            file=sys.stderr,
-        )
+        note(f"{file} does not state the size and crop of its images: make sure that they are {size}")
     identity = {"statistics": file.name, "count": statistics.count, "sha256": file_sha256(file)}
     stated = {"size": str(size), "crop": crop} if crop else {"size": "not stated", "crop": "not stated"}
     return Reference(statistics, identity | stated, statistics.class_counts)
@@ -120,14 +119,14 @@ def _folder(folder: Path, extractor: Extractor, size: ImageSize, samples: str, w
     if workers.is_main:
         small = sum(count for other, count in sizes.items() if min(other) < size.height)
         enlarged = f"; {small} of {len(images)} are smaller and are enlarged" if small else ""
-        print(f"note: the images in {folder} are cropped centrally to the samples' {size}{enlarged}", file=sys.stderr)
+        note(f"the images in {folder} are cropped centrally to the samples' {size}{enlarged}")
     return _source(images, size, "centre", extractor, workers)
 
 
 def _source(images: ImageSource, size: ImageSize, crop: str, extractor: Extractor, workers: Workers) -> Reference:
     identity = {"images": shared_fingerprint(images, workers), "count": len(images), "size": str(size), "crop": crop}
-    counts = class_counts(images) if images.num_classes > 1 else None
-    return Reference(ImageSet.of_source(images, extractor, progress=True, workers=workers), identity, counts)
+    counts, names = (class_counts(images), tuple(images.class_names)) if images.num_classes > 1 else (None, None)
+    return Reference(ImageSet.of_source(images, extractor, progress=True, workers=workers), identity, counts, names)
 
 
 def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:

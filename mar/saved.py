@@ -10,7 +10,7 @@ import torch
 
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
-from flowprior.progress import note
+from flowprior.notes import note
 from flowprior.training.config import build_config
 from flowprior.training.files import (
     build_saved,

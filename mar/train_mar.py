@@ -16,6 +16,7 @@ from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import LatentNormaliser, check_statistics
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
+from flowprior.notes import note
 from flowprior.training.config import read_yaml
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import tensors_fingerprint
@@ -59,7 +60,10 @@ def keep_norms(config: MARStageConfig, folder: RunFolder) -> None:
         begun = with_norms(read_yaml(folder.config_file).get("model"), f"the run in {folder.path}")
         section = begun.get("mar") if isinstance(begun, dict) else None
         if section and section.items() >= NORMS_BEFORE.items():
-            config.model.mar = replace(config.model.mar, **NORMS_BEFORE)
+            kept = replace(config.model.mar, **NORMS_BEFORE)
+            if kept != config.model.mar:
+                note(f"the run in {folder.path} goes on with the eps of norms that it began with, {NORMS_BEFORE}")
+            config.model.mar = kept
 
 
 def open_cache(config: MARStageConfig, autoencoder: Autoencoder, workers: Workers) -> LatentCache:

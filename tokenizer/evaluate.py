@@ -10,11 +10,11 @@ Writes ``<run_dir>/ae/evaluation.json`` with the figures and their protocol.
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 from flowprior.data.images import open_images
 from flowprior.errors import UserError, entry_point
+from flowprior.notes import note
 from flowprior.training.config import config_from_command_line
 from flowprior.training.distributed import Workers, best_device
 from flowprior.training.files import read_json, write_json
@@ -43,10 +43,10 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     """Write and say the figures, unless just these are there."""
     images = open_images(config.held_out_data())
     if told := config.says_of_extractor():
-        print(f"note: {told}", file=sys.stderr)
+        note(told)
     if not config.holds_out:
         others = "data.subset=train keeps" if config.data.source == "digits" else "held_out=<folder> names"
-        print(f"note: measured on the {len(images)} training images: {others} others", file=sys.stderr)
+        note(f"measured on the {len(images)} training images: {others} others")
 
     def new_meters() -> list[Meter]:
         return build_meters(chosen_metrics(config), config.meter_context(len(images), best_device()))
@@ -82,7 +82,7 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     figures = {name: value for name, value in kept["metrics"].items() if value is not None}
     print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     for name, reason in kept.get("not_measured", {}).items():
-        print(f"note: no {name}: {reason}", file=sys.stderr)
+        note(f"no {name}: {reason}")
 
 
 def reason_of(name: str, value: float) -> str:

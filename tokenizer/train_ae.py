@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.metrics.registry import EXTRACTORS, check_extractor, foreign_images
+from flowprior.notes import note
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
@@ -303,11 +303,11 @@ def note_missing_weights(config: AEConfig) -> None:
     if not config.evaluate.extractor:
         return
     if told := config.says_of_extractor():
-        print(f"note: {told}", file=sys.stderr, flush=True)
+        note(told)
     from flowprior.metrics import missing_weights
 
     if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
-        print(f"note: the evaluation after training will stop: {missing}", file=sys.stderr, flush=True)
+        note(f"the evaluation after training will stop: {missing}")
 
 
 def find_prior(config: AEConfig) -> FlowPrior | None:

@@ -9,7 +9,6 @@ features of images (timm, autoencoder, codebook).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +32,7 @@ from flowprior.flow.target_map import (
 from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.metrics.knn import NEIGHBOUR
+from flowprior.notes import note
 from flowprior.training.config import config_from_command_line, option
 from flowprior.training.distributed import Workers, distributed_workers
 from flowprior.training.files import write_tensors
@@ -91,7 +91,7 @@ def main() -> None:
         folder.check(config, {})  # before a target is computed over the one that a finished run was made from
         context = TargetContext(config.train.seed, folder.path, workers, config.data, config.train.workers)
         if config.data.path and workers.is_main and not takes_images(config.target):
-            print(f"note: the target {config.target.source} takes no images: DATA is not read", file=sys.stderr)
+            note(f"the target {config.target.source} takes no images: DATA is not read")
         target = load_target(config.target, context)
         check_batch(config, workers)
         inputs = {"target": target.fingerprint()}

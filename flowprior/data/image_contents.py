@@ -24,10 +24,11 @@ READER = 2  # raised with every change of how an image file becomes pixels
 
 
 def images_fingerprint(root: Path, names: np.ndarray, crop: tuple[str, int]) -> ImagesFingerprint:
-    """16 hex digits that are equal for equal files and crops, and for no others.
+    """16 hex digits that are equal for equal files and crops, and differ where anything differs that is looked at.
 
     Up to :data:`FILES_READ` files are read whole. Of a larger set the contents of so many count, spread evenly from the first to the
-    last, and names and lengths of all. Modification times do not count. Prints how many images are shown otherwise than they are stored.
+    last, and names and lengths of all. Modification times do not count. Prints how many images are shown otherwise than they are stored, or
+    enlarged.
 
     Args:
         root: the folder.
@@ -44,14 +45,14 @@ def images_fingerprint(root: Path, names: np.ndarray, crop: tuple[str, int]) -> 
     digest = hashlib.sha256(repr((READER, crop, contents)).encode())
     for text in texts:
         digest.update(repr(text).encode())
-    _say_conversions(root, chosen)
+    _say_conversions(root, chosen, crop[1])
     before = f"{stream_seed(f'{crop[0]} crop', crop[1], *texts):016x}"
     return ImagesFingerprint.of(digest.hexdigest()[:16], before, _first_read_otherwise(chosen))
 
 
-def _say_conversions(root: Path, files: list[Path]) -> None:
-    """A note of how many of the images are shown otherwise than they lie in their files."""
-    counts = Counter(rule for file in files for rule in conversions(file))
+def _say_conversions(root: Path, files: list[Path], size: int) -> None:
+    """A note of how many of the images are shown otherwise than they lie in their files, by ``size`` pixels on a side."""
+    counts = Counter(rule for file in files for rule in conversions(file, size))
     if counts:
         told = ", ".join(f"{count} with {rule}" for rule, count in counts.items())
         note(f"of {len(files)} images looked at in {root}: {told}")

@@ -14,7 +14,7 @@ BACKGROUND = 255  # white, which transparency lets through
 SHOWN_AS_THEY_ARE = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
 WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 NO_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
-BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF and EXIF
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 256, 257, 258, 262, 274, 339  # tags of TIFF and EXIF
 WHITE_IS_ZERO, SIGNED = 0, 2
 EXCHANGES = {5, 6, 7, 8}  # orientations that exchange height and width
 TURNS = {
@@ -53,8 +53,13 @@ def read_image(file: Path) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def conversions(file: Path) -> list[str]:
-    """What :func:`read_image` does to the image besides decoding it, by its header; nothing for a file that cannot be read."""
+def conversions(file: Path, size: int = 0) -> list[str]:
+    """What :func:`read_image` does to the image besides decoding it, by its header; nothing for a file that cannot be read.
+
+    Args:
+        file: of the image.
+        size: pixels on a side that it is shown with; 0: its own.
+    """
     try:
         with Image.open(file, formats=FORMATS) as opened:
             rules = {
@@ -63,6 +68,7 @@ def conversions(file: Path) -> list[str]:
                 "an EXIF orientation turned upright": _orientation(opened) in TURNS,
                 "CMYK converted without a colour profile": opened.mode == "CMYK",
                 "CIELAB converted to sRGB": opened.mode == "LAB",
+                f"fewer than {size} pixels on a side, enlarged": min(opened.size) < size,
             }
     except Exception:  # whoever reads it names it
         return []
@@ -153,7 +159,8 @@ def read_size(file: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(file, formats=FORMATS) as opened:
-            width, height = opened.size
+            # A TIFF's own numbers: newer versions of Pillow exchange them in size, older ones do not.
+            width, height = (_tag(opened, WIDTH) or opened.width, _tag(opened, HEIGHT) or opened.height)
             turned = _orientation(opened) in EXCHANGES
     except Exception as error:  # of a damaged file: Pillow's decoders have a dozen; of a bomb: its own
         raise UserError(f"the image {file} cannot be read ({one_line(error)}): mend or remove it") from error

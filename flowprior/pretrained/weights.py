@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.errors import UserError, one_line
-from flowprior.progress import note
+from flowprior.notes import note
 from flowprior.training.archives import load_pt
 from flowprior.training.files import read_tensors
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor, nn
 
 from flowprior.errors import NonFiniteLoss
+from flowprior.notes import note
 from flowprior.training.distributed import Workers
 
 
@@ -33,7 +32,7 @@ class SkippedSteps:
         if self.in_a_row >= self.most:
             raise NonFiniteLoss(message if self.most == 1 else f"{message}, nor were the {self.most - 1} before it")
         if tell:
-            print(f"note: {message}: skipped", file=sys.stderr, flush=True)
+            note(f"{message}: skipped")
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"total": torch.tensor(self.total), "in_a_row": torch.tensor(self.in_a_row)}

@@ -21,7 +21,7 @@ import torch
 from flowprior.errors import UserError, entry_point
 from flowprior.training.distributed import best_device
 from flowprior.training.files import read_json, write_json
-from scripts.gpu_check.cuda_lines import not_executed
+from scripts.gpu_check.cuda_lines import sort_lines
 from scripts.gpu_check.parts import PARTS, REHEARSAL
 from scripts.gpu_check.runner import Runner, compile_cache, executed_lines, temporary_folder
 from scripts.gpu_check.table import keep, summary
@@ -69,7 +69,7 @@ def main() -> None:
     if executed is None:
         result["cuda_only_lines"] = "not noted: the package coverage is not installed"
     else:
-        result["cuda_only_lines"] = {"not_executed": not_executed(ROOT, executed, result.get("cuda_only_lines"))}
+        result["cuda_only_lines"] = sort_lines(ROOT, executed, result.get("cuda_only_lines"))
     write_json(file, result)
     print(summary(result))
     print(f"{file}: everything that was found")
@@ -119,13 +119,14 @@ def about(tiny: bool) -> dict[str, Any]:
 
 
 def done_before(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """An earlier result; a :class:`UserError` where it is of another device or of other sizes."""
+    """An earlier result; a :class:`UserError` where it is of another device, other libraries or other sizes."""
     before = read_json(folder / RESULT, "result of the check")
-    if before.get("machine", {}).get("device") != now["machine"]["device"] or before.get("tiny") != now["tiny"]:
-        raise UserError(
-            f"{folder / RESULT} is of {before.get('machine', {}).get('device')}{', toy sizes' * bool(before.get('tiny'))}, "
-            f"and this is {now['machine']['device']}: leave --done out"
-        )
+    made_with, here = (
+        f"{result.get('machine', {}).get('device')}{', toy sizes' * bool(result.get('tiny'))}, {result.get('versions')}"
+        for result in (before, now)
+    )
+    if made_with != here:
+        raise UserError(f"{folder / RESULT} is of {made_with}, and this is {here}: leave --done out")
     return before
 
 

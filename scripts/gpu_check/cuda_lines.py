@@ -76,22 +76,23 @@ def project_lines(root: Path) -> dict[str, set[int]]:
     return {file: found for file, found in lines.items() if found}
 
 
-def not_executed(root: Path, executed: dict[str, set[int]], before: Any = None) -> list[str]:
-    """``file:line statement`` of every CUDA-only line that is not among ``executed`` (by file).
+def sort_lines(root: Path, executed: dict[str, set[int]], before: Any = None) -> dict[str, list[str]]:
+    """``executed`` and ``not_executed``: ``file:line statement`` of every CUDA-only line.
 
     Args:
         root: of the project.
         executed: line numbers by file below ``root``.
-        before: what an earlier check has kept. A statement that was executed then is left out, wherever it stands now.
+        before: what this returned in an earlier check. A statement that was executed then counts as executed, wherever it stands now.
     """
-    rows = []
+    earlier = {_without_number(row) for row in before["executed"]} if isinstance(before, dict) else set()
+    sorted_lines: dict[str, list[str]] = {"executed": [], "not_executed": []}
     for file, lines in project_lines(root).items():
         text = (root / file).read_text().splitlines()
-        rows += [f"{file}:{n} {text[n - 1].strip()}" for n in sorted(lines - executed.get(file, set()))]
-    if not isinstance(before, dict):
-        return rows
-    left = {_without_number(row) for row in before["not_executed"]}
-    return [row for row in rows if _without_number(row) in left]
+        for number in sorted(lines):
+            row = f"{file}:{number} {text[number - 1].strip()}"
+            done = number in executed.get(file, set()) or _without_number(row) in earlier
+            sorted_lines["executed" if done else "not_executed"].append(row)
+    return sorted_lines
 
 
 def _without_number(row: str) -> str:

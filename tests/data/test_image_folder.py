@@ -42,10 +42,10 @@ def names(root: Path) -> list[str]:
      "a/Thumbs.db", "a/desktop.ini", ".DS_Store", "a/@eaDir/0.bmp/SYNOPHOTO.jpg", "lost+found/x.bmp", "$RECYCLE.BIN/x.bmp"],
 )  # fmt: skip
 def test_files_of_the_system_are_passed_over_wherever_they_lie(root, name, capsys):
-    before, fingerprint = names(root), open_images(ImageConfig("folder", str(root))).fingerprint()
+    before, fingerprint = names(root), open_images(ImageConfig("folder", str(root), size=4)).fingerprint()
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes(b"not the data's")
-    images = open_images(ImageConfig("folder", str(root)))
+    images = open_images(ImageConfig("folder", str(root), size=4))
     assert names(root) == before and images.class_names == ["a", "b"] and images.fingerprint() == fingerprint
     assert capsys.readouterr().err == ""
 
@@ -232,3 +232,15 @@ def test_nodes_that_see_other_contents_are_told(root, monkeypatch):
     object.__setattr__(workers, "other", "0" * 16)
     with pytest.raises(UserError, match="the nodes see different images"):
         shared_fingerprint(images, workers)
+
+
+def test_images_that_are_enlarged_are_counted(root, capsys):
+    picture(root / "a" / "2.bmp", 2, size=(40, 18))
+    picture(root / "a" / "4.bmp", 4, size=(20, 19))
+    fingerprint(root, size=18)
+    assert capsys.readouterr().err == ""
+    fingerprint(root, size=19)
+    assert (
+        "of 6 images looked at" in (told := capsys.readouterr().err)
+        and "5 with fewer than 19 pixels on a side, enlarged" in told
+    )

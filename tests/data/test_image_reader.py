@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowprior.data.image_reader import TURNS, read_by_earlier_versions, read_image
+from flowprior.data.image_reader import TURNS, read_by_earlier_versions, read_image, read_size
 from flowprior.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,6 +179,7 @@ def test_images_are_upright_whatever_their_exif_orientation(tmp_path, name, orie
     file = saved(tmp_path, stored, name, exif=exif, **options)
     shown = read(file).astype(int)
     assert shown.shape == picture.shape and np.abs(shown - picture).max() <= (40 if name == "a.jpg" else 0)
+    assert read_size(file) == (16, 24)
     assert read_by_earlier_versions(file) == (orientation == 1 or name == "a.tif")  # which Pillow turns itself
 
 

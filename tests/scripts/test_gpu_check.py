@@ -14,7 +14,7 @@ from flowprior.errors import UserError
 from flowprior.training.compilation import compile_parts
 from scripts.gpu_check import agreement, autoencoder_steps, digits, mar_steps, sampling
 from scripts.gpu_check.__main__ import done_before, parse
-from scripts.gpu_check.cuda_lines import cuda_only_lines, not_executed, project_lines
+from scripts.gpu_check.cuda_lines import cuda_only_lines, project_lines, sort_lines
 from scripts.gpu_check.measuring import by_kind, largest_batch
 from scripts.gpu_check.parts import PARTS, Context
 from scripts.gpu_check.runner import disagreements, report_to, reported
@@ -167,12 +167,18 @@ def test_what_runs_on_a_gpu_only_is_found_in_the_syntax(source, lines):
 def test_cuda_only_lines_that_were_executed_in_either_of_two_checks_are_not_listed():
     lines = project_lines(ROOT)
     assert {"mar/cuda_graphs.py", "flowprior/training/distributed.py"} <= lines.keys()
-    every = not_executed(ROOT, {})
-    assert not_executed(ROOT, lines) == [] and len(every) == sum(map(len, lines.values()))
-    first = not_executed(ROOT, {"mar/cuda_graphs.py": lines["mar/cuda_graphs.py"]})
-    assert first and not any(row.startswith("mar/cuda_graphs.py") for row in first)
+    every = sort_lines(ROOT, {})["not_executed"]
+    assert sort_lines(ROOT, lines)["not_executed"] == [] and len(every) == sum(map(len, lines.values()))
+    first = sort_lines(ROOT, {"mar/cuda_graphs.py": lines["mar/cuda_graphs.py"]})
+    assert first["executed"] and not any(row.startswith("mar/cuda_graphs.py") for row in first["not_executed"])
     rest = {file: numbers for file, numbers in lines.items() if file != "mar/cuda_graphs.py"}
-    assert not_executed(ROOT, rest, {"not_executed": first}) == []
+    assert sort_lines(ROOT, rest, first)["not_executed"] == []
+    # A statement that the earlier check does not know is not taken for one that it has executed.
+    moved = {
+        "executed": [row.replace("mar/cuda_graphs.py", "elsewhere.py") for row in first["executed"]],
+        "not_executed": [],
+    }
+    assert sort_lines(ROOT, rest, moved)["not_executed"] == first["executed"]
 
 
 def test_the_digits_part_reads_what_the_stages_leave(pipeline):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowprior.progress import note
+from flowprior.notes import note
 from flowprior.training.config import option
 from tokenizer.features.base import FeatureContext, FeatureModel
 from tokenizer.tokens import PlacedTokens, before_blocks, placed, through_block, through_blocks

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from flowprior.data.images import open_images
 from flowprior.errors import UserError, one_line
+from flowprior.notes import note
 from flowprior.pretrained.timm_models import build_timm, hub_weights, timm_config
-from flowprior.progress import note
 from flowprior.training.config import option
 from flowprior.training.files import file_sha256
 from flowprior.training.randomness import stream_seed
