@@ -42,10 +42,10 @@ def names(root: Path) -> list[str]:
      "a/Thumbs.db", "a/desktop.ini", ".DS_Store", "a/@eaDir/0.bmp/SYNOPHOTO.jpg", "lost+found/x.bmp", "$RECYCLE.BIN/x.bmp"],
 )  # fmt: skip
 def test_files_of_the_system_are_passed_over_wherever_they_lie(root, name, capsys):
-    before, fingerprint = names(root), open_images(ImageConfig("folder", str(root), size=4)).fingerprint()
+    before, fingerprint = names(root), open_images(ImageConfig("folder", str(root), size=8)).fingerprint()
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes(b"not the data's")
-    images = open_images(ImageConfig("folder", str(root), size=4))
+    images = open_images(ImageConfig("folder", str(root), size=8))
     assert names(root) == before and images.class_names == ["a", "b"] and images.fingerprint() == fingerprint
     assert capsys.readouterr().err == ""
 
