@@ -66,8 +66,9 @@ def load_painter(config: MARStageConfig, workers: Workers) -> tuple[Painter, dic
 def draw_sets(config: MARStageConfig, workers: Workers) -> None:
     """One set of images for every guidance scale; what is there already stays."""
     painter, saved = load_painter(config, workers)
+    shares = choose_shares(config, saved)
     for cfg in config.sample.cfg:
-        generate_set(config, painter, cfg, protocol(config, saved, cfg), choose_shares(config, saved))
+        generate_set(config, painter, cfg, protocol(config, saved, cfg, shares.told), shares)
 
 
 def parse(words: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -90,22 +91,20 @@ def samples_file(config: MARStageConfig, cfg: float) -> Path:
     return Path(config.run_dir) / "mar" / "samples" / f"cfg_{cfg:g}.npz"
 
 
-def protocol(
-    config: MARStageConfig, saved: dict[str, Any], cfg: float, labels: list[int] | None = None
-) -> dict[str, Any]:
+def protocol(config: MARStageConfig, saved: dict[str, Any], cfg: float, labels: list[int] | str) -> dict[str, Any]:
     """How a set of images is made: equal protocols mean equal images, but for rounding where ``exact`` is off.
 
     Args:
         config, saved: of the stage, and the generator's ``config.json``.
         cfg: guidance scale.
-        labels: of the images where they are chosen by hand; None: as ``sample.class_shares`` says.
+        labels: of the images where they are chosen by hand, else what :func:`~mar.labels.choose_shares` tells of them.
     """
     return {
         "generator": saved["fingerprint"],
         "autoencoder": saved["about"]["autoencoder"],
         "count": config.sample.count,
         "seed": config.sample.seed,
-        "labels": choose_shares(config, saved).told if labels is None else labels,
+        "labels": labels,
         "cfg": cfg,
         "sampler": to_dict(getattr(config.model, saved["generator"]["name"]).sampler),
         "precision": config.sample.precision,
@@ -113,13 +112,15 @@ def protocol(
     }
 
 
-def protocol_of_set(config: MARStageConfig, cfg: float) -> dict[str, Any] | None:
-    """What :func:`protocol` says of the run's generator, without loading it; None where there is none."""
+def protocols_of_sets(config: MARStageConfig) -> dict[float, dict[str, Any]]:
+    """What :func:`protocol` says of the run's generator by guidance scale, without loading it; empty where there is none."""
     file = Path(config.run_dir) / "mar" / "generator" / "config.json"
     if not file.is_file():
-        return None
+        return {}
     try:
-        return protocol(config, read_json(file, "generator"), cfg)
+        saved = read_json(file, "generator")
+        told = choose_shares(config, saved).told
+        return {cfg: protocol(config, saved, cfg, told) for cfg in config.sample.cfg}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error})") from error
 

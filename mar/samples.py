@@ -17,7 +17,7 @@ from flowprior.metrics import Extractor, ImageSet
 from flowprior.training.distributed import Workers
 from flowprior.training.files import file_sha256, read_json
 from mar.config import MARStageConfig
-from mar.generate import protocol_of_set, same_protocol, samples_file
+from mar.generate import protocols_of_sets, same_protocol, samples_file
 from mar.reference import class_counts
 
 ONE_PROCESS = Workers()
@@ -98,12 +98,11 @@ def samples_protocol(config: MARStageConfig, samples: Samples, workers: Workers 
             name: {"count": ImageArchive(file).count, "sha256": file_sha256(file), **seen}
             for name, file in samples.files.items()
         }
-    made = {}
+    made, wanted_of = {}, protocols_of_sets(config)
     for cfg in config.sample.cfg:
         note = samples_file(config, cfg).with_suffix(".json")
         kept = read_json(note, "set of samples (run `python -m mar.generate`)").get("protocol")
-        wanted = protocol_of_set(config, cfg)
-        if wanted is not None and not same_protocol(kept, wanted, config):
+        if cfg in wanted_of and not same_protocol(kept, wanted_of[cfg], config):
             raise UserError(
                 f"the samples {note.with_suffix('.npz')} are of another generator or of other options: run `python -m mar.generate` again"
             )

@@ -239,8 +239,8 @@ def train(
     if workers.is_main:
         print(f"data: {len(images)} images in {images.num_classes} classes")
         note_missing_weights(config)
-        for note in filter(None, (regulariser.note for regulariser in objective.regularisers)):
-            print(note)
+        for line in filter(None, (regulariser.note for regulariser in objective.regularisers)):
+            print(line)
     autoencoder, regularisers, adversary = objective.autoencoder, list(objective.regularisers), objective.adversary
     saved = {
         name: item

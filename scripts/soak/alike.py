@@ -188,7 +188,9 @@ def _compared(soak: Soak, folder: Path, sample: Form, reference: Form) -> str | 
     alike = reference.free or reference.pictures.shape[-1] == side
     try:
         if not alike:
-            return refusal(process, f"{side} x {side}", "48")
+            other = reference.pictures.shape[-1]
+            crops = reference.place == "data" or reference.moments_only
+            return refusal(process, f"{side} x {side}", "crop" if crops else f"{other} x {other}", str(other))
         if process.wait() != 0:
             return process.said()[-300:]
         file = stage_folder("evaluate", run) / f"evaluation_{Path(sample.place).stem}.json"

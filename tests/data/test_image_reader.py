@@ -1,6 +1,5 @@
 """What becomes of every mode that an image file can have."""
 
-import ast
 import struct
 from pathlib import Path
 
@@ -224,15 +223,3 @@ def test_a_file_of_another_kind_under_an_images_name_is_refused(tmp_path):
 )
 def test_it_is_known_which_images_earlier_versions_showed_otherwise(tmp_path, name, image, same):
     assert read_by_earlier_versions(saved(tmp_path, image, name)) is same
-
-
-def test_image_files_are_opened_in_one_place():
-    """What is opened elsewhere was drawn by the same function a line before."""
-    openers = set()
-    for package in ("flowprior", "tokenizer", "mar", "toy_examples", "fid_stats"):
-        for file in (ROOT / package).rglob("*.py"):
-            calls = [
-                ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
-            ]
-            openers |= {file.relative_to(ROOT).as_posix() for call in calls if call in ("Image.open", "PIL.Image.open")}
-    assert openers == {"flowprior/data/image_reader.py", "toy_examples/animation.py"}

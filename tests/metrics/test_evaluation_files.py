@@ -18,6 +18,7 @@ from flowprior.training.files import read_tensors, write_json, write_tensors
 from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import protocol, samples_file
+from mar.labels import EQUAL
 from mar.reference import open_reference
 from mar.samples import find_samples
 
@@ -142,10 +143,10 @@ def test_samples_of_another_generator_or_of_other_options_are_refused(config_wit
     saved = {"fingerprint": "f", "about": {"autoencoder": "a"}, "generator": {"name": "mar"}}
     write_json(tmp_path / "mar" / "generator" / "config.json", saved)
     note = samples_file(config, 1).with_suffix(".json")
-    write_json(note, {"protocol": protocol(config, saved, 1.0)})
+    write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.told)})
     protocol_of(config)
     for change in ({"generator": "g"}, {"seed": 1}, {"count": 3}):
-        write_json(note, {"protocol": protocol(config, saved, 1.0) | change})
+        write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.told) | change})
         with pytest.raises(UserError, match="of another generator or of other options"):
             protocol_of(config)
 
