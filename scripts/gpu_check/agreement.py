@@ -28,6 +28,7 @@ class HostDraws(StepRandom):
 
 
 def run(context: Context, name: str) -> None:
+    """Report how far loss and gradients of the subject ``name`` lie apart."""
     torch.backends.cudnn.allow_tf32 = False  # or float32 convolutions have ten bits
     subject = SUBJECTS[name](context.tiny, torch.device("cpu"), False)
     context.report("size", subject.size)

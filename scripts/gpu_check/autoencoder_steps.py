@@ -21,6 +21,7 @@ from tokenizer.train_ae import build_objective
 
 
 def run(context: Context) -> None:
+    """Report every way of making the step, at the largest batch that fits."""
     config, left_out = recipe(context.tiny)
     config.train = replace(config.train, steps=10**9, log_steps=10**9)
     workers = Workers(device=context.device)

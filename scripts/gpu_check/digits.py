@@ -20,6 +20,7 @@ TINY = {
 
 
 def run(context: Context) -> None:
+    """Report seconds and metrics of every stage."""
     folder = context.folder / "digits"
     context.report("size", "preset digits" + (", 20 steps a stage" if context.tiny else ""))
     total = 0.0

@@ -16,6 +16,7 @@ from scripts.gpu_check.subjects import SUBJECTS
 
 
 def run(context: Context, name: str) -> None:
+    """Report how many steps of the subject ``name`` were skipped, and its losses."""
     steps = 5 if context.tiny else 200
     subject = SUBJECTS[name](context.tiny, context.device, True)
     context.report("size", subject.size)

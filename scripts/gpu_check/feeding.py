@@ -11,6 +11,7 @@ from scripts.gpu_check.parts import Context
 
 
 def run(context: Context) -> None:
+    """Report images a second of every case."""
     level = "tiny" if context.tiny else "gpu"
     cases = {
         "JPEG files": image_loading,

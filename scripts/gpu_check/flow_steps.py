@@ -12,6 +12,7 @@ PAPER_STEPS = 1_000_000
 
 
 def run(context: Context) -> None:
+    """Report both batch sizes, eager and compiled, with times of their own and shared ones; then the alignment loss."""
     sizes, batches = (TINY, [32]) if context.tiny else (PAPER, [512, 4096])
     context.report("size", f"width {sizes['width']}, depth {sizes['depth']}, four pairs")
     report_rate(context)

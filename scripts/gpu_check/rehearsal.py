@@ -10,6 +10,7 @@ from scripts.gpu_check.parts import Context
 
 
 def run(context: Context, how: str) -> None:
+    """Report once, and go wrong."""
     context.report("before", how)
     if how == "fails":
         raise ValueError("this part fails on purpose")

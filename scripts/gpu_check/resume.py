@@ -26,6 +26,7 @@ class Killed(Exception):
 
 
 def run(context: Context) -> None:
+    """Report, with and without deterministic algorithms, whether a resumed run ends as an uninterrupted one."""
     steps, every, killed_at = (8, 4, 6) if context.tiny else (40, 20, 27)
     context.report(
         "size", f"autoencoder of the digits, {steps} steps, killed in step {killed_at}, checkpoint at {every}"

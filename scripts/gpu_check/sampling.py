@@ -20,6 +20,7 @@ GRAPHS = {"cuda_graphs": True}
 
 
 def run(context: Context) -> None:
+    """Report seconds first and count arithmetic last, since counting takes as long as sampling."""
     batch, tokens, channels = (2, 8, 2) if context.tiny else (256, 64, 32)
     ar_steps, evaluations = (3, 4) if context.tiny else (64, 100)
     config = MARConfig(**(TINY if context.tiny else {}))
