@@ -55,11 +55,15 @@ def main() -> None:
         made_by, file = protocol(config, extractor, samples, reference, workers), result_file(config)
         if workers.is_main:
             warn(config, samples, reference)
-        complete = file.is_file() and read_json(file, "evaluation").get("protocol") == made_by
+        before = read_json(file, "evaluation").get("protocol") if file.is_file() else None
+        complete = before == made_by
         workers.barrier()  # nobody writes before everybody has looked
         if complete and workers.is_main:
             print(f"evaluation of the generator: complete ({file})")
         if not complete:
+            if isinstance(before, dict):
+                other = sorted(name for name in before | made_by if before.get(name) != made_by.get(name))
+                note(f"{file} is of another {' and '.join(other)}, and is replaced")
             result = evaluate(config, extractor, samples, reference, workers)
             if workers.is_main:
                 write_json(file, result | {"protocol": made_by})
@@ -71,7 +75,8 @@ def say(result: dict[str, Any]) -> None:
     """The figures, for the terminal; on stderr why one is missing."""
     for cfg, figures in result["metrics"].items():
         of = f"generator, cfg {cfg}" if "cfg" in result["protocol"]["samples"][cfg] else cfg
-        told = (f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+        # Rounding makes the distance of a set to itself a little less than 0.
+        told = (f"{name} {value:.3f}".replace("-0.000", "0.000") for name, value in figures.items() if value is not None)
         print(f"{of}: " + "  ".join(told))
         for name, reason in result.get("not_measured", {}).get(cfg, {}).items():
             note(f"{of}: no {name}: {reason}")
@@ -97,7 +102,7 @@ def warn(config: MARStageConfig, samples: Samples, reference: Reference) -> None
     for name, counts in samples.class_counts(len(reference.class_counts or ())).items() if not others else ():
         told = mismatch(counts, reference.class_counts or (), names)
         remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
-        notes.append(told and f"{name}: {told}{remedy}")
+        notes.append(told and f"{f'cfg {name}' if own else name}: {told}{remedy}")
     for line in dict.fromkeys(filter(None, notes)):
         note(line)
 

@@ -8,7 +8,12 @@ DATA=
 RUN=runs/digits
 start=$SECONDS
 ensure_environment
-if [[ -f $RUN/report.html && -f $RUN/flowhead/result.json && -f $RUN/ae/result.json && -f $RUN/mar/result.json && -f $RUN/mar/evaluation.json ]]; then
+complete=yes
+for file in report.html flowhead/{result.json,prior/model.safetensors} ae/{result.json,evaluation.json,autoencoder/model.safetensors} \
+  latents/manifest.json mar/{result.json,evaluation.json,generator/model.safetensors,samples}; do
+  [[ -e $RUN/$file ]] || complete=
+done
+if [[ -n $complete ]]; then
   echo "flowhead, ae, latents, mar, samples, evaluation: complete ($RUN; delete the folder to start over)"
   "$PYTHON" scripts/report.py "$RUN" --print-only
   exit

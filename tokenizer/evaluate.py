@@ -44,6 +44,8 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     images = open_images(config.held_out_data())
     if told := config.says_of_extractor():
         note(told)
+    if told := config.says_of_held_out(images):
+        note(told)
     if not config.holds_out:
         others = "data.subset=train keeps" if config.data.source == "digits" else "held_out=<folder> names"
         note(f"measured on the {len(images)} training images: {others} others")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowprior.data.image_contents import FILES_READ
 from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
 from flowprior.data.loader import training_batches
 from flowprior.errors import UserError, entry_point
@@ -119,6 +120,14 @@ class AEConfig:
         name, own_weights = self.evaluate.extractor, bool(self.evaluate.weights)
         return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
 
+    def says_of_held_out(self, held_out: ImageSource) -> str:
+        """What to say where images of the folder ``held_out`` are trained on as well; else empty."""
+        if not (self.held_out and self.holds_out and self.data.source == "folder"):
+            return ""
+        copies = held_out.copies_of(open_images(self.data))  # type: ignore[attr-defined]
+        looked_at = min(len(held_out), FILES_READ)
+        return f"{copies} of the {looked_at} held-out images looked at are training images as well" if copies else ""
+
     @property
     def holds_out(self) -> bool:
         """Whether the images that are measured are others than those of training."""
@@ -155,6 +164,8 @@ def main() -> None:
         images = open_images(config.data, config.train.seed)
         measured = config.held_out_data()
         held_out = images if measured == config.data else open_images(measured)  # without augmentation in either case
+        if workers.is_main and (told := config.says_of_held_out(held_out)):
+            note(told)
         fingerprint = shared_fingerprint(images, workers)
         folder.open(config, workers, {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {}))
         if folder.is_complete():

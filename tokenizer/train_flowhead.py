@@ -123,7 +123,8 @@ def check_target(target: TargetFeatures, workers: Workers) -> None:
     if bad := sum(number for number, _ in found):
         first = min(row for number, row in found if number)
         raise UserError(
-            f"the target {target.name} holds NaN or infinite values in {bad} of its {count} rows, first in row {first}: mend them or leave them out"
+            f"the target {target.name} holds values that are NaN or infinite in float32 in {bad} of its {count} rows, first in row {first}: "
+            "mend them or leave them out"
         )
 
 
@@ -149,6 +150,8 @@ def train(
     normalisation = describe_normalisation(config, target, target_map)
     if workers.is_main:
         say_normalisation(target, split, normalisation)
+        for sentence in odd_about(normalisation):
+            note(sentence)
 
     generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "velocity"))
     velocity = VelocityMLP(config.channels, config.width, config.depth, generator=generator)
@@ -191,6 +194,9 @@ def describe_normalisation(config: FlowHeadConfig, target: TargetFeatures, targe
     generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "rows to describe"))
     rows = target.features[torch.randperm(len(target.features), generator=generator)[:KEPT_TARGET_ROWS]].float()
     projected = target_map(rows)
+    shares = torch.linalg.eigvalsh(torch.cov(projected.double().T).reshape(config.channels, -1)).clamp_min(1e-30)
+    shares = shares / shares.sum()
+    told_apart = rows.double() @ torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
     return {
         "count": len(target.features),
         "feature_channels": rows.shape[1],
@@ -201,6 +207,9 @@ def describe_normalisation(config: FlowHeadConfig, target: TargetFeatures, targe
         "channels": config.channels,
         "projected_std": projected.std().item(),
         "projected_channel_std": projected.std(0).tolist(),
+        "projected_effective_rank": torch.exp(-(shares * shares.log()).sum()).item(),
+        "rows_looked_at": len(rows),
+        "different_rows": len(told_apart.unique()),
     }
 
 
@@ -215,6 +224,21 @@ def say_normalisation(target: TargetFeatures, split: RowSplit, about: dict[str, 
         f"{about['projection']} projection to {about['channels']} channels: std {about['projected_std']:.3f}, "
         f"per channel {low:.3f} to {high:.3f}; held out: {held_out}"
     )
+
+
+def odd_about(about: dict[str, Any]) -> list[str]:
+    """What is unusual about a target of which :func:`describe_normalisation` says this: nothing to mend, but to know."""
+    count, features, channels = about["count"], about["feature_channels"], about["channels"]
+    rank, rows, different = about["projected_effective_rank"], about["rows_looked_at"], about["different_rows"]
+    sentences = {
+        f"the table has {count} rows of {features} channels: rows are the samples; is it transposed?": count < features,
+        f"the target has {features} channels and the flow {channels}: it fills a subspace": features < channels,
+        f"the projected target varies along {rank:.1f} of {channels} directions: the largest channels hide the others": (
+            rank < 1.5 and min(features, channels) > 2
+        ),
+        f"{rows - different} of the {rows} rows looked at repeat others": different < rows / 2,
+    }
+    return [sentence for sentence, holds in sentences.items() if holds]
 
 
 def finish(

@@ -58,6 +58,19 @@ def _say_conversions(root: Path, files: list[Path], size: int) -> None:
         note(f"of {len(files)} images looked at in {root}: {told}")
 
 
+def count_copies(root: Path, names: np.ndarray, of_root: Path, of_names: np.ndarray) -> int:
+    """How many of the files ``names`` below ``root``, up to :data:`FILES_READ` of them spread evenly, are copies of files below ``of_root``."""
+    places = np.unique(np.linspace(0, len(names) - 1, min(FILES_READ, len(names))).astype(np.int64))
+    wanted = [root / os.fsdecode(names[place]) for place in places]
+    lengths = {file.stat().st_size for file in wanted}
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = [of_names[first : first + NAMES_AT_ONCE] for first in range(0, len(of_names), NAMES_AT_ONCE)]
+        sizes = [size for part in pool.map(lambda part: _lengths(of_root, part), parts) for size in part]
+        alike = [of_root / os.fsdecode(name) for name, size in zip(of_names, sizes) if size in lengths]
+        others = set(pool.map(file_sha256, alike))
+        return sum(contents in others for contents in pool.map(file_sha256, wanted))
+
+
 def _lengths(root: Path, names: np.ndarray) -> list[int]:
     above = os.fsencode(root)
     return [os.stat(os.path.join(above, name)).st_size for name in names.tolist()]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from flowprior.data import digits
-from flowprior.data.image_contents import images_fingerprint
+from flowprior.data.image_contents import count_copies, images_fingerprint
 from flowprior.data.image_folder import list_images
 from flowprior.data.image_reader import read_image
 from flowprior.data.order import SampleKey
@@ -117,6 +117,10 @@ class FolderImages:
 
     def fingerprint(self) -> str:
         return images_fingerprint(self.root, self.names, ("centre", self.config.size))
+
+    def copies_of(self, images: FolderImages) -> int:
+        """How many of these files, up to 4,096 of them spread evenly, have the contents of one of ``images``."""
+        return count_copies(self.root, self.names, images.root, images.names)
 
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         images = torch.stack([self._read(key) for key in keys])

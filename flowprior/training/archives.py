@@ -124,10 +124,10 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
 
 
 def _holds_objects(path: Path, what: str, kind: str) -> str:
-    alone = f"torch.save(torch.load('{path.name}', weights_only=False)['state_dict'], 'tensors.pt')"
+    alone = "the dictionary of its tensors alone (of a whole module, its state_dict())"
     if kind.startswith("numpy"):
-        alone = f"torch.save of a dictionary with torch.as_tensor(...) around what is numpy's in torch.load('{path.name}', weights_only=False)"
+        alone = "a dictionary of its tensors, with torch.as_tensor(...) around what is numpy's"
     return (
         f"the {what} {path} holds Python objects ({kind}) beside tensors, and to read those is to run code: if you trust its source, "
-        f"save the tensors alone, {alone}, and name that file"
+        f"read it by torch.load('{path.name}', weights_only=False), torch.save {alone}, and name that file"
     )

@@ -25,8 +25,8 @@ class OwnOptimConfig:
     clip_norm: float = option(1.0, "largest gradient norm; 0 switches clipping off")
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, not {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is a finite number above 0, not {self.lr}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas lie in [0, 1), not at {list(self.betas)}")
         if min(self.weight_decay, self.warmup_steps, self.clip_norm, self.final_lr_fraction) < 0:

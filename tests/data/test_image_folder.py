@@ -244,3 +244,15 @@ def test_images_that_are_enlarged_are_counted(root, capsys):
         "of 6 images looked at" in (told := capsys.readouterr().err)
         and "5 with fewer than 19 pixels on a side, enlarged" in told
     )
+
+
+def test_copies_of_training_images_are_counted_by_their_contents(root, tmp_path):
+    held_out = tmp_path / "held_out"
+    shutil.copy(root / "a" / "2.bmp", held_out.parent / "copy.bmp")
+    picture(held_out / "one" / "new.bmp", 77)
+    picture(held_out / "one" / "longer.bmp", 78, size=(30, 30))
+    sets = [open_images(ImageConfig("folder", str(folder), size=8)) for folder in (held_out, root)]
+    assert sets[0].copies_of(sets[1]) == 0
+    shutil.move(held_out.parent / "copy.bmp", held_out / "one" / "renamed.bmp")
+    sets[0] = open_images(ImageConfig("folder", str(held_out), size=8))
+    assert sets[0].copies_of(sets[1]) == 1 and sets[1].copies_of(sets[1]) == 6

@@ -1,6 +1,7 @@
 """Whether the images that an autoencoder is measured on are those that it was trained on: every figure says which."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,6 +38,9 @@ def folders(tmp_path_factory):
             pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     (root / "link").symlink_to(root / "training")
+    shutil.copytree(root / "others", root / "mixed")
+    for number in (1, 3):
+        shutil.copy(root / "training" / f"{number}.png", root / "mixed" / f"copy{number}.png")
     return root
 
 
@@ -45,6 +49,7 @@ CASES = {
     "the digits' other part": ({"subset": "train"}, {}, "held-out"),
     "a folder": ({"source": "folder", "path": "{root}/training"}, {}, "training"),
     "another folder": ({"source": "folder", "path": "{root}/training"}, {"held_out": "{root}/others"}, "held-out"),
+    "a folder with copies": ({"source": "folder", "path": "{root}/training"}, {"held_out": "{root}/mixed"}, "held-out"),
     "the same folder": ({"source": "folder", "path": "{root}/training"}, {"held_out": "{root}/training/"}, "training"),
     "a link to it": ({"source": "folder", "path": "{root}/training"}, {"held_out": "{root}/link"}, "training"),
 }
@@ -62,6 +67,7 @@ def test_training_and_evaluation_say_whether_their_figures_are_of_training_image
     assert f"on {count} {kind} images" in said
     evaluate.evaluate(chosen, folder.path, train_ae.Autoencoder.load(folder.path / "autoencoder"))
     noted = capsys.readouterr().err
+    assert ("2 of the 7 held-out images looked at are training images" in noted) == (case == "a folder with copies")
     assert (f"note: measured on the {len(measured)} training images" in noted) == (kind == "training")
     protocol = json.loads((folder.path / "evaluation.json").read_text())["protocol"]
     assert protocol["held_out"] is (kind == "held-out") and protocol["count"] == len(measured)

@@ -64,7 +64,10 @@ def test_nan_in_rows_that_the_statistics_do_not_see_is_refused_with_its_place(st
     table[unseen, 2] = [np.nan, np.inf, -np.inf]
     code, said = stage_1(table)
     assert code == 2 and said.count("\n") == 1
-    assert f"table.npy holds NaN or infinite values in 3 of its {count} rows, first in row {unseen[0]}" in said
+    assert (
+        f"table.npy holds values that are NaN or infinite in float32 in 3 of its {count} rows, first in row {unseen[0]}"
+        in said
+    )
     assert not (tmp_path / "run" / "flowhead" / "config.yaml").exists()
 
 
@@ -208,3 +211,22 @@ def test_a_codebook_is_not_made_of_a_table_with_nan_in_rows_that_are_not_drawn(t
     target = CodebookTarget(path=str(tmp_path / "t.npy"), clusters=2)  # of 512 rows
     with pytest.raises(UserError, match="1 of its 2000 rows, first in row 1234"):
         target.load(TargetContext(0, tmp_path, Workers()))
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (normal(60, 8), ""),
+        (normal(60, 2), "the target has 2 channels and the flow 4: it fills a subspace"),
+        (normal(20, 60), "the table has 20 rows of 60 channels: rows are the samples; is it transposed?"),
+        (normal(4, 8).repeat(20, 0), "76 of the 80 rows looked at repeat others"),
+        (
+            normal(60, 8) * np.array([1e6] + [1] * 7, np.float32),
+            "the projected target varies along 1.0 of 4 directions",
+        ),
+    ],
+)
+def test_what_is_odd_about_a_target_is_said_in_one_line_and_the_usual_in_none(stage_1, table, told):
+    code, said = stage_1(table, "channels=4")
+    notes = [line for line in said.splitlines() if line.startswith("note: ")]
+    assert code == 0 and len(notes) == bool(told) and told in said
