@@ -19,7 +19,7 @@ from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import EXTRACTORS, Extractor, ImageSet  # noqa: E402
 from flowprior.metrics.registry import foreign_images  # noqa: E402
 from flowprior.notes import note  # noqa: E402
-from flowprior.training.config import build_config  # noqa: E402
+from flowprior.run.config import build_config  # noqa: E402
 
 EPILOG = """examples:
   python fid_stats/compute.py digits                  rewrites fid_stats/digits.npz
@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="file to write (default for digits: fid_stats/digits.npz; needed for a folder)"
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that read images (default: %(default)s)")
+    parser.add_argument("--world", type=int, default=4, help="threads that read images (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument(
         "--weights-path", type=Path, help="file with the extractor's weights, instead of the usual place"
@@ -61,8 +61,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.out = options.out or (HERE / "digits.npz" if embedded else None)
     if options.out is None:
         raise UserError("name the file to write with --out, such as --out stats.npz")
-    if options.workers < 1:
-        raise UserError(f"--workers is at least 1, not {options.workers}")
+    if options.world < 1:
+        raise UserError(f"--world is at least 1, not {options.world}")
     try:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
@@ -80,9 +80,7 @@ def main() -> None:
         if small:
             note(f"{small} of {len(images)} images are smaller than {options.size} and are enlarged")
     extractor = Extractor(options.extractor, device=options.device, weights_path=options.weights_path)
-    statistics = ImageSet.of_source(
-        images, extractor, threads=options.workers, progress=sys.stderr.isatty()
-    ).statistics()
+    statistics = ImageSet.of_source(images, extractor, threads=options.world, progress=sys.stderr.isatty()).statistics()
     counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
     statistics = replace(statistics, crop=f"centre {options.size}", class_counts=tuple(counts.tolist()))
     statistics.save(options.out)

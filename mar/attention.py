@@ -27,13 +27,13 @@ def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def block_at(block: Block, x: Tensor, positions: Tensor) -> Tensor:
-    """``block(x)`` at ``positions (B, n)`` alone, ``(B, n, W)``: all tokens of ``x (B, N, W)`` are looked at, these look."""
+    """``block(x)`` at ``positions (B, n)`` alone, ``(B, n, W)``: only these attend, to all tokens of ``x (B, N, W)``."""
     normed = block.norm1(x)  # (B, N, W)
     queries = _queries(block, gather_tokens(normed, positions))
     return _finish(block, gather_tokens(x, positions), queries, _keys_values(block, normed))  # (B, n, W)
 
 
-def block_beside(block: Block, x: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+def block_with_past(block: Block, x: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
     """``block`` on the tokens ``x (B, n, W)``, which see one another and ``past``, but which the past does not see.
 
     Returns:
@@ -65,6 +65,6 @@ def _finish(block: Block, x: Tensor, queries: Tensor, context: KeysValues) -> Te
     """Attention of ``queries`` to ``context``, and the rest of the block, for the tokens ``x (B, n, W)``."""
     attention = block.attn
     dropout = attention.attn_drop.p if block.training else 0.0
-    seen = F.scaled_dot_product_attention(queries, context.keys, context.values, dropout_p=dropout)
-    x = x + attention.proj_drop(attention.proj(seen.transpose(1, 2).flatten(2)))  # (B, n, W)
+    attended = F.scaled_dot_product_attention(queries, context.keys, context.values, dropout_p=dropout)
+    x = x + attention.proj_drop(attention.proj(attended.transpose(1, 2).flatten(2)))  # (B, n, W)
     return x + block.mlp(block.norm2(x))  # (B, n, W)

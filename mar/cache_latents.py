@@ -18,13 +18,13 @@ from torch import Tensor
 
 from flowprior.data.images import open_images, shared_fingerprint
 from flowprior.data.latent_cache import CacheConfig, write_latent_cache
+from flowprior.distributed import distributed_world
 from flowprior.errors import UserError, entry_point
 from flowprior.notes import note
-from flowprior.training.distributed import distributed_workers
-from flowprior.training.files import read_json
-from flowprior.training.fingerprints import accept_earlier
-from flowprior.training.lock import sole_writer
-from flowprior.training.run_folder import Stopwatch
+from flowprior.run.files import read_json
+from flowprior.run.fingerprints import accept_earlier
+from flowprior.run.lock import sole_writer
+from flowprior.run.run_folder import Stopwatch
 from mar.config import read_config
 from mar.tokenizer import load_autoencoder
 from tokenizer.autoencoder import Autoencoder
@@ -34,12 +34,12 @@ from tokenizer.autoencoder import Autoencoder
 def main() -> None:
     config = read_config(__doc__)
     manifest = config.cache_folder / "manifest.json"
-    with distributed_workers() as workers, sole_writer(config.cache_folder, workers, manifest.is_file()):
-        autoencoder = load_autoencoder(config, workers.device)
+    with distributed_world() as world, sole_writer(config.cache_folder, world, manifest.is_file()):
+        autoencoder = load_autoencoder(config, world.device)
         images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
         origin = {
             "autoencoder": autoencoder.fingerprint,
-            "images": shared_fingerprint(images, workers),
+            "images": shared_fingerprint(images, world),
             "size": config.data.size,
             **config.cache.describe(),
         }
@@ -50,11 +50,11 @@ def main() -> None:
                 raise UserError(
                     f"the latent cache {config.cache_folder} was made from another {differing}: delete the folder, or write run_dir=<another>"
                 )
-            if workers.is_main:
+            if world.is_main:
                 print(f"latents: complete ({config.cache_folder})")
             return
         reference = Path(config.evaluate.reference)
-        if workers.is_main:  # before hours of training, rather than after them
+        if world.is_main:  # before hours of training, rather than after them
             from flowprior.metrics import missing_weights  # brings torch-fidelity: not for a cache that is complete
 
             if reference.suffix == ".npz" and not reference.is_file():
@@ -62,9 +62,9 @@ def main() -> None:
             if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
                 note(f"the evaluation after training will stop: {missing}")
         stopwatch = Stopwatch(config.cache_folder)
-        encode = make_encode(autoencoder, config.cache, workers.device)
-        write_latent_cache(config.cache_folder, images, encode, config.cache, origin, workers, config.data.size)
-        if workers.is_main:
+        encode = make_encode(autoencoder, config.cache, world.device)
+        write_latent_cache(config.cache_folder, images, encode, config.cache, origin, world, config.data.size)
+        if world.is_main:
             stopwatch.save()
             print(f"latents: {len(images)} images in {config.cache_folder} ({stopwatch.seconds():.0f} s)")
 
@@ -80,10 +80,10 @@ def make_encode(autoencoder: Autoencoder, config: CacheConfig, device: torch.dev
             f"cache.posterior={config.posterior} keeps what the encoder says before the latent map {autoencoder.config.latent_map.name} maps it, "
             "and the decoder wants it mapped: write cache.posterior=mean"
         )
-    half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
 
     def encode(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext():
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             if config.posterior == "mean":
                 return autoencoder.encode(images)
             encoded = autoencoder.posterior(images)

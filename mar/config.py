@@ -10,7 +10,8 @@ from flowprior.data.image_archive import archive_has_images
 from flowprior.data.images import ImageConfig
 from flowprior.data.latent_cache import CacheConfig
 from flowprior.metrics.registry import EXTRACTORS, METRICS, choose_metrics
-from flowprior.training.config import config_from_command_line, option, registry_section
+from flowprior.run.config import option, registry_section
+from flowprior.run.presets import config_from_command_line
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
 from mar.generator import Generator
@@ -36,7 +37,7 @@ class SampleConfig:
     count: int = option(50_000, "images per guidance scale")
     class_shares: Literal["auto", "equal", "data"] = option(
         "auto",
-        "of the classes among them: equal, those of the data, or auto: those of the reference where they are known and not nearly equal",
+        "shares of the classes: equal, those of the data, or auto: those of the reference where they are known and not nearly equal",
     )
     cfg: tuple[float, ...] = option((1.0,), "guidance scales, one set of images each")
     batch: int = option(256, "images at once in every process; changes speed, and images by rounding only")
@@ -45,9 +46,11 @@ class SampleConfig:
         False,
         "draw in groups of 16 of fixed shape, so that no bit of an image depends on batch; without it rounding does",
     )
-    precision: Literal["float32", "bfloat16"] = option("float32", "of generator and decoder; bfloat16 is autocast")
-    preview_images: int = option(64, "in the picture drawn while training")
-    preview_cfg: float = option(2.0, "its guidance scale")
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32", "precision of generator and decoder; bfloat16 is autocast"
+    )
+    preview_images: int = option(64, "images in the picture drawn while training")
+    preview_cfg: float = option(2.0, "guidance scale of that picture")
 
     def __post_init__(self) -> None:
         if min(self.count, self.batch, self.preview_images) < 1 or not self.cfg or min(self.cfg) < 0:
@@ -58,7 +61,7 @@ class SampleConfig:
 class EvaluateConfig:
     """How generated images are measured."""
 
-    extractor: str = option("inception", f"of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
+    extractor: str = option("inception", f"extractor of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
     reference: str = option(
         "data",
@@ -66,7 +69,7 @@ class EvaluateConfig:
     )
     metrics: tuple[str, ...] = option(
         (),
-        f"of {', '.join(METRICS)}; empty: all that apply but the last two. The time of precision_recall is quadratic",
+        f"what is measured, of {', '.join(METRICS)}; empty: all that apply but the last two. The time of precision_recall is quadratic",
     )
     half_half_splits: int = option(
         0, "random halves of the real images whose FID is measured as a yardstick; needs reference=data"

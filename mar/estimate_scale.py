@@ -13,16 +13,16 @@ from typing import Any
 
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import check_statistics, measure_statistics, store_statistics
+from flowprior.distributed import World
 from flowprior.errors import UserError, entry_point
-from flowprior.training.distributed import Workers
-from flowprior.training.lock import sole_writer
+from flowprior.run.lock import sole_writer
 from mar.config import read_config
 
 
 @entry_point
 def main() -> None:
     folder, samples = parse(sys.argv[1:])
-    with sole_writer(folder, Workers(), may_be_read_only=True):
+    with sole_writer(folder, World(), may_be_read_only=True):
         cache = LatentCache(folder, verify=False)
         statistics = cache.manifest.get("statistics")
         if not isinstance(statistics, dict) or statistics.get("images") != min(samples, len(cache)):

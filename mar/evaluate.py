@@ -5,8 +5,8 @@
 
 Reads what mar.generate wrote, or with evaluate.samples draws it first, or reads an .npz or a folder of anybody's images; there must be
 exactly sample.count of them, all of one size, at which the reference is read. Writes <run_dir>/mar/evaluation.json
-(evaluation_<name>.json for an .npz or a folder) with the figures and their protocol. Under torchrun the images are dealt out to all
-processes; the figures are the same.
+(evaluation_<name>.json for an .npz or a folder) with the metrics and their protocol. Under torchrun the images are dealt out to all
+processes; the metrics are the same.
 """
 
 from __future__ import annotations
@@ -20,64 +20,66 @@ import torch
 
 import flowprior.metrics
 from flowprior.data.digits import NUM_CLASSES
+from flowprior.distributed import World, distributed_world
 from flowprior.errors import entry_point
 from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation, half_half_fid
 from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import foreign_images
 from flowprior.notes import note
-from flowprior.training.distributed import Workers, distributed_workers
-from flowprior.training.files import file_sha256, read_json, write_json
-from flowprior.training.lock import sole_writer
+from flowprior.run.files import file_sha256, read_json, write_json
+from flowprior.run.lock import sole_writer
 from mar.config import MARStageConfig, read_config
 from mar.generate import draw_sets
 from mar.labels import mismatch, total_variation
 from mar.reference import Reference, check_reference, open_reference
 from mar.samples import Samples, find_samples, open_samples, samples_protocol
 
-ONE_PROCESS = Workers()
+ONE_PROCESS = World()
 
 
 @entry_point
 def main() -> None:
     config = read_config(__doc__)
     with (
-        distributed_workers() as workers,
-        sole_writer(Path(config.run_dir) / "mar", workers, may_be_read_only=result_file(config).is_file()),
+        distributed_world() as world,
+        sole_writer(Path(config.run_dir) / "mar", world, may_be_read_only=result_file(config).is_file()),
     ):
         if config.evaluate.samples == "generate":
-            draw_sets(config, workers)
+            draw_sets(config, world)
         extractor = Extractor(
-            config.evaluate.extractor, device=workers.device, weights_path=config.evaluate.weights or None
+            config.evaluate.extractor, device=world.device, weights_path=config.evaluate.weights or None
         )
-        samples = find_samples(config, workers)
-        reference = open_reference(config, extractor, samples.size, workers)
+        samples = find_samples(config, world)
+        reference = open_reference(config, extractor, samples.size, world)
         check_reference(config, reference.identity["count"])
-        made_by, file = protocol(config, extractor, samples, reference, workers), result_file(config)
-        if workers.is_main:
+        made_by, file = protocol(config, extractor, samples, reference, world), result_file(config)
+        if world.is_main:
             warn(config, samples, reference)
         before = read_json(file, "evaluation").get("protocol") if file.is_file() else None
         complete = before == made_by
-        workers.barrier()  # nobody writes before everybody has looked
-        if complete and workers.is_main:
+        world.barrier()  # nobody writes before everybody has looked
+        if complete and world.is_main:
             print(f"evaluation of the generator: complete ({file})")
         if not complete:
             if isinstance(before, dict):
                 other = sorted(name for name in before | made_by if before.get(name) != made_by.get(name))
                 note(f"{file} is of another {' and '.join(other)}, and is replaced")
-            result = evaluate(config, extractor, samples, reference, workers)
-            if workers.is_main:
+            result = evaluate(config, extractor, samples, reference, world)
+            if world.is_main:
                 write_json(file, result | {"protocol": made_by})
-        if workers.is_main:
+        if world.is_main:
             say(read_json(file, "evaluation"))
 
 
 def say(result: dict[str, Any]) -> None:
-    """The figures, for the terminal; on stderr why one is missing."""
-    for cfg, figures in result["metrics"].items():
+    """The metrics, for the terminal; on stderr why one is missing."""
+    for cfg, metrics in result["metrics"].items():
         of = f"generator, cfg {cfg}" if "cfg" in result["protocol"]["samples"][cfg] else cfg
         # Rounding makes the distance of a set to itself a little less than 0.
-        told = (f"{name} {value:.3f}".replace("-0.000", "0.000") for name, value in figures.items() if value is not None)
-        print(f"{of}: " + "  ".join(told))
+        values = (
+            f"{name} {value:.3f}".replace("-0.000", "0.000") for name, value in metrics.items() if value is not None
+        )
+        print(f"{of}: " + "  ".join(values))
         for name, reason in result.get("not_measured", {}).get(cfg, {}).items():
             note(f"{of}: no {name}: {reason}")
     if "half_half_fid" in result:
@@ -100,9 +102,9 @@ def warn(config: MARStageConfig, samples: Samples, reference: Reference) -> None
     )
     notes += [foreign_images(config.evaluate.extractor, digits or bool(config.evaluate.weights))]
     for name, counts in samples.class_counts(len(reference.class_counts or ())).items() if not others else ():
-        told = mismatch(counts, reference.class_counts or (), names)
+        caveat = mismatch(counts, reference.class_counts or (), names)
         remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
-        notes.append(told and f"{f'cfg {name}' if own else name}: {told}{remedy}")
+        notes.append(caveat and f"{f'cfg {name}' if own else name}: {caveat}{remedy}")
     for line in dict.fromkeys(filter(None, notes)):
         note(line)
 
@@ -117,9 +119,9 @@ def protocol(
     extractor: Extractor,
     samples: Samples,
     reference: Reference,
-    workers: Workers = ONE_PROCESS,
+    world: World = ONE_PROCESS,
 ) -> dict[str, Any]:
-    """How the figures come about: equal protocols mean equal figures. A :class:`UserError` for samples that are not as they should be."""
+    """How the metrics come about: equal protocols mean equal metrics. A :class:`UserError` for samples that are not as they should be."""
     chosen, package = config.evaluate.chosen_metrics(), Path(flowprior.metrics.__file__).parent
     own_weights = {name: file_sha256(package / METRICS[name].weights) for name in chosen if METRICS[name].weights}
     made = {
@@ -133,13 +135,13 @@ def protocol(
         "metric_weights": own_weights,
         "half_half_splits": config.evaluate.half_half_splits if config.evaluate.uses_data else 0,
         "dtype": "float32 features, float64 moments",
-        "samples": samples_protocol(config, samples, workers),
+        "samples": samples_protocol(config, samples, world),
     }
     for name, counts in samples.class_counts(len(reference.class_counts or ())).items():
-        told = {"classes": classes_text(counts)}
+        about = {"classes": classes_text(counts)}
         if len(reference.class_counts or ()) == len(counts):
-            told["total variation to the reference's"] = round(total_variation(counts, reference.class_counts), 4)
-        made["samples"][name] |= told
+            about["total variation to the reference's"] = round(total_variation(counts, reference.class_counts), 4)
+        made["samples"][name] |= about
     if "inception_score" in chosen:
         made["inception_score"] = split_protocol(config.sample.count, config.evaluate.inception_split)
     return made
@@ -165,31 +167,31 @@ def evaluate(
     extractor: Extractor,
     samples: Samples,
     reference: Reference,
-    workers: Workers = ONE_PROCESS,
+    world: World = ONE_PROCESS,
 ) -> dict[str, Any]:
     """Figures of every set of samples, the best of them by FID, and how far one half of the real images lies from the other.
 
-    A figure that is none is null, and ``not_measured`` says why.
+    A metric that cannot be had is null, and ``not_measured`` says why.
     """
     result: dict[str, Any] = {"metrics": {}}
-    for name, images in open_samples(config, extractor, samples, workers).items():
-        figures, missing = figures_of(config, images, reference)
-        result["metrics"][name] = figures
+    for name, images in open_samples(config, extractor, samples, world).items():
+        metrics, missing = metrics_of(config, images, reference)
+        result["metrics"][name] = metrics
         if missing:
             result.setdefault("not_measured", {})[name] = missing
     if config.evaluate.half_half_splits and config.evaluate.uses_data and isinstance(reference.images, ImageSet):
         splits = [half_half_fid(reference.images, seed) for seed in range(config.evaluate.half_half_splits)]
         result["half_half_fid"] = {"mean": float(np.mean(splits)), "std": float(np.std(splits)), "splits": splits}
-    fids = {cfg: figures.get("fid") for cfg, figures in result["metrics"].items()}
+    fids = {cfg: metrics.get("fid") for cfg, metrics in result["metrics"].items()}
     if config.evaluate.samples_have_labels and None not in fids.values():
         result["best_cfg"] = min(fids, key=fids.get)  # type: ignore[arg-type]
     return result
 
 
-def figures_of(
+def metrics_of(
     config: MARStageConfig, images: ImageSet, reference: Reference
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """The figures of one set of samples, None for those that cannot be had, and why these cannot."""
+    """The metrics of one set of samples, None for those that cannot be had, and why these cannot."""
     chosen, missing = list(config.evaluate.chosen_metrics()), {}
     if "recognised" in chosen and images.labels is not None:
         digits = digits_of_classes(class_names(config))
@@ -199,13 +201,13 @@ def figures_of(
         else:
             images.labels = digits[images.labels]
     options = {"inception_score": {"split_size": config.evaluate.inception_split}}
-    figures: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     if chosen:
-        figures |= evaluate_generation(images, reference.images, chosen, options)
-    for name, value in figures.items():
+        metrics |= evaluate_generation(images, reference.images, chosen, options)
+    for name, value in metrics.items():
         if value is not None and not math.isfinite(value):
             missing[name] = f"its value is {value}"
-    return figures | dict.fromkeys(missing), missing
+    return metrics | dict.fromkeys(missing), missing
 
 
 def digits_of_classes(names: list[str]) -> torch.Tensor | None:

@@ -31,15 +31,15 @@ import torch
 from torch import Tensor
 
 from flowprior.data.image_archive import ImageArchive, draw_parts, load_part, write_image_archive
+from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError, entry_point
-from flowprior.training.config import to_dict
-from flowprior.training.distributed import Workers, distributed_workers
-from flowprior.training.files import read_json, write_json
-from flowprior.training.lock import sole_writer
-from flowprior.training.pictures import save_sheet
+from flowprior.run.config import to_dict
+from flowprior.run.files import read_json, write_json
+from flowprior.run.lock import sole_writer
+from flowprior.run.pictures import save_sheet
 from mar.config import MARStageConfig, SampleConfig, read_config
 from mar.labels import ClassShares, choose_shares
-from mar.painter import EXACT_GROUP, Painter
+from mar.sample_drawer import EXACT_GROUP, SampleDrawer
 from mar.saved import load_generator
 from mar.tokenizer import load_autoencoder
 
@@ -48,27 +48,27 @@ from mar.tokenizer import load_autoencoder
 def main() -> None:
     arguments, rest = parse(sys.argv[1:])
     config = read_config(__doc__, rest)
-    with distributed_workers() as workers:
+    with distributed_world() as world:
         if arguments:
-            draw_chosen(config, *load_painter(config, workers), arguments)
+            draw_chosen(config, *load_drawer(config, world), arguments)
         else:
-            with sole_writer(Path(config.run_dir) / "mar", workers, may_be_read_only=True):
-                draw_sets(config, workers)
+            with sole_writer(Path(config.run_dir) / "mar", world, may_be_read_only=True):
+                draw_sets(config, world)
 
 
-def load_painter(config: MARStageConfig, workers: Workers) -> tuple[Painter, dict[str, Any]]:
+def load_drawer(config: MARStageConfig, world: World) -> tuple[SampleDrawer, dict[str, Any]]:
     """The run's generator and autoencoder, and what the generator's ``config.json`` says."""
-    autoencoder = load_autoencoder(config, workers.device)
-    bundle, saved = load_generator(config, autoencoder, workers.device)
-    return Painter(bundle, autoencoder, config.sample, workers), saved
+    autoencoder = load_autoencoder(config, world.device)
+    bundle, saved = load_generator(config, autoencoder, world.device)
+    return SampleDrawer(bundle, autoencoder, config.sample, world), saved
 
 
-def draw_sets(config: MARStageConfig, workers: Workers) -> None:
+def draw_sets(config: MARStageConfig, world: World) -> None:
     """One set of images for every guidance scale; what is there already stays."""
-    painter, saved = load_painter(config, workers)
+    drawer, saved = load_drawer(config, world)
     shares = choose_shares(config, saved)
     for cfg in config.sample.cfg:
-        generate_set(config, painter, cfg, protocol(config, saved, cfg, shares.told), shares)
+        generate_set(config, drawer, cfg, protocol(config, saved, cfg, shares.description), shares)
 
 
 def parse(words: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -119,8 +119,8 @@ def protocols_of_sets(config: MARStageConfig) -> dict[float, dict[str, Any]]:
         return {}
     try:
         saved = read_json(file, "generator")
-        told = choose_shares(config, saved).told
-        return {cfg: protocol(config, saved, cfg, told) for cfg in config.sample.cfg}
+        description = choose_shares(config, saved).description
+        return {cfg: protocol(config, saved, cfg, description) for cfg in config.sample.cfg}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error})") from error
 
@@ -135,16 +135,16 @@ def same_protocol(kept: Any, wanted: dict[str, Any], config: MARStageConfig) -> 
 
 
 def generate_set(
-    config: MARStageConfig, painter: Painter, cfg: float, made_by: dict[str, Any], shares: ClassShares
+    config: MARStageConfig, drawer: SampleDrawer, cfg: float, made_by: dict[str, Any], shares: ClassShares
 ) -> None:
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
-    file, workers, classes = samples_file(config, cfg), painter.workers, painter.bundle.model.num_classes
+    file, world, classes = samples_file(config, cfg), drawer.world, drawer.bundle.model.num_classes
     note = file.with_suffix(".json")
     kept = read_json(note, "sampling protocol").get("protocol") if file.is_file() and note.is_file() else None
-    workers.barrier()  # nobody writes before everybody has looked
+    world.barrier()  # nobody writes before everybody has looked
     folder = file.with_name(f".{file.stem}.parts")
     if same_protocol(kept, made_by, config):
-        if workers.is_main:
+        if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
             print(f"samples, cfg {cfg:g}: complete ({file})")
         return
@@ -154,19 +154,19 @@ def generate_set(
         made_by,
         config.sample.count,
         config.sample.batch,
-        lambda indices: painter.draw(indices, labels, cfg),
-        workers,
+        lambda indices: drawer.draw(indices, labels, cfg),
+        world,
         f"sample, cfg {cfg:g}",
     )
-    if workers.is_main:
+    if world.is_main:
         note.unlink(missing_ok=True)  # from here on until the end, the file is nobody's
         write_image_archive(file, parts, labels.numpy()[np.arange(config.sample.count) % len(labels)])
         columns = min(10, classes)
         write_sheet(file.with_suffix(".png"), first_images(file, 10 * columns), columns)
-        write_json(note, {"protocol": made_by, "seconds": time.perf_counter() - start, "device": str(workers.device)})
+        write_json(note, {"protocol": made_by, "seconds": time.perf_counter() - start, "device": str(world.device)})
         shutil.rmtree(folder)
         print(f"samples, cfg {cfg:g}: {config.sample.count} images in {file} ({time.perf_counter() - start:.0f} s)")
-    workers.barrier()
+    world.barrier()
 
 
 def first_images(file: Path, count: int) -> Tensor:
@@ -178,9 +178,9 @@ def write_sheet(path: Path, images: Tensor, columns: int) -> None:
     save_sheet(path, images, columns, enlarge=2 if images.shape[-1] <= 64 else 1)
 
 
-def draw_chosen(config: MARStageConfig, painter: Painter, saved: dict[str, Any], arguments: dict[str, Any]) -> None:
+def draw_chosen(config: MARStageConfig, drawer: SampleDrawer, saved: dict[str, Any], arguments: dict[str, Any]) -> None:
     """The command's second form: ``--n`` images of ``--classes`` in one file, a class after the other."""
-    classes = chosen_classes(arguments.get("classes"), painter.bundle.model.num_classes, saved)
+    classes = chosen_classes(arguments.get("classes"), drawer.bundle.model.num_classes, saved)
     out = arguments.get("out", Path(config.run_dir) / "mar" / "grid.png")
     count, cfg = arguments.get("n", 16), arguments.get("cfg", config.sample.preview_cfg)
     if out.suffix not in (".png", ".npz") or count < 1 or not (cfg >= 0 and math.isfinite(cfg)):
@@ -193,11 +193,11 @@ def draw_chosen(config: MARStageConfig, painter: Painter, saved: dict[str, Any],
         made_by,
         count,
         config.sample.batch,
-        lambda indices: painter.draw(indices, labels, cfg),
-        painter.workers,
+        lambda indices: drawer.draw(indices, labels, cfg),
+        drawer.world,
         f"sample, cfg {cfg:g}",
     )
-    if painter.workers.is_main:
+    if drawer.world.is_main:
         if out.suffix == ".npz":
             write_image_archive(out, parts, labels.numpy())
         else:
@@ -206,7 +206,7 @@ def draw_chosen(config: MARStageConfig, painter: Painter, saved: dict[str, Any],
             write_sheet(out, torch.from_numpy(images).permute(0, 3, 1, 2), min(columns, count))
         shutil.rmtree(folder)
         print(f"{count} images, cfg {cfg:g}: {out}")
-    painter.workers.barrier()
+    drawer.world.barrier()
 
 
 def chosen_classes(words: list[str] | None, count: int, saved: dict[str, Any]) -> list[int]:

@@ -25,7 +25,7 @@ A_LITTLE = 0.01
 class ClassShares(NamedTuple):
     """How the labels of samples are chosen; ``counts`` are images of every class of the set whose shares they follow, None: equal."""
 
-    told: str
+    description: str
     counts: tuple[int, ...] | None = None
 
     def labels(self, num_classes: int, length: int) -> Tensor:
@@ -63,8 +63,8 @@ def choose_shares(config: MARStageConfig, saved: dict[str, Any]) -> ClassShares:
         raise UserError(f"the data have {len(counts)} classes and the generator {classes}: give its own data")
     if counts is None or (wanted == "auto" and total_variation(counts, [1] * len(counts)) <= A_LITTLE):
         return EQUAL
-    told = f"in the class shares of the {'data' if of_data else 'reference'} ({stream_seed(*counts):016x})"
-    return ClassShares(told, counts)
+    description = f"in the class shares of the {'data' if of_data else 'reference'} ({stream_seed(*counts):016x})"
+    return ClassShares(description, counts)
 
 
 def _counts_of_data(config: MARStageConfig, about: dict[str, Any]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from mar.attention import block_at, gather_tokens
 from mar.generator import Generator
@@ -37,22 +37,22 @@ NORMS_BEFORE = {"norm_eps": 1e-6, "qk_norm_eps": 1e-6}
 class MARConfig:
     """Sizes and training choices of MAR; the defaults are MAR-B's."""
 
-    size: str = option("", f"of {', '.join(SIZES)}: stands for the seven numbers below")
-    width: int = option(0, "of the transformer; 0, here and in the next six: as size says, or MAR-B's")
-    encoder_depth: int = option(0, "blocks")
-    decoder_depth: int = option(0, "blocks")
-    heads: int = option(0, "of attention; queries and keys are normalised")
+    size: str = option("", f"one of {', '.join(SIZES)}: stands for the seven numbers below")
+    width: int = option(0, "width of the transformer; 0, here and in the next six: as size says, or MAR-B's")
+    encoder_depth: int = option(0, "blocks of the encoder")
+    decoder_depth: int = option(0, "blocks of the decoder")
+    heads: int = option(0, "heads of attention; queries and keys are normalised")
     buffer_tokens: int = option(0, "tokens that carry the class through the transformer")
-    head_width: int = option(0, "of the flow head")
+    head_width: int = option(0, "width of the flow head")
     head_depth: int = option(0, "residual blocks of the flow head")
     pairs: int = option(4, "(t, noise) pairs per masked token")
     label_drop: float = option(0.1, "share of labels that are dropped, for classifier-free guidance")
-    dropout: float = option(0.1, "of attention and projections")
+    dropout: float = option(0.1, "dropout of attention and projections")
     mask_ratio_min: float = option(0.7, "smallest share of tokens that is masked in training; it is drawn once a step")
     token_std: float = option(
-        0.02, "of tokens and positions at initialisation; a larger one helps a small model on a small budget"
+        0.02, "std of tokens and positions at initialisation; a larger one helps a small model on a small budget"
     )
-    mask_ratio_std: float = option(0.25, "of the normal around 1 that the share is drawn from, truncated")
+    mask_ratio_std: float = option(0.25, "std of the normal around 1 that the share is drawn from, truncated")
     decay_head: bool = option(
         False, "let weight decay reach the flow head, which the published recipe exempts from it", before=True
     )
@@ -62,11 +62,11 @@ class MARConfig:
     )
     norm_eps: float = option(
         1e-6,
-        "of the transformer's norms but those of queries and keys; the flow head's is 1e-6",
+        "eps of the transformer's norms but those of queries and keys; the flow head's is 1e-6",
         before=NORMS_BEFORE["norm_eps"],
     )
     qk_norm_eps: float = option(
-        1e-5, "of the norms of queries and keys, as published", before=NORMS_BEFORE["qk_norm_eps"]
+        1e-5, "eps of the norms of queries and keys, as published", before=NORMS_BEFORE["qk_norm_eps"]
     )
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 

@@ -12,15 +12,15 @@ import numpy as np
 from flowprior.data.image_archive import ImageArchive, archive_has_images
 from flowprior.data.image_sizes import ImageSize, stored_sizes
 from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics
 from flowprior.notes import note
-from flowprior.training.archives import archive_members
-from flowprior.training.distributed import Workers
-from flowprior.training.files import file_sha256
+from flowprior.run.archives import archive_members
+from flowprior.run.files import file_sha256
 from mar.config import MARStageConfig
 
-ONE_PROCESS = Workers()
+ONE_PROCESS = World()
 MOST_COMPARED = 100_000
 
 
@@ -42,7 +42,7 @@ class Reference:
 
 
 def open_reference(
-    config: MARStageConfig, extractor: Extractor, size: ImageSize, workers: Workers = ONE_PROCESS
+    config: MARStageConfig, extractor: Extractor, size: ImageSize, world: World = ONE_PROCESS
 ) -> Reference:
     """The reference of ``config.evaluate`` for samples of ``size``.
 
@@ -51,15 +51,15 @@ def open_reference(
     """
     samples = f"the samples in {config.evaluate.samples_of(config.run_dir)} are {size}"
     if config.evaluate.uses_data:
-        return _data(config, extractor, size, samples, workers)
+        return _data(config, extractor, size, samples, world)
     file = Path(config.evaluate.reference)
     if file.suffix != ".npz":
-        return _folder(file, extractor, size, samples, workers)
+        return _folder(file, extractor, size, samples, world)
     if file.is_file() and archive_has_images(file):
-        return _archive(file, extractor, size, samples, workers)
+        return _archive(file, extractor, size, samples, world)
     statistics = _statistics(file, extractor.name, size, samples)
     crop = statistics.crop_name
-    if crop is None and workers.is_main:
+    if crop is None and world.is_main:
         note(f"{file} does not state the size and crop of its images: make sure that they are {size}")
     identity = {"statistics": file.name, "count": statistics.count, "sha256": file_sha256(file)}
     stated = {"size": str(size), "crop": crop} if crop else {"size": "not stated", "crop": "not stated"}
@@ -92,7 +92,7 @@ def class_counts_of_file(file: Path) -> tuple[int, ...] | None:
     return None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())
 
 
-def _data(config: MARStageConfig, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
+def _data(config: MARStageConfig, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
     wanted = config.data.size
     if size != (wanted, wanted):
         remedy = f"write data.size={size.height}, or" if size.height == size.width else "write"
@@ -100,14 +100,14 @@ def _data(config: MARStageConfig, extractor: Extractor, size: ImageSize, samples
             f"{samples} and the data that they are compared with are cropped to {wanted}: "
             f"{remedy} another evaluate.reference"
         )
-    return _source(open_images(config.data), size, "centre", extractor, workers)
+    return _source(open_images(config.data), size, "centre", extractor, world)
 
 
-def _folder(folder: Path, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
+def _folder(folder: Path, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
     images = open_images(ImageConfig(source="folder", path=str(folder), size=size.height))
-    sizes = Counter(workers.share(dict(stored_sizes(images)) if workers.is_main else None))  # type: ignore[arg-type]
+    sizes = Counter(world.broadcast(dict(stored_sizes(images)) if world.is_main else None))  # type: ignore[arg-type]
     if set(sizes) == {size}:
-        return _source(images, size, "none", extractor, workers)
+        return _source(images, size, "none", extractor, world)
     cropped = f"write data.source=folder data.path={folder} data.size={size.height} evaluate.reference=data"
     if size.height != size.width:
         raise UserError(f"{samples}, and images in a folder such as {folder} are cropped to squares: give an .npz")
@@ -116,20 +116,20 @@ def _folder(folder: Path, extractor: Extractor, size: ImageSize, samples: str, w
         raise UserError(
             f"the images in {folder} are {common} and {samples}: to compare with them resized to {size}, {cropped}"
         )
-    if workers.is_main:
+    if world.is_main:
         small = sum(count for other, count in sizes.items() if min(other) < size.height)
         enlarged = f"; {small} of {len(images)} are smaller and are enlarged" if small else ""
         note(f"the images in {folder} are cropped centrally to the samples' {size}{enlarged}")
-    return _source(images, size, "centre", extractor, workers)
+    return _source(images, size, "centre", extractor, world)
 
 
-def _source(images: ImageSource, size: ImageSize, crop: str, extractor: Extractor, workers: Workers) -> Reference:
-    identity = {"images": shared_fingerprint(images, workers), "count": len(images), "size": str(size), "crop": crop}
+def _source(images: ImageSource, size: ImageSize, crop: str, extractor: Extractor, world: World) -> Reference:
+    identity = {"images": shared_fingerprint(images, world), "count": len(images), "size": str(size), "crop": crop}
     counts, names = (class_counts(images), tuple(images.class_names)) if images.num_classes > 1 else (None, None)
-    return Reference(ImageSet.of_source(images, extractor, progress=True, workers=workers), identity, counts, names)
+    return Reference(ImageSet.of_source(images, extractor, progress=True, world=world), identity, counts, names)
 
 
-def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, workers: Workers) -> Reference:
+def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
     archive = ImageArchive(file)
     if (stored := ImageSize(*archive.size)) != size:
         raise UserError(f"the images in {file} are {stored} and {samples}: give images of one size")
@@ -139,7 +139,7 @@ def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, wo
         known = {extractor.name: statistics}
         if statistics.spatial is not None:
             known["inception_spatial"] = statistics.spatial
-    images = ImageSet.of_archive(file, extractor, progress=True, workers=workers, known=known)
+    images = ImageSet.of_archive(file, extractor, progress=True, world=world, known=known)
     identity = {
         "images": file.name,
         "count": archive.count,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flowprior.flow.solver import EVALUATIONS_PER_STEP, integrate
 from flowprior.flow.velocity import VelocityMLP, time_features
-from flowprior.training.config import option
-from mar.attention import KeysValues, block_beside, gather_tokens
+from flowprior.run.config import option
+from mar.attention import KeysValues, block_with_past, gather_tokens
 from mar.cuda_graphs import Replayed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class SamplerConfig:
 
     ar_steps: int = option(64, "autoregressive steps; at most the number of tokens")
     head_steps: int = option(100, "steps of the flow head's solver per token")
-    solver: Literal["euler", "ab2", "midpoint", "heun"] = option("euler", "of the flow head")
+    solver: Literal["euler", "ab2", "midpoint", "heun"] = option("euler", "solver of the flow head")
     head_evaluations: int = option(
         0,
         "evaluations of the flow head per token, in place of head_steps; an odd one of midpoint or heun is a last Euler step",
@@ -148,7 +148,7 @@ class Context:
         x = model.encoder_input(latents, self.labels, known[:, self.encoded_known :])
         x = x if renew else x[:, model.config.buffer_tokens :]  # (G, new, W)
         for number, block in enumerate(model.encoder):
-            x, self.past[number] = block_beside(block, x, self.past[number])
+            x, self.past[number] = block_with_past(block, x, self.past[number])
         x = model.encoder_norm(x)
         self.encoded = x if renew else torch.cat([self.encoded, x], dim=1)  # (G, buffer + k, W)
         self.encoded_known, self.steps = known.shape[1], self.steps + (known.shape[1] > 0)

@@ -12,15 +12,15 @@ import torch
 from flowprior.data.image_archive import ImageArchive
 from flowprior.data.image_sizes import ImageSize, stored_sizes
 from flowprior.data.images import FolderImages, ImageConfig, open_images, shared_fingerprint
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet
-from flowprior.training.distributed import Workers
-from flowprior.training.files import file_sha256, read_json
+from flowprior.run.files import file_sha256, read_json
 from mar.config import MARStageConfig
 from mar.generate import protocols_of_sets, same_protocol, samples_file
 from mar.reference import class_counts
 
-ONE_PROCESS = Workers()
+ONE_PROCESS = World()
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Samples:
         }
 
 
-def find_samples(config: MARStageConfig, workers: Workers = ONE_PROCESS) -> Samples:
+def find_samples(config: MARStageConfig, world: World = ONE_PROCESS) -> Samples:
     """What ``config.evaluate.samples`` names.
 
     Raises:
@@ -63,39 +63,39 @@ def find_samples(config: MARStageConfig, workers: Workers = ONE_PROCESS) -> Samp
     elif where.endswith(".npz"):
         files = {Path(where).name: Path(where)}
     else:
-        return _folder(where, config.data.size, workers)
+        return _folder(where, config.data.size, world)
     sizes = Counter(ImageSize(*ImageArchive(file).size) for file in files.values())
     return Samples(_only(sizes, ", ".join(map(str, files.values()))), files)
 
 
-def _folder(path: str, size: int, workers: Workers) -> Samples:
+def _folder(path: str, size: int, world: World) -> Samples:
     def read(side: int) -> FolderImages:
         return open_images(ImageConfig(source="folder", path=path, size=side))  # type: ignore[return-value]
 
     images = read(size)
-    found = _only(Counter(workers.share(dict(stored_sizes(images)) if workers.is_main else None)), path)
-    if found.height != found.width:
+    stored = _only(Counter(world.broadcast(dict(stored_sizes(images)) if world.is_main else None)), path)
+    if stored.height != stored.width:
         raise UserError(
-            f"the samples in {path} are {found}, and folders are read as squares: save them as arr_0 in an .npz"
+            f"the samples in {path} are {stored}, and folders are read as squares: save them as arr_0 in an .npz"
         )
-    return Samples(found, {}, images if found.height == size else read(found.height))
+    return Samples(stored, {}, images if stored.height == size else read(stored.height))
 
 
 def _only(sizes: Counter[ImageSize], where: str) -> ImageSize:
     if len(sizes) > 1:
-        told = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3))
-        raise UserError(f"the samples in {where} are of {len(sizes)} sizes ({told}): save them at one size")
+        text = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3))
+        raise UserError(f"the samples in {where} are of {len(sizes)} sizes ({text}): save them at one size")
     return next(iter(sizes))
 
 
-def samples_protocol(config: MARStageConfig, samples: Samples, workers: Workers = ONE_PROCESS) -> dict[str, Any]:
+def samples_protocol(config: MARStageConfig, samples: Samples, world: World = ONE_PROCESS) -> dict[str, Any]:
     """How each set of samples was made, or which file or folder it is; what is stale or not of this count is refused."""
-    seen = {"size": str(samples.size), "crop": "none"}
+    shape = {"size": str(samples.size), "crop": "none"}
     if (images := samples.folder) is not None:
-        return {images.root.name: {"images": shared_fingerprint(images, workers), "count": len(images), **seen}}
+        return {images.root.name: {"images": shared_fingerprint(images, world), "count": len(images), **shape}}
     if not config.evaluate.samples_have_labels:
         return {
-            name: {"count": ImageArchive(file).count, "sha256": file_sha256(file), **seen}
+            name: {"count": ImageArchive(file).count, "sha256": file_sha256(file), **shape}
             for name, file in samples.files.items()
         }
     made, wanted_of = {}, protocols_of_sets(config)
@@ -108,21 +108,21 @@ def samples_protocol(config: MARStageConfig, samples: Samples, workers: Workers 
             )
         if not isinstance(kept, dict):
             raise UserError(f"{note} is damaged: run `python -m mar.generate` again")
-        made[f"{cfg:g}"] = {**kept, **seen}
+        made[f"{cfg:g}"] = {**kept, **shape}
     return made
 
 
 def open_samples(
-    config: MARStageConfig, extractor: Extractor, samples: Samples, workers: Workers = ONE_PROCESS
+    config: MARStageConfig, extractor: Extractor, samples: Samples, world: World = ONE_PROCESS
 ) -> dict[str, ImageSet]:
     """Each set of samples by its guidance scale or its file's name; a :class:`UserError` unless it is whole and of this config's count."""
     if (images := samples.folder) is not None:
         check_count(len(images), images.root, config)
-        return {images.root.name: ImageSet.of_source(images, extractor, progress=True, workers=workers)}
+        return {images.root.name: ImageSet.of_source(images, extractor, progress=True, world=world)}
     sets = {}
     for name, file in samples.files.items():
         check_count(ImageArchive(file).count, file, config)
-        sets[name] = ImageSet.of_archive(file, extractor, progress=True, workers=workers)
+        sets[name] = ImageSet.of_archive(file, extractor, progress=True, world=world)
         if config.evaluate.samples_have_labels and sets[name].labels is None:
             raise UserError(f"{file} has no labels: delete it and run `python -m mar.generate`")
     return sets

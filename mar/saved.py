@@ -11,8 +11,8 @@ import torch
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
 from flowprior.notes import note
-from flowprior.training.config import build_config
-from flowprior.training.files import (
+from flowprior.run.config import build_config
+from flowprior.run.files import (
     build_saved,
     read_json,
     read_tensors,

@@ -15,19 +15,19 @@ import torch
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import LatentNormaliser, check_statistics
 from flowprior.data.loader import training_batches
+from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError, entry_point
 from flowprior.notes import note
-from flowprior.training.config import read_yaml
-from flowprior.training.distributed import Workers, distributed_workers
-from flowprior.training.files import tensors_fingerprint
+from flowprior.run.config import read_yaml
+from flowprior.run.files import tensors_fingerprint
+from flowprior.run.pictures import save_sheet
+from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
-from flowprior.training.pictures import save_sheet
 from flowprior.training.randomness import seed_global_generators
-from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from mar.config import MARStageConfig, build_generator, read_config
 from mar.generator import GeneratorObjective
 from mar.model import NORMS_BEFORE
-from mar.painter import Painter
+from mar.sample_drawer import SampleDrawer
 from mar.saved import save_generator, with_norms
 from mar.tokenizer import load_autoencoder
 from tokenizer.autoencoder import Autoencoder
@@ -38,20 +38,20 @@ def main() -> None:
     config = read_config(__doc__)
     folder = RunFolder(config.run_dir, "mar")
     keep_norms(config, folder)
-    with distributed_workers() as workers, folder.held(workers):
-        autoencoder = load_autoencoder(config, workers.device)
-        cache = open_cache(config, autoencoder, workers)
+    with distributed_world() as world, folder.held(world):
+        autoencoder = load_autoencoder(config, world.device)
+        cache = open_cache(config, autoencoder, world)
         normaliser = LatentNormaliser.from_statistics(cache.manifest["statistics"], config.cache.scale_per)
         made_from = {
             "autoencoder": autoencoder.fingerprint,
             "latent cache": cache.fingerprint,
             "scale of the latents": tensors_fingerprint(normaliser.state_dict()),
         }
-        folder.open(config, workers, made_from)
+        folder.open(config, world, made_from)
         if folder.is_complete():
             folder.say_complete()
         else:
-            train(config, folder, workers, cache, autoencoder)
+            train(config, folder, world, cache, autoencoder)
 
 
 def keep_norms(config: MARStageConfig, folder: RunFolder) -> None:
@@ -66,10 +66,10 @@ def keep_norms(config: MARStageConfig, folder: RunFolder) -> None:
             config.model.mar = kept
 
 
-def open_cache(config: MARStageConfig, autoencoder: Autoencoder, workers: Workers) -> LatentCache:
+def open_cache(config: MARStageConfig, autoencoder: Autoencoder, world: World) -> LatentCache:
     """The run's latent cache, verified by the first process; a :class:`UserError` when it is of another autoencoder or crop,
     or has no scale."""
-    cache = LatentCache(config.cache_folder, config.train.seed, verify=workers.is_main)
+    cache = LatentCache(config.cache_folder, config.train.seed, verify=world.is_main)
     kept, made_as = cache.manifest["origin"], {"size": config.data.size, **config.cache.describe()}
     wanted = {"autoencoder": autoencoder.fingerprint, "images": kept.get("images"), **made_as}
     if differing := sorted(name for name in kept | wanted if kept.get(name) != wanted.get(name)):
@@ -82,7 +82,7 @@ def open_cache(config: MARStageConfig, autoencoder: Autoencoder, workers: Worker
 
 
 def train(
-    config: MARStageConfig, folder: RunFolder, workers: Workers, cache: LatentCache, autoencoder: Autoencoder
+    config: MARStageConfig, folder: RunFolder, world: World, cache: LatentCache, autoencoder: Autoencoder
 ) -> None:
     """Train, save the averaged weights with the latents' scale, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
@@ -93,13 +93,13 @@ def train(
         steps = round(config.evaluate.online_epochs * len(cache) / config.train.global_batch)
         train_config = replace(config.train, eval_steps=max(1, steps))
     seed_global_generators(config.train.seed, "generator")
-    objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(workers.device)
+    objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(world.device)
     loop = TrainingLoop(
         objective,
         objective.model,
         train_config,
         config.optim,
-        workers,
+        world,
         folder.path,
         {"normaliser": normaliser},
         "generator",
@@ -111,24 +111,24 @@ def train(
         "class_counts": torch.bincount(cache.labels.cpu(), minlength=cache.num_classes).tolist(),
         "train": asdict(config.train),
     }
-    painter = Painter(objective, autoencoder, config.sample, workers)
+    drawer = SampleDrawer(objective, autoencoder, config.sample, world)
     online = None
     if config.evaluate.online_count:
-        from mar.online import OnlineEvaluation  # brings torch-fidelity, which training needs for this alone
+        from mar.training_fid import TrainingFID  # brings torch-fidelity, which training needs for this alone
 
         # Here, since a missing reference is better missed before the first step.
-        online = OnlineEvaluation(config, painter, {"about": about, "shape": shape})
+        online = TrainingFID(config, drawer, {"about": about, "shape": shape})
 
     def evaluate(step: int) -> dict[str, float]:
-        if workers.is_main:
-            preview(config, painter, folder.path / "pictures" / f"samples_{step:08d}.png")
+        if world.is_main:
+            preview(config, drawer, folder.path / "pictures" / f"samples_{step:08d}.png")
         return online.measure() if online else {}
 
     if config.cache.hold == "auto":
-        cache.hold_on(workers.device)
-    with stopwatch.kept(workers):
-        loop.run(training_batches(cache, train_config, workers, loop.step), evaluate)
-    if workers.is_main:
+        cache.hold_on(world.device)
+    with stopwatch.kept(world):
+        loop.run(training_batches(cache, train_config, world, loop.step), evaluate)
+    if world.is_main:
         with loop.averaged_weights():
             fingerprint = save_generator(folder.path / "generator", objective, config.model, shape, about)
         folder.complete(
@@ -137,10 +137,10 @@ def train(
         print(f"generator: {folder.path / 'generator'}  ({stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)")
 
 
-def preview(config: MARStageConfig, painter: Painter, path: Path) -> None:
+def preview(config: MARStageConfig, drawer: SampleDrawer, path: Path) -> None:
     """A picture of samples at fixed seeds, in columns of classes."""
-    columns = min(10, painter.bundle.model.num_classes)
-    images = painter.draw(range(config.sample.preview_images), torch.arange(columns), config.sample.preview_cfg)
+    columns = min(10, drawer.bundle.model.num_classes)
+    images = drawer.draw(range(config.sample.preview_images), torch.arange(columns), config.sample.preview_cfg)
     save_sheet(path, images, columns, enlarge=2 if config.data.size <= 64 else 1)
 
 

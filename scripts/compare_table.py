@@ -22,8 +22,8 @@ LATENTS = (
 )
 
 
-def figures_of(run: Path, stages: list[str]) -> dict[str, float]:
-    """The figures of one run; the generator's, where it is among the stages, at its best guidance scale by FID."""
+def metrics_of(run: Path, stages: list[str]) -> dict[str, float]:
+    """The metrics of one run; the generator's, where it is among the stages, at its best guidance scale by FID."""
     needed = [run / "ae" / "result.json", *(run / stage / "evaluation.json" for stage in stages)]
     missing = [f for f in needed if not f.is_file()]
     if missing:
@@ -43,12 +43,12 @@ def figures_of(run: Path, stages: list[str]) -> dict[str, float]:
     return measured(reconstruction | evaluation["metrics"][best], run) | {"best_cfg": float(best)} | halves
 
 
-def measured(figures: dict[str, float | None], run: Path) -> dict[str, float]:
-    """The figures that are numbers; the others are named."""
-    missing = [name for name, value in figures.items() if value is None]
+def measured(metrics: dict[str, float | None], run: Path) -> dict[str, float]:
+    """The metrics that are numbers; the others are named."""
+    missing = [name for name, value in metrics.items() if value is None]
     if missing:
         print(f"note: {run} has no {', '.join(missing)}: its evaluation.json says why", file=sys.stderr)
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def shown_columns(table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
@@ -68,7 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     table = {}
     for regulariser in arguments.regularisers:
-        runs = [figures_of(arguments.runs / f"{regulariser}_seed{seed}", arguments.stages) for seed in arguments.seeds]
+        runs = [metrics_of(arguments.runs / f"{regulariser}_seed{seed}", arguments.stages) for seed in arguments.seeds]
         shared = [name for name in runs[0] if all(name in run for run in runs)]
         table[regulariser] = {
             name: {

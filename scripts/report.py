@@ -40,11 +40,11 @@ def read_rows(path: Path, *names: str) -> list[dict[str, float]]:
     return [row for row in map(json.loads, path.read_text().splitlines()) if all(name in row for name in names)]
 
 
-def figures_text(figures: dict[str, float | None]) -> str:
+def metrics_text(metrics: dict[str, float | None]) -> str:
     """Every figure with its name, whatever was measured; a deviation ``<name>_std`` stands behind its mean."""
     texts = []
-    for name, value in figures.items():
-        if name.endswith("_std") and name.removesuffix("_std") in figures:
+    for name, value in metrics.items():
+        if name.endswith("_std") and name.removesuffix("_std") in metrics:
             continue
         name_alone, _, noise = name.partition("_noise_")
         label, form, unit = FORMS.get(name_alone, (name_alone.replace("_", " "), ".3f", ""))
@@ -52,33 +52,33 @@ def figures_text(figures: dict[str, float | None]) -> str:
         if value is None:
             texts.append(f"{label} not measured")
             continue
-        deviation = f" +- {figures[f'{name}_std']:{form}}" if f"{name}_std" in figures else ""
+        deviation = f" +- {metrics[f'{name}_std']:{form}}" if f"{name}_std" in metrics else ""
         texts.append(f"{label} {value:{form}}{deviation}{unit}")
     return "  ".join(texts)
 
 
 def measured_images(protocol: dict[str, Any]) -> str:
-    """How many images an autoencoder's figures are of, and whether it was trained on them."""
+    """How many images an autoencoder's metrics are of, and whether it was trained on them."""
     kinds = {True: "held-out ", False: "training ", None: ""}  # an evaluation of before does not say
     return f"{protocol['count']} {kinds[protocol.get('held_out')]}images"
 
 
 def summary(run: Path) -> list[tuple[str, str]]:
-    """The figures that the terminal and the page's head show."""
+    """The metrics that the terminal and the page's head show."""
     stages = {name: read(run / name / "result.json") for name in ("flowhead", "ae", "mar")}
     reconstruction = read(run / "ae" / "evaluation.json")
     evaluation = read(run / "mar" / "evaluation.json")
     rows = [
         (
             "autoencoder",
-            f"{figures_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})",
+            f"{metrics_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})",
         )
     ]
-    for cfg, figures in evaluation["metrics"].items():
+    for cfg, metrics in evaluation["metrics"].items():
         rows.append(
             (
                 f"generator, cfg {cfg}",
-                figures_text(figures) + ("  <- best" if cfg == evaluation.get("best_cfg") else ""),
+                metrics_text(metrics) + ("  <- best" if cfg == evaluation.get("best_cfg") else ""),
             )
         )
     if "half_half_fid" in evaluation:
@@ -335,7 +335,7 @@ def write_report(run: Path) -> Path:
         )
     page.section("Losses", "Means over the logging interval.")
     page.picture(curves(run, draw_losses, 3), "Loss curves")
-    page.section("Protocol", "How the figures above were measured.")
+    page.section("Protocol", "How the metrics above were measured.")
     for stage in ("ae", "mar"):
         page.code(json.dumps(read(run / stage / "evaluation.json")["protocol"], indent=1, allow_nan=False))
     page.write(run / "report.html")

@@ -16,4 +16,4 @@ elif [[ -d $DATA ]]; then
 elif [[ -n $DATA ]]; then
   fail "DATA=$DATA is not there"
 fi
-launch tokenizer.train_flowhead "${arguments[@]}" "$@"
+launch tokenizer.prior.train_flowhead "${arguments[@]}" "$@"

@@ -11,7 +11,7 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.config import config_from_command_line
+from flowprior.run.presets import config_from_command_line
 from mar.attention import gather_tokens
 from mar.config import PRESETS, MARStageConfig
 from mar.model import MARConfig

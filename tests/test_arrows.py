@@ -128,3 +128,65 @@ def test_importing_flowprior_loads_no_heavy_or_optional_library():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+ROOMS = {  # of flowprior, and which others each may import; what lies in flowprior itself imports none of them
+    "run": set(),
+    "training": {"run"},
+    "pretrained": {"run"},
+    "flow": {"run", "training"},
+    "data": {"run", "training"},
+    "metrics": {"run", "data", "pretrained"},
+}
+
+
+def rooms_reached(name, file):
+    named = [
+        part for target, taken in imports_of(name, file, True) for part in (target, *(f"{target}.{n}" for n in taken))
+    ]
+    return {part.split(".")[1] for part in named if part.startswith("flowprior.")} & ROOMS.keys()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_flowprior_imports_only_those_below_it(room):
+    mine = {name: file for name, file in modules().items() if name.startswith(f"flowprior.{room}.")}
+    assert mine
+    for name, file in mine.items():
+        assert rooms_reached(name, file) <= ROOMS[room] | {room}, name
+
+
+def test_what_lies_in_flowprior_itself_imports_no_room():
+    mine = {name: file for name, file in modules().items() if name.count(".") == 1 and name.split(".")[1] not in ROOMS}
+    top = {name: file for name, file in mine.items() if name.startswith("flowprior.")}
+    assert {"flowprior.errors", "flowprior.distributed"} <= top.keys()
+    assert {name: reached for name, file in top.items() if (reached := rooms_reached(name, file))} == {}
+
+
+def test_stage_2_imports_nothing_of_stage_1():
+    rest = {name: file for name, file in modules().items() if name.startswith("tokenizer.")}
+    for name, file in rest.items():
+        if not name.startswith("tokenizer.prior"):
+            assert [t for t, _ in imports_of(name, file, True) if t.startswith("tokenizer.prior")] == [], name
+
+
+def in_a_fresh_interpreter(code):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.split()
+
+
+def test_a_prior_shapes_latents_without_the_training_loop_which_fit_alone_loads():
+    code = """
+import sys, torch
+from flowprior import FlowPrior, VelocityMLP
+from flowprior.flow.target_map import TargetMap
+loop = [f"flowprior.training.{name}" for name in ("loop", "checkpoint", "compilation", "step_window")]
+prior = FlowPrior(VelocityMLP(4, 8, 1), TargetMap(torch.zeros(6), torch.ones(()), torch.randn(6, 4)))
+latents = torch.randn(2, 3, 4, requires_grad=True)
+prior.alignment_loss(latents).backward()
+print(len([name for name in loop if name in sys.modules]))
+FlowPrior.fit(torch.randn(64, 6), channels=4, width=8, depth=1, steps=1, progress=False)
+print(len([name for name in loop if name in sys.modules]))
+"""
+    assert in_a_fresh_interpreter(code) == ["0", "4"]

@@ -12,15 +12,17 @@ import torch
 
 from flowprior import FlowPrior, VelocityMLP
 from flowprior.flow.target_map import TargetMap
-from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_preset
+from flowprior.run.config import apply_overrides, build_config, list_options
+from flowprior.run.presets import find_preset, read_preset
 from mar import estimate_scale, generate
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
+from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
+from tokenizer.prior.train_flowhead import FlowPriorConfig
 from tokenizer.train_ae import PRESETS as AE_PRESETS
 from tokenizer.train_ae import AEConfig
-from tokenizer.train_flowhead import FlowHeadConfig
 from tokenizer.vit import ViTConfig
 from toy_examples.config import ToyConfig
 from toy_examples.run import config_of as toy_config
@@ -32,14 +34,14 @@ PAGES = {
     for file in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "fid_stats" / "README.md"]
 }
 STAGES: dict[str, tuple[type, Path]] = {
-    "scripts/train_flowhead.sh": (FlowHeadConfig, AE_PRESETS.parent / "flowhead"),
+    "scripts/train_flowhead.sh": (FlowPriorConfig, PRIOR_PRESETS),
     "scripts/train_ae.sh": (AEConfig, AE_PRESETS),
     "scripts/train_mar.sh": (MARStageConfig, MAR_PRESETS),
     "mar.cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar.generate": (MARStageConfig, MAR_PRESETS),
     "mar.evaluate": (MARStageConfig, MAR_PRESETS),
 }
-OPTIONS = {name for cls in (FlowHeadConfig, AEConfig, MARStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
+OPTIONS = {name for cls in (FlowPriorConfig, AEConfig, MARStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
 
 
 class Command(NamedTuple):

@@ -5,21 +5,20 @@ import ast
 import pytest
 
 CODE = ("flowprior", "tokenizer", "mar", "toy_examples", "fid_stats", "scripts")
-HARNESS = "scripts/soak/"  # reads what the commands wrote, to judge it
 READERS = {
     # Pictures: one reader of files, and the animation's own pages, which lie in memory.
     "Image.open": {"flowprior/data/image_reader.py", "toy_examples/animation.py"},
-    "torch.load": {"flowprior/training/archives.py"},
+    "torch.load": {"flowprior/run/archives.py"},
     # Feature tables, memory-mapped; the arrays of a folder of packed images.
     "np.load": {"flowprior/data/features.py", "flowprior/data/image_archive.py"},
     "timm.create_model": {"flowprior/pretrained/timm_models.py"},
     "load_state_dict": {
         "flowprior/pretrained/weights.py",  # networks of other people
-        "flowprior/training/files.py",  # saved models of this project
+        "flowprior/run/files.py",  # saved models of this project
         # What a checkpoint holds, handed to whom it belongs.
         "flowprior/training/checkpoint.py",
         "flowprior/training/optim.py",
-        "flowprior/training/own_network.py",
+        "flowprior/training/auxiliary_network.py",
         "flowprior/flow/online.py",
         "scripts/gpu_check/agreement.py",  # one objective's weights into its like on another device
     },
@@ -61,7 +60,7 @@ def test_a_reader_is_called_in_its_own_places_alone(repository, reader):
     for package in CODE:
         for file in (repository / package).rglob("*.py"):
             name = file.relative_to(repository).as_posix()
-            if not name.startswith(HARNESS) and reader in called(ast.parse(file.read_text())):
+            if reader in called(ast.parse(file.read_text())):
                 calling.add(name)
     assert calling == READERS[reader]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from flowprior.errors import UserError
 from flowprior.notes import note
-from flowprior.training.config import build_config, option
-from flowprior.training.files import (
+from flowprior.run.config import build_config, option
+from flowprior.run.files import (
     build_saved,
     read_json,
     read_tensors,
@@ -20,8 +20,8 @@ from flowprior.training.files import (
     write_json,
     write_tensors,
 )
-from flowprior.training.hub import push_folder, saved_folder
-from flowprior.training.norms import norm_eps, set_norm_eps
+from flowprior.run.hub import push_folder, saved_folder
+from flowprior.run.norms import norm_eps, set_norm_eps
 from tokenizer.latent_maps import LatentMapConfig, build_latent_maps, chosen_maps
 from tokenizer.tokens import placed, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
@@ -41,13 +41,14 @@ class AutoencoderConfig:
     encoder: ViTConfig = option(ViTConfig, "")
     decoder: ViTConfig = option(ViTConfig, "")
     token_std: float = option(
-        0.02, "of tokens and positions at initialisation; a larger one shortens a small model's plateau at the start"
+        0.02,
+        "std of tokens and positions at initialisation; a larger one shortens a small model's plateau at the start",
     )
     input_mean: tuple[float, ...] = option(
         (),
-        "per colour, of images in [0, 1], that the encoder's input is normalised with; empty: as pretrained weights want it, or 0.5",
+        "mean per colour, of images in [0, 1], that the encoder's input is normalised with; empty: as pretrained weights want it, or 0.5",
     )
-    input_std: tuple[float, ...] = option((), "likewise")
+    input_std: tuple[float, ...] = option((), "std that goes with input_mean")
     latent_map: LatentMapConfig = option(LatentMapConfig, "")
     checkpoint_blocks: bool = option(
         False,
@@ -83,7 +84,7 @@ class Encoded(NamedTuple):
     mean: Tensor  # (B, T, C): before the latent maps
     logvar: Tensor | None  # (B, T, C), of a gaussian autoencoder
     code: Tensor | None = None  # (B, T, C or 2 C): the encoder's own output
-    figures: dict[str, Tensor] = {}  # what the latent maps tell
+    metrics: dict[str, Tensor] = {}  # what the latent maps tell
 
 
 class Encoder(nn.Module):
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
         width = self.vit.embed_dim
         self.latent_tokens = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_latent = nn.Linear(width, config.channels * (2 if config.gaussian else 1))
-        self.again = config.checkpoint_blocks
+        self.recompute = config.checkpoint_blocks
         mean, std = config.input_statistics()
         # Images come in [-1, 1]: x * scale + shift is (x / 2 + 1 / 2 - mean) / std.
         self.input_scale = None if set(mean + std) == {0.5} else [0.5 / s for s in std]
@@ -108,7 +109,7 @@ class Encoder(nn.Module):
             images = images * scale + shift  # (B, 3, H, H)
         patches = placed(self.vit, self.vit.patch_embed(images))  # (B, prefix + patches, W)
         tokens = self.latent_tokens.expand(len(images), -1, -1)  # (B, T, W)
-        x = through_blocks(self.vit, patches.followed_by(tokens), self.again)  # (B, prefix + patches + T, W)
+        x = through_blocks(self.vit, patches.followed_by(tokens), self.recompute)  # (B, prefix + patches + T, W)
         return self.to_latent(x[:, -tokens.shape[1] :])  # (B, T, C or 2 C)
 
 
@@ -124,13 +125,13 @@ class Decoder(nn.Module):
         self.from_latent = nn.Linear(config.channels, width)
         self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
-        self.again = config.checkpoint_blocks
+        self.recompute = config.checkpoint_blocks
 
     def forward(self, latents: Tensor) -> Tensor:
         patches = placed(self.vit, self.mask_token.expand(len(latents), self.side**2, -1))  # (B, prefix + patches, W)
         x = patches.followed_by(self.from_latent(latents) + self.latent_positions)
         prefix = self.vit.num_prefix_tokens
-        x = through_blocks(self.vit, x, self.again)[:, prefix : prefix + self.side**2]  # (B, patches, W)
+        x = through_blocks(self.vit, x, self.recompute)[:, prefix : prefix + self.side**2]  # (B, patches, W)
         pixels = self.to_pixels(x).view(-1, self.side, self.side, self.patch, self.patch, 3)
         # (B, 3, H, H)
         return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, self.side * self.patch, self.side * self.patch)
@@ -168,11 +169,11 @@ class Autoencoder(nn.Module):
             mean, logvar = code.chunk(2, dim=-1)
             logvar = logvar.clamp(-30, 20)
             latents = mean if noise is None else mean + (0.5 * logvar).exp() * noise
-        figures: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for latent_map in self.latent_maps:
-            latents, told = latent_map(latents)
-            figures |= told
-        return Encoded(latents, mean, logvar, code, figures)
+            latents, measured = latent_map(latents)
+            metrics |= measured
+        return Encoded(latents, mean, logvar, code, metrics)
 
     def encode(self, images: Tensor) -> Tensor:
         """``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``: of a gaussian autoencoder the mean.
@@ -203,8 +204,8 @@ class Autoencoder(nn.Module):
     ) -> tuple[Tensor, Encoded]:
         """Reconstruction and :meth:`posterior`; the decoder, and it alone, sees ``latent_noise (B, T, C)`` on top of the latents."""
         encoded = self.posterior(images, noise)
-        seen = encoded.latents if latent_noise is None else encoded.latents + latent_noise
-        return self.decoder(seen), encoded
+        noisy = encoded.latents if latent_noise is None else encoded.latents + latent_noise
+        return self.decoder(noisy), encoded
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``."""

@@ -86,12 +86,12 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
         adversary = objective.adversary
         adversary.discriminator.train().trained.requires_grad_(True)
         with FlopCounterMode(display=False) as counter:
-            told = adversary.discriminator_terms(terms["images"], terms["reconstruction"], random)
-            told["discriminator"].backward()
+            losses = adversary.discriminator_terms(terms["images"], terms["reconstruction"], random)
+            losses["discriminator"].backward()
         flop["discriminator, its own step"] = counter.get_total_flops()
     for regulariser in objective.regularisers:
         with FlopCounterMode(display=False) as counter:
-            loss = regulariser.own_loss(terms["latents"], random)
+            loss = regulariser.auxiliary_loss(terms["latents"], random)
             if loss is not None:
                 loss.backward()
                 flop[f"regulariser {regulariser.name}, its own step"] = counter.get_total_flops()

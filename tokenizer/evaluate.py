@@ -4,7 +4,7 @@
 
 The images are ``held_out=<folder>``, ImageNet's 50,000 for validation say, or else the training images, which a note says, cropped
 centrally at the size of training.
-Writes ``<run_dir>/ae/evaluation.json`` with the figures and their protocol.
+Writes ``<run_dir>/ae/evaluation.json`` with the metrics and their protocol.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import math
 from pathlib import Path
 
 from flowprior.data.images import open_images
+from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, entry_point
 from flowprior.notes import note
-from flowprior.training.config import config_from_command_line
-from flowprior.training.distributed import Workers, best_device
-from flowprior.training.files import read_json, write_json
-from flowprior.training.lock import sole_writer
+from flowprior.run.files import read_json, write_json
+from flowprior.run.lock import sole_writer
+from flowprior.run.presets import config_from_command_line
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.metrics import Meter, build_meters
 from tokenizer.reconstruct import measure, measure_with_noise
@@ -35,17 +35,17 @@ def main() -> None:
         raise UserError(f"there is no autoencoder at {folder / 'autoencoder'}: run `bash scripts/train_ae.sh` first")
     autoencoder = Autoencoder.load(folder / "autoencoder")
     check_crop(config, autoencoder)
-    with sole_writer(folder, Workers(), may_be_read_only=(folder / "evaluation.json").is_file()):
+    with sole_writer(folder, World(), may_be_read_only=(folder / "evaluation.json").is_file()):
         evaluate(config, folder, autoencoder)
 
 
 def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
-    """Write and say the figures, unless just these are there."""
+    """Write and say the metrics, unless just these are there."""
     images = open_images(config.held_out_data())
-    if told := config.says_of_extractor():
-        note(told)
-    if told := config.says_of_held_out(images):
-        note(told)
+    if reasons := config.says_of_extractor():
+        note(reasons)
+    if reasons := config.says_of_held_out(images):
+        note(reasons)
     if not config.holds_out:
         others = "data.subset=train keeps" if config.data.source == "digits" else "held_out=<folder> names"
         note(f"measured on the {len(images)} training images: {others} others")
@@ -73,16 +73,16 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     if file.is_file() and read_json(file, "evaluation").get("protocol") == protocol:
         print(f"evaluation of the autoencoder: complete ({file})")
     else:
-        metrics = measure(autoencoder, images, meters, config.train.workers)
+        metrics = measure(autoencoder, images, meters, config.train.loader_workers)
         if shares:
             sets = {share: new_meters() for share in shares}
-            metrics |= measure_with_noise(autoencoder, images, sets, config.train.workers)
+            metrics |= measure_with_noise(autoencoder, images, sets, config.train.loader_workers)
         missing = {name: reason_of(name, value) for name, value in metrics.items() if not math.isfinite(value)}
-        told = {"not_measured": missing} if missing else {}
-        write_json(file, {"metrics": metrics | dict.fromkeys(missing), **told, "protocol": protocol})
+        reasons = {"not_measured": missing} if missing else {}
+        write_json(file, {"metrics": metrics | dict.fromkeys(missing), **reasons, "protocol": protocol})
     kept = read_json(file, "evaluation")
-    figures = {name: value for name, value in kept["metrics"].items() if value is not None}
-    print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    finite = {name: value for name, value in kept["metrics"].items() if value is not None}
+    print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in finite.items()))
     for name, reason in kept.get("not_measured", {}).items():
         note(f"no {name}: {reason}")
 

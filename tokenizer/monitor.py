@@ -12,17 +12,17 @@ from torch import Tensor
 
 from flowprior.data.images import ImageSource, to_model, to_uint8
 from flowprior.data.order import SampleKey
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics import KNNDensity
 from flowprior.metrics.knn import NEIGHBOUR
 from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
-from flowprior.training.files import read_tensors
-from flowprior.training.pictures import save_pairs
-from flowprior.training.reporting import read_log
-from flowprior.training.run_folder import RunFolder
+from flowprior.run.config import option
+from flowprior.run.files import read_tensors
+from flowprior.run.pictures import save_pairs
+from flowprior.run.reporting import read_log
+from flowprior.run.run_folder import RunFolder
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.metrics import METERS, Meter, MeterContext, build_meters, check_meters
 
@@ -36,12 +36,12 @@ class MonitorConfig:
     )
     metrics: tuple[str, ...] = option(
         ("fidelity",),
-        f"of {', '.join(METERS)}; one whose weights cannot be had is left out, with a line that says so",
+        f"what is measured, of {', '.join(METERS)}; one whose weights cannot be had is left out, with a line that says so",
         changes_result=False,
     )
-    latents: int = option(10_000, "most latent tokens for the kNN distance (Fig. 4 of the paper)")
+    latents: int = option(10_000, "how many latent tokens, at most, the kNN distance takes (Fig. 4 of the paper)")
     neighbour: int = option(NEIGHBOUR, "k of the kNN distance")
-    picture_images: int = option(16, "in the picture of reconstructions")
+    picture_images: int = option(16, "images in the picture of reconstructions")
 
     def __post_init__(self) -> None:
         if min(self.images, self.latents, self.neighbour, self.picture_images) < 1:
@@ -59,7 +59,7 @@ class Monitor:
         prior: that latents are compared with, if there is one.
         target_samples: file of projected target features, for kNN distances; may be missing.
         meters: where the meters' weights are.
-        workers: this process among those of the run.
+        world: this process among those of the run.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Monitor:
         prior: FlowPrior | None,
         target_samples: Path,
         meters: MeterContext,
-        workers: Workers,
+        world: World,
     ) -> None:
-        self.config, self.folder, self.images, self.device = config, folder, images, workers.device
+        self.config, self.folder, self.images, self.device = config, folder, images, world.device
         # Over all of them, since folders are sorted by class.
         spread = torch.linspace(0, len(images) - 1, min(config.images, len(images))).long().tolist()
         keys = [SampleKey(index, -1) for index in spread]
         self.keys = [keys[first : first + 128] for first in range(0, len(keys), 128)]
         self.context, self.names = meters, list(config.metrics)
-        self.prior = prior.to(workers.device) if prior else None
+        self.prior = prior.to(world.device) if prior else None
         target = read_samples(target_samples) if prior and target_samples.is_file() else None
-        if prior and target is None and workers.is_main:
+        if prior and target is None and world.is_main:
             print(
                 f"note: no kNN distances are measured, since there are no target samples at {target_samples}",
                 file=sys.stderr,
@@ -105,8 +105,8 @@ class Monitor:
                 first = (batch["image"][: self.config.picture_images], reconstruction[: self.config.picture_images])
         save_pairs(self.folder.path / "pictures" / f"reconstructions_{step:08d}.png", *first)
         latents = torch.cat(codes)  # (N, T, C)
-        figures = {name: value for meter in meters for name, value in meter.compute().items()}
-        return figures | latent_figures(latents) | self._alignment_figures(latents, step)
+        metrics = {name: value for meter in meters for name, value in meter.compute().items()}
+        return metrics | latent_metrics(latents) | self._alignment_metrics(latents, step)
 
     def _meters(self) -> list[Meter]:
         """Fresh meters; one whose weights cannot be had is left out from now on."""
@@ -119,26 +119,26 @@ class Monitor:
                 self.names.remove(name)
         return built
 
-    def _alignment_figures(self, latents: Tensor, step: int) -> dict[str, float]:
+    def _alignment_metrics(self, latents: Tensor, step: int) -> dict[str, float]:
         """Alignment loss, mean log kNN distance, and the correlation of the two over the run so far (Fig. 4)."""
-        figures = {}
+        metrics = {}
         tokens = latents.flatten(0, 1)  # (N T, C)
         rows = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[: self.config.latents]
         tokens = tokens[rows.to(tokens.device)]
         if self.prior is not None:
             generator = torch.Generator(self.device).manual_seed(0)
-            figures["alignment"] = self.prior.alignment_loss(tokens, group_size=8, generator=generator).item()
+            metrics["alignment"] = self.prior.alignment_loss(tokens, group_size=8, generator=generator).item()
         if self.density is not None:
-            figures["knn_log_distance"] = self.density.log_distance(tokens.cpu())
-            figures |= self.target.figures(tokens.cpu())
+            metrics["knn_log_distance"] = self.density.log_distance(tokens.cpu())
+            metrics |= self.target.metrics(tokens.cpu())
             names = ("alignment", "knn_log_distance")
             earlier = [
                 row for row in read_log(self.folder.path / "log.jsonl") if names[1] in row and row["step"] < step
             ]
-            points = np.array([[float(row[name]) for name in names] for row in [*earlier, figures]])
+            points = np.array([[float(row[name]) for name in names] for row in [*earlier, metrics]])
             if len(points) > 2:
-                figures["alignment_knn_correlation"] = float(np.corrcoef(points.T)[0, 1])
-        return figures
+                metrics["alignment_knn_correlation"] = float(np.corrcoef(points.T)[0, 1])
+        return metrics
 
 
 def read_samples(file: Path) -> Tensor:
@@ -173,11 +173,11 @@ class TargetCloud:
         order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
         self.rows, self.others = samples[order].tensor_split(2)
 
-    def figures(self, latents: Tensor) -> dict[str, float]:
+    def metrics(self, latents: Tensor) -> dict[str, float]:
         """The target's standard deviation and effective rank, and the sliced Wasserstein distance of ``latents (N, C)`` to it beside
         its floor, the distance of other rows of the target, all of them equally many."""
         size = min(len(latents), len(self.rows))
-        about = latent_figures(self.rows.unsqueeze(1))
+        about = latent_metrics(self.rows.unsqueeze(1))
         return {
             "target_std": about["latent_std"],
             "target_effective_rank": about["latent_effective_rank"],
@@ -186,7 +186,7 @@ class TargetCloud:
         }
 
 
-def latent_figures(latents: Tensor) -> dict[str, float]:
+def latent_metrics(latents: Tensor) -> dict[str, float]:
     """Mean, standard deviation, mean norm and effective rank, ``exp`` of the entropy of the covariance's spectrum, of ``(N, T, C)``."""
     spectrum = torch.linalg.eigvalsh(latents.flatten(0, 1).double().T.cov()).clamp(min=1e-12)
     shares = spectrum / spectrum.sum()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.data.images import to_model
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
+from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.features import FeatureModel
@@ -27,11 +27,13 @@ from tokenizer.regularisers.base import Regulariser
 class LossConfig:
     """Weights of the terms between images."""
 
-    pixel: Literal["l2", "l1"] = option("l2", "difference of pixels in [-1, 1]")
-    pixel_weight: float = option(1.0, "of the pixel loss")
-    perceptual_weight: float = option(0.0, "of LPIPS; above 0 torchvision's VGG-16 weights are needed")
+    pixel: Literal["l2", "l1"] = option("l2", "how pixels in [-1, 1] are compared")
+    pixel_weight: float = option(1.0, "weight of the pixel loss")
+    perceptual_weight: float = option(0.0, "weight of LPIPS; above 0 torchvision's VGG-16 weights are needed")
     perceptual_start_step: int = option(0, "step from which LPIPS counts")
-    perceptual_ramp_steps: int = option(0, "from then on LPIPS reaches its weight linearly over so many steps")
+    perceptual_ramp_steps: int = option(
+        0, "steps, from perceptual_start_step on, over which LPIPS grows linearly to its weight"
+    )
     perceptual_weights: str = option(
         "", "file of VGG-16's weights, where it is not in torch's hub folder", changes_result=False
     )
@@ -58,7 +60,7 @@ class AutoencoderObjective(nn.Module):
         config: of the image terms.
         adversary: the discriminator, where there is one; it is trained by its own :meth:`~Adversary.update`.
         features: the frozen model that some regularisers align with.
-        workers: this process among those of the run.
+        world: this process among those of the run.
         log_steps: every so many steps the gradient that each term sends to the latents is measured; 0: never.
         require_weights: False leaves LPIPS's network random, for counting.
     """
@@ -72,13 +74,13 @@ class AutoencoderObjective(nn.Module):
         config: LossConfig,
         adversary: Adversary | None = None,
         features: FeatureModel | None = None,
-        workers: Workers | None = None,
+        world: World | None = None,
         log_steps: int = 0,
         require_weights: bool = True,
     ) -> None:
         super().__init__()
         self.autoencoder, self.config, self.adversary, self.features = autoencoder, config, adversary, features
-        self.workers, self.log_steps = workers or Workers(), log_steps
+        self.world, self.log_steps = world or World(), log_steps
         self.regularisers = nn.ModuleList(regularisers)
         self.perceptual = None
         if config.perceptual_weight:
@@ -86,7 +88,7 @@ class AutoencoderObjective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
         """``loss``; every term raw under its name and weighted under ``weighted/``; at the logging interval the norm of the gradient that
-        the weighted term sends to the encoder's output under ``latent_gradient/``; and detached tensors for those who train beside it."""
+        the weighted term sends to the encoder's output under ``latent_gradient/``; and detached tensors for the auxiliary networks."""
         images = to_model(batch["image"])  # (B, 3, H, H)
         model = self.autoencoder.config
         noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.gaussian else None
@@ -106,15 +108,13 @@ class AutoencoderObjective(nn.Module):
             term = terms[regulariser.name] = regulariser.term(encoded, batch, random)
             weight: float | Tensor = regulariser.weight_at(random.step)
             if regulariser.adaptive:
-                weight = weight * adaptive_weight(
-                    rebuilt, term, self.autoencoder.encoder.to_latent.weight, self.workers
-                )
+                weight = weight * adaptive_weight(rebuilt, term, self.autoencoder.encoder.to_latent.weight, self.world)
             weighted[regulariser.name] = weight * term
-        figures = {f"weighted/{name}": value.detach() for name, value in weighted.items()}
+        metrics = {f"weighted/{name}": value.detach() for name, value in weighted.items()}
         if self.log_steps and (random.step + 1) % self.log_steps == 0 and torch.is_grad_enabled():
             for name, value in weighted.items():
-                figures[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.workers)
-        return {"loss": sum(weighted.values()), **terms, **figures, **extra}
+                metrics[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.world)
+        return {"loss": sum(weighted.values()), **terms, **metrics, **extra}
 
     def _latent_noise(self, images: int, random: StepRandom) -> Tensor | None:
         """``(B, T, C)``, of another level for every image, as Zheng et al. (arXiv 2510.11690) train the decoder of a frozen encoder.
@@ -152,5 +152,5 @@ class AutoencoderObjective(nn.Module):
         term = terms["adversarial"] = self.adversary.term(reconstruction, random)
         weight: float | Tensor = self.adversary.weight_at(random.step)
         if self.adversary.config.adaptive:
-            weight = weight * adaptive_weight(rebuilt, term, self.autoencoder.decoder.to_pixels.weight, self.workers)
+            weight = weight * adaptive_weight(rebuilt, term, self.autoencoder.decoder.to_pixels.weight, self.world)
         weighted["adversarial"] = weight * term

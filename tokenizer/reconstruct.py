@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flowprior.data.images import ImageSource, to_model, to_uint8
 from flowprior.data.loader import indexed_batches
+from flowprior.distributed import best_device
 from flowprior.metrics.statistics import StreamingMoments
 from flowprior.progress import progress_bar
-from flowprior.training.distributed import best_device
 from flowprior.training.randomness import stream_seed
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.metrics import Meter
@@ -21,19 +21,19 @@ BATCH = 128
 
 @torch.no_grad()
 def measure(autoencoder: Autoencoder, images: ImageSource, meters: list[Meter], loaders: int = 0) -> dict[str, float]:
-    """The meters' figures over all images, which are read by so many ``loaders`` beside this process and not kept."""
+    """The meters' metrics over all images. ``loaders`` further processes read these, and none is kept."""
     for originals, latents in encoded(autoencoder, images, loaders, "reconstruct"):
         reconstruction = to_uint8(autoencoder.decode(latents)).cpu()
         for meter in meters:
             meter.update(originals, reconstruction)
-    return _figures(meters)
+    return _metrics(meters)
 
 
 @torch.no_grad()
 def measure_with_noise(
     autoencoder: Autoencoder, images: ImageSource, meters: dict[float, list[Meter]], loaders: int = 0
 ) -> dict[str, float]:
-    """How well the decoder bears what a generator gets wrong: the figures of images decoded from ``latents + share * std * noise``.
+    """How well the decoder bears what a generator gets wrong: the metrics of images decoded from ``latents + share * std * noise``.
 
     Args:
         autoencoder, images, loaders: as for :func:`measure`.
@@ -51,7 +51,7 @@ def measure_with_noise(
             reconstruction = to_uint8(autoencoder.decode(latents + share * noise)).cpu()
             for meter in own:
                 meter.update(originals, reconstruction)
-    return {f"{name}_noise_{share:g}": value for share, own in meters.items() for name, value in _figures(own).items()}
+    return {f"{name}_noise_{share:g}": value for share, own in meters.items() for name, value in _metrics(own).items()}
 
 
 @torch.no_grad()
@@ -75,5 +75,5 @@ def encoded(
         yield batch["image"], autoencoder.encode(to_model(batch["image"].to(device)))
 
 
-def _figures(meters: list[Meter]) -> dict[str, float]:
+def _metrics(meters: list[Meter]) -> dict[str, float]:
     return {name: value for meter in meters for name, value in meter.compute().items()}

@@ -44,18 +44,18 @@ def before_blocks(vit: VisionTransformer | Eva, sequence: PlacedTokens) -> Tenso
 
 
 def through_block(
-    vit: VisionTransformer | Eva, number: int, x: Tensor, rotation: Tensor | None, again: bool = False
+    vit: VisionTransformer | Eva, number: int, x: Tensor, rotation: Tensor | None, recompute: bool = False
 ) -> Tensor:
-    """Block ``number``, from 0, on tokens ``(B, n, W)``; ``again``: computed twice rather than kept."""
+    """Block ``number``, from 0, on tokens ``(B, n, W)``; ``recompute``: computed twice rather than kept."""
     places = () if rotation is None else (rotation[number] if rotation.dim() == 4 else rotation,)
-    if again and torch.is_grad_enabled():
+    if recompute and torch.is_grad_enabled():
         return checkpoint(vit.blocks[number], x, *places, use_reentrant=False)
     return vit.blocks[number](x, *places)
 
 
-def through_blocks(vit: VisionTransformer | Eva, sequence: PlacedTokens, again: bool = False) -> Tensor:
-    """Blocks and norms over any sequence, ``(B, n, W)``; ``again``: see :func:`through_block`."""
+def through_blocks(vit: VisionTransformer | Eva, sequence: PlacedTokens, recompute: bool = False) -> Tensor:
+    """Blocks and norms over any sequence, ``(B, n, W)``; ``recompute``: see :func:`through_block`."""
     x = before_blocks(vit, sequence)
     for number in range(len(vit.blocks)):
-        x = through_block(vit, number, x, sequence.rotation, again)
+        x = through_block(vit, number, x, sequence.rotation, recompute)
     return vit.norm(x)

@@ -18,18 +18,19 @@ from torch import Tensor
 from flowprior.data.image_contents import FILES_READ
 from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
 from flowprior.data.loader import training_batches
+from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.metrics.registry import EXTRACTORS, check_extractor, foreign_images
 from flowprior.notes import note
-from flowprior.training.config import config_from_command_line, option
-from flowprior.training.distributed import Workers, distributed_workers
+from flowprior.run.config import option
+from flowprior.run.presets import config_from_command_line
+from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import seed_global_generators
-from flowprior.training.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.dry_run import describe_step
 from tokenizer.features import FeatureConfig, FeatureContext, load_features, untrained_features
@@ -47,11 +48,11 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 class EvaluateConfig:
     """How the trained autoencoder is measured."""
 
-    extractor: str = option("", f"of features, for rFID: {' or '.join(EXTRACTORS)}; empty: no rFID")
+    extractor: str = option("", f"extractor of features, for rFID: {' or '.join(EXTRACTORS)}; empty: no rFID")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
     metrics: tuple[str, ...] = option(
         (),
-        f"of {', '.join(METERS)}; empty: fidelity, rfid where an extractor is named, lpips where it is part of the loss",
+        f"what is measured, of {', '.join(METERS)}; empty: fidelity, rfid where an extractor is named, lpips where it is part of the loss",
     )
     reference: str = option(
         "", "for rFID a .npz of as many real images, cropped alike; empty: the originals themselves"
@@ -149,7 +150,7 @@ class AEConfig:
         )
 
 
-PRESETS = Path(__file__).parent / "configs" / "ae"
+PRESETS = Path(__file__).parent / "configs"
 
 
 @entry_point
@@ -159,23 +160,23 @@ def main() -> None:
         print(dry_run(config))
         return
     folder = RunFolder(config.run_dir, "ae")
-    with distributed_workers() as workers, folder.held(workers):
+    with distributed_world() as world, folder.held(world):
         prior = find_prior(config)
         images = open_images(config.data, config.train.seed)
         measured = config.held_out_data()
         held_out = images if measured == config.data else open_images(measured)  # without augmentation in either case
-        if workers.is_main and (told := config.says_of_held_out(held_out)):
+        if world.is_main and (told := config.says_of_held_out(held_out)):
             note(told)
-        fingerprint = shared_fingerprint(images, workers)
-        folder.open(config, workers, {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {}))
+        fingerprint = shared_fingerprint(images, world)
+        folder.open(config, world, {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {}))
         if folder.is_complete():
             folder.say_complete()
         else:
-            train(config, folder, workers, images, held_out, prior)
+            train(config, folder, world, images, held_out, prior)
 
 
 def build_objective(
-    config: AEConfig, folder: Path | None, workers: Workers, num_classes: int, prior: FlowPrior | None
+    config: AEConfig, folder: Path | None, world: World, num_classes: int, prior: FlowPrior | None
 ) -> AutoencoderObjective:
     """Autoencoder, losses and regularisers as the config asks for them, with weights that depend on the seed alone.
 
@@ -183,15 +184,15 @@ def build_objective(
     """
     features = None
     if any(getattr(section, "needs_features", False) for section in chosen_configs(config.regulariser)):
-        context = FeatureContext(config.data.size, config.train.seed, folder, workers)
+        context = FeatureContext(config.data.size, config.train.seed, folder, world)
         features = (
             load_features(config.features, context) if folder else untrained_features(config.features, config.data.size)
         )
     seed_global_generators(config.train.seed, "regularisers and discriminator")
-    context = RegulariserContext(prior, config.model, num_classes, config.train.seed, workers, features, config.train)
+    context = RegulariserContext(prior, config.model, num_classes, config.train.seed, world, features, config.train)
     regularisers = build_regularisers(config.regulariser, context)
     adversarial = config.loss.adversarial
-    adversary = Adversary(adversarial, config.data.size, config.train, workers) if adversarial.weight else None
+    adversary = Adversary(adversarial, config.data.size, config.train, world) if adversarial.weight else None
     model = config.model
     for regulariser in regularisers:
         model = regulariser.adapt(model)
@@ -202,10 +203,10 @@ def build_objective(
         config.loss,
         adversary,
         features,
-        workers,
+        world,
         config.train.log_steps,
         require_weights=folder is not None,
-    ).to(workers.device)
+    ).to(world.device)
 
 
 def dry_run(config: AEConfig) -> str:
@@ -218,7 +219,7 @@ def dry_run(config: AEConfig) -> str:
         model=replace(config.model, encoder=replace(config.model.encoder, pretrained=False, weights="")),
         loss=replace(config.loss, adversarial=replace(config.loss.adversarial, discriminator=discriminator)),
     )
-    workers, prior = Workers(device=torch.device("meta")), None
+    world, prior = World(device=torch.device("meta")), None
     needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
     there = needed and (config.prior_folder / "config.json").is_file()
     sizes = find_prior(config).velocity.sizes if there else {"channels": config.model.channels}
@@ -227,7 +228,7 @@ def dry_run(config: AEConfig) -> str:
             prior = FlowPrior(
                 VelocityMLP(**sizes), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, sizes["channels"]))
             )
-        objective = build_objective(config, None, workers, 1, prior)
+        objective = build_objective(config, None, world, 1, prior)
         counted = describe_step(objective, config.train, config.optim)
     return (
         counted
@@ -239,15 +240,15 @@ def dry_run(config: AEConfig) -> str:
 def train(
     config: AEConfig,
     folder: RunFolder,
-    workers: Workers,
+    world: World,
     images: ImageSource,
     held_out: ImageSource,
     prior: FlowPrior | None,
 ) -> None:
     """Train, save the averaged weights, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
-    objective = build_objective(config, folder.path, workers, images.num_classes, prior)
-    if workers.is_main:
+    objective = build_objective(config, folder.path, world, images.num_classes, prior)
+    if world.is_main:
         print(f"data: {len(images)} images in {images.num_classes} classes")
         note_missing_weights(config)
         for line in filter(None, (regulariser.note for regulariser in objective.regularisers)):
@@ -258,45 +259,42 @@ def train(
         for part in [*regularisers, *([adversary] if adversary else [])]
         for name, item in part.saved().items()
     }
-    loop = TrainingLoop(objective, autoencoder, config.train, config.optim, workers, folder.path, saved, "autoencoder")
+    loop = TrainingLoop(objective, autoencoder, config.train, config.optim, world, folder.path, saved, "autoencoder")
     target_samples = config.prior_folder.parent / "target_samples.safetensors"
-    meters = config.meter_context(len(held_out), workers.device)
-    monitor = Monitor(config.monitor, folder, held_out, prior, target_samples, meters, workers)
+    meters = config.meter_context(len(held_out), world.device)
+    monitor = Monitor(config.monitor, folder, held_out, prior, target_samples, meters, world)
 
-    def train_beside(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        latents, figures = terms.pop("latents"), {}
+    def train_auxiliary(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        latents, metrics = terms.pop("latents"), {}
         if "reconstruction" in terms:
-            told = adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
-            figures |= {f"discriminator/{name}": value for name, value in told.items()}
+            losses = adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
+            metrics |= {f"discriminator/{name}": value for name, value in losses.items()}
         for regulariser in regularisers:
-            figures |= regulariser.after_step(latents, step)
-        return figures
+            metrics |= regulariser.before_optimizer_step(latents, step)
+        return metrics
 
     def evaluate(step: int) -> dict[str, float]:
-        return monitor(autoencoder, step) if workers.is_main else {}
+        return monitor(autoencoder, step) if world.is_main else {}
 
-    with stopwatch.kept(workers):
-        figures = loop.run(training_batches(images, config.train, workers, loop.step), evaluate, beside=train_beside)
-    if workers.is_main:
+    with stopwatch.kept(world):
+        batches = training_batches(images, config.train, world, loop.step)
+        metrics = loop.run(batches, evaluate, before_optimizer_step=train_auxiliary)
+    if world.is_main:
         with loop.averaged_weights():
-            figures = figures or monitor(autoencoder.eval(), loop.step)
+            metrics = metrics or monitor(autoencoder.eval(), loop.step)
             autoencoder.about = {
-                "data": {
-                    "size": config.data.size,
-                    "crop": config.data.crop,
-                    "source": config.data.source,
-                    "num_classes": images.num_classes,
-                },
+                "data": {name: getattr(config.data, name) for name in ("size", "crop", "source")}
+                | {"num_classes": images.num_classes},
                 "regularisers": [r.describe() for r in regularisers],
                 "prior": prior.fingerprint if prior else None,
-                "latents": {name: value for name, value in figures.items() if name.startswith("latent_")},
-                "latent_std": figures["latent_std"],
+                "latents": {name: value for name, value in metrics.items() if name.startswith("latent_")},
+                "latent_std": metrics["latent_std"],
             }
             autoencoder.save(folder.path / "autoencoder")
             folder.complete(
                 {
                     "fingerprint": autoencoder.fingerprint,
-                    **figures,
+                    **metrics,
                     "seconds": stopwatch.seconds(),
                     "peak_memory_gb": peak_memory_gb(),
                 }
@@ -304,7 +302,7 @@ def train(
         kind = "held-out" if config.holds_out else "training"
         print(
             f"autoencoder: {folder.path / 'autoencoder'}  "
-            f"(PSNR {figures['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} {kind} images, "
+            f"(PSNR {metrics['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} {kind} images, "
             f"{stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
         )
 
@@ -313,8 +311,8 @@ def note_missing_weights(config: AEConfig) -> None:
     """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights, or what they are of."""
     if not config.evaluate.extractor:
         return
-    if told := config.says_of_extractor():
-        note(told)
+    if caveat := config.says_of_extractor():
+        note(caveat)
     from flowprior.metrics import missing_weights
 
     if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):

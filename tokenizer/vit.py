@@ -14,7 +14,7 @@ from torch import nn
 
 from flowprior.errors import UserError
 from flowprior.pretrained.timm_models import NumbersOnTheCPU, build_timm, hub_weights, timm_config, timm_module
-from flowprior.training.config import option
+from flowprior.run.config import option
 
 NORM_EPS = 1e-6  # of plain transformers; timm's named ones have that of their training
 # Where timm keeps transformers of one sequence of patches, which further tokens can join.
@@ -43,9 +43,9 @@ class ViTConfig:
 
     name: str = option("", "a timm ViT, e.g. vit_large_patch14_dinov2.lvd142m; empty: a plain one of the sizes below")
     pretrained: bool = option(False, "start from the weights that timm knows for this name")
-    width: int = option(96, "of a plain ViT")
-    depth: int = option(3, "of a plain ViT")
-    heads: int = option(3, "of a plain ViT")
+    width: int = option(96, "width of a plain ViT")
+    depth: int = option(3, "width of a plain ViT")
+    heads: int = option(3, "width of a plain ViT")
     weights: str = option(
         "", "file with the pretrained weights, where they are not to come from the hub", changes_result=False
     )

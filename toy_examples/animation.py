@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from flowprior.training.files import write_bytes
+from flowprior.run.files import write_bytes
 from toy_examples.figures import RED, STYLE, Drawn, heat_map, scatter_data, spread_records
 
 FRAMES = 40

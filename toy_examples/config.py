@@ -7,7 +7,7 @@ from typing import Literal
 
 from flowprior.flow.online import OnlineFlowConfig
 from flowprior.flow.prior import Alignment
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.loop import TrainConfig
 from flowprior.training.optim import OptimConfig
 
@@ -72,7 +72,7 @@ class DensityConfig:
 class MapConfig:
     """The maps over the plane, and what is compared on them."""
 
-    grid: int = option(60, "points per side")
+    grid: int = option(60, "points per side of the maps")
     half_width: float = option(2.6, "the maps cover [-half_width, half_width]^2, in standard deviations of the data")
     pairs: int = option(64, "(t, noise) pairs of L_align at each point")
     nll_clip: float = option(1000.0, "NLL is cut at this level (nats) in the correlation over the grid")

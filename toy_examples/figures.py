@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flowprior.training.files import write_bytes
+from flowprior.run.files import write_bytes
 from toy_examples.latent_stage import AlignedLatents
 from toy_examples.maps import PlaneMaps
 

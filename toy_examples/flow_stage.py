@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowprior.distributed import World
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.distributed import Workers
+from flowprior.run.run_folder import RunFolder, Stopwatch
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.randomness import StepRandom, stream_seed
-from flowprior.training.run_folder import RunFolder, Stopwatch
 from toy_examples.config import FlowConfig
 from toy_examples.distributions import ToyDistribution
 from toy_examples.exact_velocity import exact_velocity, fingerprint
@@ -42,8 +42,8 @@ def exact_flow(target: ToyDistribution, name: str) -> FrozenFlow:
 
 def trained_flow(target: ToyDistribution, config: FlowConfig, run_dir: Path, device: torch.device) -> FrozenFlow:
     """A network trained on Eq. 3, resumed or reused where it can be."""
-    folder, workers = RunFolder(run_dir, "flow", REMEDY), Workers(device=device)
-    folder.open(config, workers)
+    folder, world = RunFolder(run_dir, "flow", REMEDY), World(device=device)
+    folder.open(config, world)
     if not folder.is_complete():
         stopwatch = Stopwatch(folder.path)
         generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "velocity"))
@@ -54,8 +54,8 @@ def trained_flow(target: ToyDistribution, config: FlowConfig, run_dir: Path, dev
             if config.stable_target
             else FlowMatchingObjective(velocity, identity, config.pairs, config.group_size)
         ).to(device)
-        loop = TrainingLoop(objective, velocity, config.train, config.optim, workers, folder.path, description="flow")
-        with stopwatch.kept(workers):
+        loop = TrainingLoop(objective, velocity, config.train, config.optim, world, folder.path, description="flow")
+        with stopwatch.kept(world):
             loop.run(_fresh_batches(target, config.train, loop.step * config.train.accumulation))
         with loop.averaged_weights():
             FlowPrior(velocity, identity, {"distribution": run_dir.name}).save(folder.path / "prior")

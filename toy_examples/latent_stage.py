@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flowprior.distributed import World
 from flowprior.flow.likelihood import alignment_per_token
 from flowprior.flow.losses import alignment_loss
 from flowprior.flow.online import OnlineFlow
 from flowprior.flow.path import group_size_for
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
-from flowprior.training.files import read_tensors, write_tensors
+from flowprior.run.config import option
+from flowprior.run.files import read_tensors, write_tensors
+from flowprior.run.run_folder import RunFolder, Stopwatch
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.randomness import StepRandom, stream_seed
-from flowprior.training.run_folder import RunFolder, Stopwatch
 from toy_examples.config import LatentConfig
 from toy_examples.flow_stage import CHANNELS, REMEDY, FrozenFlow
 
@@ -122,25 +122,25 @@ class Snapshots:
         self.by_step = {step: (points, alignment) for step, points, alignment in rows}
 
 
-def online_flow(flow: FrozenFlow, config: LatentConfig, workers: Workers) -> OnlineFlow:
+def online_flow(flow: FrozenFlow, config: LatentConfig, world: World) -> OnlineFlow:
     """The latents' own flow. It starts as the frozen one; beside a closed form, as a fresh network."""
     network = flow.velocity
     if not isinstance(network, VelocityMLP):
         generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "online flow"))
-        network = VelocityMLP(CHANNELS, ONLINE_WIDTH, ONLINE_DEPTH, generator=generator).to(workers.device)
+        network = VelocityMLP(CHANNELS, ONLINE_WIDTH, ONLINE_DEPTH, generator=generator).to(world.device)
     steps, seed = config.train.steps, config.train.seed
-    return OnlineFlow(network, config.online, total_updates=steps, seed=seed, workers=workers)
+    return OnlineFlow(network, config.online, total_updates=steps, seed=seed, world=world)
 
 
 def align_latents(flow: FrozenFlow, config: LatentConfig, run_dir: Path, device: torch.device) -> AlignedLatents:
     """Minimise ``config.objective`` over the latents, resumed or reused where it can be; they are looked at every ``eval_steps``."""
-    folder, workers = RunFolder(run_dir, "latents", REMEDY), Workers(device=device)
-    folder.open(LatentRun(flow.fingerprint, config), workers)
+    folder, world = RunFolder(run_dir, "latents", REMEDY), World(device=device)
+    folder.open(LatentRun(flow.fingerprint, config), world)
     file = folder.path / "latents.safetensors"
     if not folder.is_complete():
         stopwatch = Stopwatch(folder.path)
         latents = Latents(config.train.global_batch, config.train.seed, config.start_std).to(device)
-        online = online_flow(flow, config, workers) if config.objective != "likelihood" else None
+        online = online_flow(flow, config, world) if config.objective != "likelihood" else None
         objective, snapshots = AlignmentObjective(latents, flow.velocity, config, online), Snapshots()
 
         def look(step: int) -> dict[str, float]:
@@ -153,20 +153,20 @@ def align_latents(flow: FrozenFlow, config: LatentConfig, run_dir: Path, device:
         def follow(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
             return online.update(objective.groups())
 
-        with stopwatch.kept(workers):
+        with stopwatch.kept(world):
             look(0)
             loop = TrainingLoop(
                 objective,
                 latents,
                 config.train,
                 config.optim,
-                workers,
+                world,
                 folder.path,
                 saved={"snapshots": snapshots} | ({"online_flow": online} if online else {}),
                 description="latents",
             )
             nothing: Iterator[dict[str, Tensor]] = ({} for _ in count())
-            loop.run(nothing, evaluate=look, after_step=follow if online else None)
+            loop.run(nothing, evaluate=look, after_optimizer_step=follow if online else None)
         write_tensors(file, snapshots.state_dict())
         folder.complete({"steps": config.train.steps, "seconds": round(stopwatch.seconds(), 2)})
     else:

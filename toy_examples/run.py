@@ -32,13 +32,14 @@ if __package__ in (None, ""):
 import torch
 from torch import Tensor
 
+from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import Alignment
-from flowprior.training.config import apply_overrides, build_config, find_preset, list_options, read_preset
-from flowprior.training.distributed import Workers, best_device
-from flowprior.training.files import write_json
-from flowprior.training.heap import keep_freed_memory
-from flowprior.training.lock import sole_writer
+from flowprior.heap import keep_freed_memory
+from flowprior.run.config import apply_overrides, build_config, list_options
+from flowprior.run.files import write_json
+from flowprior.run.lock import sole_writer
+from flowprior.run.presets import find_preset, read_preset
 from toy_examples.animation import draw_animation
 from toy_examples.config import MapConfig, ToyConfig
 from toy_examples.density import negative_log_likelihood
@@ -221,7 +222,7 @@ def main() -> None:
     for name in names:
         run_dir = out / (name if config.velocity == "trained" else f"{name}_{config.velocity}")
         print(f"{name}: {run_dir}", flush=True)
-        with sole_writer(run_dir, Workers()):
+        with sole_writer(run_dir, World()):
             if arguments.redo:
                 forget(run_dir, arguments.redo, objectives)
             for objective in objectives:

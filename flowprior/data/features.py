@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError, one_line
-from flowprior.training.archives import archive_members, load_pt, read_arrays
+from flowprior.run.archives import archive_members, load_pt, read_arrays
 
 
 def read_features(path: str | Path, key: str = "", key_option: str = "target.file.key") -> Tensor:

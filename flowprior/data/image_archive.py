@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowprior.distributed import World
 from flowprior.errors import UserError, one_line
 from flowprior.progress import progress_bar
-from flowprior.training.archives import archive_members, check_expansion, is_archive, read_arrays
-from flowprior.training.distributed import Workers
-from flowprior.training.files import flush_to_disk, read_json, require_room, write_json
+from flowprior.run.archives import archive_members, check_expansion, is_archive, read_arrays
+from flowprior.run.files import flush_to_disk, read_json, require_room, write_json
 
 IMAGES, LABELS = "arr_0", "labels"
 
@@ -32,7 +32,7 @@ def draw_parts(
     count: int,
     size: int,
     draw: Callable[[range], Tensor],
-    workers: Workers,
+    world: World,
     description: str,
 ) -> list[Path]:
     """Draw images 0 to ``count`` - 1 in parts of ``size``, one file each; parts that an interrupted run left are kept.
@@ -42,21 +42,21 @@ def draw_parts(
         made_by: how the images are made, plain values.
         count, size: of all images, and of a part.
         draw: indices to uint8 images ``(n, 3, H, W)``.
-        workers: parts are dealt out to all processes.
+        world: parts are dealt out to all processes.
         description: before the progress bar.
 
     Returns:
         The parts in their order, uint8 ``(n, H, W, 3)``, once all processes are done.
     """
     note, contents = folder / "parts.json", {"made_by": made_by, "size": size}
-    workers.barrier()
-    if workers.is_main and not (note.is_file() and read_json(note, "note of the parts") == contents):
+    world.barrier()
+    if world.is_main and not (note.is_file() and read_json(note, "note of the parts") == contents):
         shutil.rmtree(folder, ignore_errors=True)
         write_json(note, contents)
-    workers.barrier()
+    world.barrier()
     files = [folder / f"{number:06d}.npy" for number in range(-(-count // size))]
-    mine = range(workers.rank, len(files), workers.count)
-    for number in progress_bar(mine, desc=description, unit="batch", disable=not workers.is_main):
+    mine = range(world.rank, len(files), world.size)
+    for number in progress_bar(mine, desc=description, unit="batch", disable=not world.is_main):
         if files[number].is_file():
             continue
         images = draw(range(number * size, min((number + 1) * size, count)))
@@ -71,7 +71,7 @@ def draw_parts(
             os.replace(temporary, files[number])
         finally:
             temporary.unlink(missing_ok=True)
-    workers.barrier()
+    world.barrier()
     return files
 
 

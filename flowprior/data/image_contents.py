@@ -13,8 +13,8 @@ import numpy as np
 
 from flowprior.data.image_reader import conversions, read_by_earlier_versions
 from flowprior.notes import note
-from flowprior.training.files import file_sha256
-from flowprior.training.fingerprints import ImagesFingerprint
+from flowprior.run.files import file_sha256
+from flowprior.run.fingerprints import ImagesFingerprint
 from flowprior.training.randomness import stream_seed
 
 FILES_READ = 4096
@@ -54,8 +54,8 @@ def _say_conversions(root: Path, files: list[Path], size: int) -> None:
     """A note of how many of the images are shown otherwise than they lie in their files, by ``size`` pixels on a side."""
     counts = Counter(rule for file in files for rule in conversions(file, size))
     if counts:
-        told = ", ".join(f"{count} with {rule}" for rule, count in counts.items())
-        note(f"of {len(files)} images looked at in {root}: {told}")
+        summary = ", ".join(f"{count} with {rule}" for rule, count in counts.items())
+        note(f"of {len(files)} images looked at in {root}: {summary}")
 
 
 def count_copies(root: Path, names: np.ndarray, of_root: Path, of_names: np.ndarray) -> int:

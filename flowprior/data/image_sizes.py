@@ -32,4 +32,3 @@ def stored_sizes(images: FolderImages, threads: int = 8) -> Counter[ImageSize]:
             files = map(images.file, range(first, min(first + 4096, len(images))))
             found.update(ImageSize(*size) for size in pool.map(read_size, files))
     return found
-

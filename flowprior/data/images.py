@@ -19,10 +19,10 @@ from flowprior.data.image_contents import count_copies, images_fingerprint
 from flowprior.data.image_folder import list_images
 from flowprior.data.image_reader import read_image
 from flowprior.data.order import SampleKey
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
-from flowprior.training.files import tensors_fingerprint
+from flowprior.run.config import option
+from flowprior.run.files import tensors_fingerprint
 from flowprior.training.randomness import stream_seed
 
 
@@ -33,8 +33,8 @@ class ImageConfig:
     source: Literal["digits", "folder"] = option("digits", "digits (embedded) or folder (one sub-folder per class)")
     path: str = option("", "the folder, for source=folder; DATA= sets it in the scripts", changes_result=False)
     size: int = option(32, "pixels on a side")
-    subset: Literal["all", "train", "val"] = option("all", "of the digits: all, or a part of a fixed split")
-    split_seed: int = option(0, "of the digits' split")
+    subset: Literal["all", "train", "val"] = option("all", "which of the digits: all, or a part of a fixed split")
+    split_seed: int = option(0, "seed of the digits' split")
     crop: Literal["centre", "random", "random_resized"] = option(
         "centre",
         "in training: centre; random, ADM's square of 80 to 100 % of the shorter side; or random_resized, of random area and aspect ratio "
@@ -146,22 +146,22 @@ class FolderImages:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def shared_fingerprint(images: ImageSource, workers: Workers) -> str:
+def shared_fingerprint(images: ImageSource, world: World) -> str:
     """The fingerprint of the images, in all processes; the first process of every node looks at the files.
 
     Raises:
         UserError: the processes do not see equally many images, or the nodes not the same ones.
     """
-    counts = workers.gather(len(images))
+    counts = world.all_gather(len(images))
     if len(set(counts)) > 1:
         raise UserError(
             f"the processes see different images ({min(counts)} to {max(counts)} of them): give all nodes the same DATA"
         )
-    looks = workers.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
-    found = [one for one in workers.gather(images.fingerprint() if looks else None) if one is not None]
-    if len(set(found)) > 1:
+    looks = world.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
+    fingerprints = [one for one in world.all_gather(images.fingerprint() if looks else None) if one is not None]
+    if len(set(fingerprints)) > 1:
         raise UserError("the nodes see different images under the same names: give all nodes the same DATA")
-    return found[0]
+    return fingerprints[0]
 
 
 SOURCES = {"digits": DigitImages, "folder": FolderImages}

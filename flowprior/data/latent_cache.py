@@ -22,11 +22,11 @@ from torch import Tensor
 from flowprior.data.images import ImageSource, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.data.order import SampleKey
+from flowprior.distributed import World
 from flowprior.errors import UserError, one_line
 from flowprior.progress import progress_bar
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
-from flowprior.training.files import (
+from flowprior.run.config import option
+from flowprior.run.files import (
     file_sha256,
     read_json,
     read_tensors,
@@ -50,20 +50,20 @@ class CacheConfig:
     ten_crop: bool = option(
         False, "cache corners and centre of the enlarged image, each mirrored as well, in place of the centre crop"
     )
-    enlarge: float = option(1.1, "of ten_crop: the image's shorter side, as a multiple of a crop's")
+    enlarge: float = option(1.1, "for ten_crop, the image's shorter side, as a multiple of a crop's")
     posterior: Literal["mean", "sample", "moments"] = option(
-        "mean", "of a gaussian autoencoder: its mean, one draw per view, or both moments, drawn from in training"
+        "mean", "a gaussian autoencoder's mean, one draw per view, or both moments, drawn from in training"
     )
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "of the encoder; auto: bfloat16 autocast on a GPU, float32 on a CPU"
+        "auto", "precision of the encoder; auto: bfloat16 autocast on a GPU, float32 on a CPU"
     )
-    workers: int = option(0, "processes that read images, per encoding process", changes_result=False)
+    loader_workers: int = option(0, "processes that read images, per rank", changes_result=False, formerly="workers")
     hold: Literal["auto", "no"] = option(
         "auto",
         "in training, keep all latents on the GPU where they take at most half of its free memory",
         changes_result=False,
     )
-    dtype: Literal["float16", "bfloat16", "float32"] = option("float16", "of the stored latents")
+    dtype: Literal["float16", "bfloat16", "float32"] = option("float16", "type of the stored latents")
     shard_images: int = option(4096, "images per shard")
     batch: int = option(128, "images encoded at once", changes_result=False)
     scale_samples: int = option(10_000, "images that the scale is measured on")
@@ -74,8 +74,8 @@ class CacheConfig:
     def __post_init__(self) -> None:
         if min(self.shard_images, self.batch, self.scale_samples) < 1:
             raise ValueError("shard_images, batch and scale_samples are at least 1")
-        if self.workers < 0 or not 1 < self.enlarge <= 2:
-            raise ValueError("workers is 0 or more, enlarge lies in (1, 2]")
+        if self.loader_workers < 0 or not 1 < self.enlarge <= 2:
+            raise ValueError("loader_workers is 0 or more, enlarge lies in (1, 2]")
         if self.flips and self.ten_crop:
             raise ValueError("ten_crop mirrors every crop already: leave out flips")
 
@@ -109,7 +109,7 @@ def write_latent_cache(
     encode: Callable[[Tensor], Tensor],
     config: CacheConfig,
     origin: dict[str, Any],
-    workers: Workers,
+    world: World,
     size: int | None = None,
 ) -> None:
     """Encode every image and write the cache; shards that an interrupted run left whole are kept.
@@ -121,43 +121,43 @@ def write_latent_cache(
             ``config.posterior`` is not ``mean``.
         config: see the class.
         origin: fingerprints of encoder and images: what a reader must agree with.
-        workers: shards are dealt out to all processes.
+        world: shards are dealt out to all processes.
         size: H; the images' own if not given.
 
     Raises:
-        UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has not the room.
+        UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has too little room.
     """
     shards = math.ceil(len(images) / config.shard_images)
     mark = str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))
     files = [folder / f"latents-{shard:05d}.safetensors" for shard in range(shards)]
-    missing = [s for s in range(workers.rank, shards, workers.count) if not _is_shard(files[s], mark)]
+    missing = [s for s in range(world.rank, shards, world.size) if not _is_shard(files[s], mark)]
     ranges = {shard: _shard_batches(shard, config, images) for shard in missing}
-    batches = indexed_batches(images, [batch for shard in missing for batch in ranges[shard]], config.workers)
+    batches = indexed_batches(images, [batch for shard in missing for batch in ranges[shard]], config.loader_workers)
     bar = progress_bar(
         total=sum(len(batch) for shard in missing for batch in ranges[shard]),
         desc="cache latents",
         unit="img",
-        disable=not workers.is_main,
+        disable=not world.is_main,
     )
     with bar, torch.no_grad():
         for place, shard in enumerate(missing):
             latents, labels = [], []
             for batch in itertools.islice(batches, len(ranges[shard])):
-                latents.append(_encoded(batch, encode, config, workers.device, size))
+                latents.append(_encoded(batch, encode, config, world.device, size))
                 labels.append(batch["label"])
                 bar.update(len(batch["label"]))
             tensors = {"latents": torch.cat(latents), "labels": torch.cat(labels)}
             shard_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             require_room(
                 folder,
-                shard_bytes * (1 if place else len(missing) * workers.count),
+                shard_bytes * (1 if place else len(missing) * world.size),
                 f"the latent cache of {len(images)} images",
             )
             write_tensors(files[shard], tensors, _metadata(mark, tensors))
-    workers.barrier()
-    if workers.is_main:
+    world.barrier()
+    if world.is_main:
         write_json(folder / "manifest.json", _manifest(files, images, config, origin))
-    workers.barrier()
+    world.barrier()
 
 
 def _encoded(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
-from flowprior.training.files import read_json, write_json
+from flowprior.run.files import read_json, write_json
 
 
 class LatentNormaliser(nn.Module):

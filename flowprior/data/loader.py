@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flowprior.data.order import MicroBatches, SampleKey
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
 from flowprior.training.loop import TrainConfig
 
 
@@ -49,20 +49,20 @@ def _quiet_worker(worker: int) -> None:
 
 
 def training_batches(
-    source: KeyedDataset, config: TrainConfig, workers: Workers, start_step: int = 0
+    source: KeyedDataset, config: TrainConfig, world: World, start_step: int = 0
 ) -> Iterable[dict[str, Tensor]]:
     """Endless micro-batches of ``source`` for this process, from step ``start_step`` on.
 
     A source with a ``device`` other than the CPU, where its data lies already, is read without loader processes.
     """
     on_device = getattr(source, "device", torch.device("cpu")).type != "cpu"
-    processes = 0 if on_device else config.workers
+    processes = 0 if on_device else config.loader_workers
     keys = MicroBatches(
         len(source),
         config.seed,
-        config.micro_batch(workers.count),
-        workers.rank,
-        workers.count,
+        config.micro_batch(world.size),
+        world.rank,
+        world.size,
         start_step * config.accumulation,
     )
     return DataLoader(
@@ -71,7 +71,7 @@ def training_batches(
         num_workers=processes,
         collate_fn=_as_it_is,
         worker_init_fn=_quiet_worker,
-        pin_memory=workers.device.type == "cuda" and not on_device,
+        pin_memory=world.device.type == "cuda" and not on_device,
         persistent_workers=processes > 0,
     )
 

@@ -48,8 +48,8 @@ class DistributionTerms(NamedTuple):
     """The loss, and what tells how well ``v_q`` knows the latents it was asked about."""
 
     loss: Tensor  # the weighted divergence per channel, in nats; its gradient reaches the latents
-    claimed: Tensor  # sum of w |v_q - v_p|^2
-    found: Tensor  # sum of w <y - x0 - v_p, v_q - v_p>; equals `claimed` in expectation where v_q is right
+    predicted: Tensor  # sum of w |v_q - v_p|^2
+    observed: Tensor  # sum of w <y - x0 - v_p, v_q - v_p>; equals `predicted` in expectation where v_q is right
 
 
 def distribution_loss(
@@ -95,6 +95,6 @@ def distribution_loss(
         drawn = pull(times) * difference
         divergence = t_max * (value(times, t_max) * difference.square()).mean()
         gradient = t_max * drawn.flatten(-3, -2).mean(-3)  # (..., n, C)
-        claimed, found = (drawn * difference).sum(), (drawn * (draw.velocity - v_p)).sum()
+        predicted, observed = (drawn * difference).sum(), (drawn * (draw.velocity - v_p)).sum()
     slope = (gradient * latents.float()).mean()
-    return DistributionTerms(divergence + slope - slope.detach(), claimed, found)
+    return DistributionTerms(divergence + slope - slope.detach(), predicted, observed)

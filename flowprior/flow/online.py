@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flowprior.distributed import World, current_world
 from flowprior.flow.distribution import PATH_WEIGHTS, distribution_loss
 from flowprior.flow.losses import Velocity, alignment_loss, flow_matching_loss
 from flowprior.flow.path import group_size_for
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers, current_workers
+from flowprior.run.config import option
+from flowprior.training.auxiliary_network import AuxiliaryNetwork
 from flowprior.training.ema import EMA
 from flowprior.training.optim import OptimConfig
-from flowprior.training.own_network import OwnNetwork
 from flowprior.training.randomness import StepRandom, stream_seed
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class OnlineFlowConfig:
         "independent tokens",
     )
     weight: Literal["plain", "kl", "noise"] = option(
-        "plain", f"of the times of the path, one of {', '.join(PATH_WEIGHTS)}: see docs/distribution_alignment.md"
+        "plain",
+        f"weight of the times of the path, one of {', '.join(PATH_WEIGHTS)}: see docs/distribution_alignment.md",
     )
     t_max: float = option(0.98, "end of the path that counts, below 1")
     t_first: float = option(0.98, "t_max at the start, where coarse structure is to come first")
@@ -87,8 +88,8 @@ class OnlineFlow:
         total_updates: length of a cosine schedule.
         seed: of the noise, and of a sequence flow's weights.
         micro_batches: in how many equal parts, one after the other, each process's latents were made (gradient accumulation).
-        half: train it under bfloat16 autocast.
-        workers: this process among those of the run; by default as ``torch.distributed`` is set up.
+        bf16: train it under bfloat16 autocast.
+        world: this process among those of the run; by default as ``torch.distributed`` is set up.
     """
 
     def __init__(
@@ -100,13 +101,13 @@ class OnlineFlow:
         total_updates: int = 1,
         seed: int = 0,
         micro_batches: int = 1,
-        half: bool = False,
-        workers: Workers | None = None,
+        bf16: bool = False,
+        world: World | None = None,
     ) -> None:
-        self.half = half
+        self.bf16 = bf16
         self.config, self.seed, self.micro_batches = config or OnlineFlowConfig(), seed, micro_batches
         network = prior if isinstance(prior, VelocityMLP) else prior.velocity
-        self.workers = workers or current_workers(next(network.parameters()).device)
+        self.world = world or current_world(next(network.parameters()).device)
         if self.config.scope == "sequence":
             if tokens < 1:
                 raise ValueError("the flow of whole sequences is built for a number of tokens: pass tokens=")
@@ -114,16 +115,18 @@ class OnlineFlow:
         else:
             velocity = copy.deepcopy(network).requires_grad_(True)
         self.tokens, optim = tokens, self.config.optim
-        self.own = OwnNetwork(velocity, optim, total_updates * self.config.steps, self.workers, name="the online flow")
+        self.auxiliary = AuxiliaryNetwork(
+            velocity, optim, total_updates * self.config.steps, self.world, name="the online flow"
+        )
         self.ema = EMA(velocity, optim.ema_decay) if optim.ema_decay else None
         self.updates = 0
-        self.seen = torch.zeros(2, device=self.workers.device)  # claimed and found since the last update
-        self.power = torch.zeros(2, device=self.workers.device)  # their running means
+        self.power_since = torch.zeros(2, device=self.world.device)  # predicted and observed since the last update
+        self.power = torch.zeros(2, device=self.world.device)  # their running means
 
     @property
     def velocity(self) -> nn.Module:
         """The network that is trained."""
-        return self.own.module
+        return self.auxiliary.module
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -163,22 +166,22 @@ class OnlineFlow:
         draws["group_size"] = self.group_size(latents.shape[-2], draws.get("group_size", 1)) if latents.dim() > 1 else 1
         terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.t_max, **draws)
         if torch.is_grad_enabled():
-            told = torch.stack([terms.claimed, terms.found])
+            power = torch.stack([terms.predicted, terms.observed])
             # A step that is not finite is skipped: it leaves nothing.
-            self.seen += torch.where(told.isfinite().all(), told, 0.0)
+            self.power_since += torch.where(power.isfinite().all(), power, 0.0)
         return terms.loss + alignment_loss(prior, latents, **draws) if both else terms.loss
 
     @property
     def lag(self) -> Tensor:
         """How far the latents are ahead of this flow, in the direction from the prior to it; 0 where it is right.
 
-        With ``claimed = E w |v_q - v_p|^2`` and ``found = E w <y - x0 - v_p, v_q - v_p>``, running means over updates, the difference
-        ``found - claimed`` by the larger of the two. Given ``x_t``, ``y - x0`` has the latents' true velocity as its mean, so that the two are
+        With ``predicted = E w |v_q - v_p|^2`` and ``observed = E w <y - x0 - v_p, v_q - v_p>``, running means over updates, the difference
+        ``observed - predicted`` by the larger of the two. Given ``x_t``, ``y - x0`` has the latents' true velocity as its mean, so that the two are
         equal where ``v_q`` is right. Towards 1 the latents are further from the target than ``v_q`` knows; at -1 nothing of the difference
-        that it claims is real (any more), and below it points the wrong way. 0 before the first update.
+        that it predicts is real (any more), and below it points the wrong way. 0 before the first update.
         """
-        claimed, found = self.power
-        return (found - claimed) / torch.maximum(found.abs(), claimed).clamp(min=1e-30)
+        predicted, observed = self.power
+        return (observed - predicted) / torch.maximum(observed.abs(), predicted).clamp(min=1e-30)
 
     def update(self, latents: Tensor) -> dict[str, Tensor]:
         """Train ``v_q`` on ``latents (..., n, C)``, or ``(B, C)``, by Eq. 3; after the step of whatever made them.
@@ -197,15 +200,15 @@ class OnlineFlow:
         for step in range(self.updates * config.steps, (self.updates + 1) * config.steps):
             noise, t = self._draw(step, latents, size)
             # Without autocast's cache: it would keep what was cast before the weights of the step before moved.
-            with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
+            with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
                 loss = flow_matching_loss(self.velocity, latents, group_size=size, noise=noise, t=t)
-            self.own.minimise(loss, step)
+            self.auxiliary.minimise(loss, step)
             if self.ema is not None:
                 self.ema.update(step)
         self.updates += 1
-        seen = self.workers.sum(self.seen.clone())
-        self.power = torch.lerp(self.power, seen, 1 - min(LAG_DECAY, (self.updates - 1) / (self.updates + 9)))
-        self.seen.zero_()
+        power = self.world.all_reduce(self.power_since.clone())
+        self.power = torch.lerp(self.power, power, 1 - min(LAG_DECAY, (self.updates - 1) / (self.updates + 9)))
+        self.power_since.zero_()
         return {"online_loss": loss.detach(), "online_lag": self.lag}
 
     def _draw(self, step: int, latents: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -214,8 +217,8 @@ class OnlineFlow:
         part, pairs = batch // self.micro_batches, self.config.pairs
         noises, times = [], []
         for micro in range(self.micro_batches):
-            slot, slots = micro * self.workers.count + self.workers.rank, self.micro_batches * self.workers.count
-            random = StepRandom(self.seed, step, slot, slots, self.workers.device)
+            slot, slots = micro * self.world.size + self.world.rank, self.micro_batches * self.world.size
+            random = StepRandom(self.seed, step, slot, slots, self.world.device)
             noises.append(random.normal("online noise", part, pairs, n, channels))
             times.append(random.times("online t", part, pairs, n // size))
         return torch.cat(noises), torch.cat(times)
@@ -224,19 +227,19 @@ class OnlineFlow:
         """Everything that a resumed run needs."""
         average = {"ema": self.ema.state_dict()} if self.ema is not None else {}
         return {
-            "own": self.own.state_dict(),
+            "own": self.auxiliary.state_dict(),
             **average,
             "updates": self.updates,
             "power": self.power,
-            "seen": self.seen,
+            "seen": self.power_since,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.own.load_state_dict(state["own"])
+        self.auxiliary.load_state_dict(state["own"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.updates = state["updates"]
-        self.power, self.seen = (state[name].to(self.workers.device, copy=True) for name in ("power", "seen"))
+        self.power, self.power_since = (state[name].to(self.world.device, copy=True) for name in ("power", "seen"))
 
 
 class SequenceVelocity(nn.Module):

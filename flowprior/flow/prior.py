@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, one_line
 from flowprior.flow import likelihood
 from flowprior.flow.losses import alignment_loss, draw_pairs
@@ -20,8 +21,7 @@ from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
 from flowprior.flow.time_grid import KeptModulations, TimeGrid
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.distributed import Workers, best_device
-from flowprior.training.files import (
+from flowprior.run.files import (
     build_saved,
     load_weights,
     read_json,
@@ -30,8 +30,7 @@ from flowprior.training.files import (
     write_json,
     write_tensors,
 )
-from flowprior.training.hub import push_folder, saved_folder
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.run.hub import push_folder, saved_folder
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
 
@@ -209,26 +208,27 @@ class FlowPrior(nn.Module):
         Raises:
             ValueError: features or sizes that :func:`fit_target_map` refuses.
         """
+        from flowprior.training.loop import TrainConfig, TrainingLoop  # not needed to use a prior
+
         features = torch.as_tensor(features).detach()
         settings = TargetMapSettings(channels, projection, seed=seed)
         generator = torch.Generator().manual_seed(stream_seed(seed, "velocity"))
-        workers = Workers(device=best_device())
+        world = World(device=best_device())
         objective = FlowMatchingObjective(
             VelocityMLP(channels, width, depth, generator=generator), fit_target_map(features, settings), group_size=16
         )
-        objective.to(workers.device)
+        objective.to(world.device)
         loop = TrainingLoop(
             objective,
             objective.velocity,
             TrainConfig(steps=steps, global_batch=batch_size, seed=seed),
             OptimConfig(lr=lr, warmup_steps=min(2500, steps // 10)),
-            workers,
+            world,
             description="flow prior",
             progress=progress,
         )
-        with torch.random.fork_rng(
-            devices=[workers.device] if workers.device.type == "cuda" else []
-        ):  # the loop seeds the global generators, which are the caller's
+        devices = [world.device] if world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the loop seeds the global generators, which are the caller's
             loop.run(_random_rows(features, batch_size, seed))
         with loop.averaged_weights():
             weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}

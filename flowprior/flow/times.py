@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 
 
 @dataclass
@@ -16,10 +16,10 @@ class TimeConfig:
     """The distribution of training times in [0, 1]."""
 
     distribution: Literal["uniform", "logit_normal"] = option(
-        "uniform", "uniform (the paper), or logit_normal: the sigmoid of a normal number"
+        "uniform", "how times are drawn: uniform (the paper), or logit_normal: the sigmoid of a normal number"
     )
-    mean: float = option(0.0, "of the normal number; above 0 favours data, below 0 noise")
-    std: float = option(1.0, "of the normal number")
+    mean: float = option(0.0, "mean of the normal number; above 0 favours data, below 0 noise")
+    std: float = option(1.0, "standard deviation of the normal number")
 
     def __post_init__(self) -> None:
         if not self.std > 0:

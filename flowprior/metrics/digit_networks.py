@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flowprior.data.digits import NUM_CLASSES, digit_images, digit_split
 from flowprior.errors import UserError, entry_point, one_line
-from flowprior.training.files import load_weights, read_tensors, write_tensors
+from flowprior.run.files import load_weights, read_tensors, write_tensors
 
 WEIGHTS = Path(__file__).parent / "weights"
 COMMAND = "python -m flowprior.metrics.digit_networks"

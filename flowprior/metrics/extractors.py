@@ -24,8 +24,8 @@ from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.metrics.statistics import Statistics, StreamingMoments
 from flowprior.pretrained.timm_models import build_timm, hub_weights
-from flowprior.training.archives import load_pt
-from flowprior.training.files import file_sha256, tensors_fingerprint
+from flowprior.run.archives import load_pt
+from flowprior.run.files import file_sha256, tensors_fingerprint
 
 CHUNK = 4096
 INCEPTION_SHA256 = "6726825d"  # how the hash of torch-fidelity's file begins
@@ -143,8 +143,8 @@ class Extractor:
     def __call__(self, images: Tensor) -> Features:
         """Features of uint8 images ``(B, 3, H, W)``, on the extractor's device; it resizes as it was trained to."""
         if not torch.is_tensor(images) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            found = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
-            raise ValueError(f"expected batches of uint8 images (B, 3, H, W), got {found}")
+            given = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
+            raise ValueError(f"expected batches of uint8 images (B, 3, H, W), got {given}")
         spec, module = EXTRACTORS[self.name], self.module
         layers = {name: layer.float() for name, layer in zip(module.features_list, module(images.to(self.device)))}
         return Features(layers[spec.fid_layer], layers[spec.isc_layer], layers[spec.prc_layer], self.name)
@@ -197,15 +197,15 @@ class SpatialInception(FeatureExtractorInceptionV3):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 ``(B, 3, H, W)`` to float32 ``(B, 2023)``, in ADM's order: rows, columns, channels."""
-        seen: list[Tensor] = []
-        hook = self.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        outputs: list[Tensor] = []
+        hook = self.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: outputs.append(output))
         self.features_list = ["768"]  # the nearest of the usual layers behind it: nothing more is computed
         try:
             super().forward(images)
         finally:
             hook.remove()
             self.features_list = ["2023"]
-        return (seen[0][:, : self.CHANNELS].permute(0, 2, 3, 1).flatten(1).float(),)
+        return (outputs[0][:, : self.CHANNELS].permute(0, 2, 3, 1).flatten(1).float(),)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:

@@ -13,14 +13,14 @@ from torch import Tensor
 from flowprior.data.image_archive import ImageArchive
 from flowprior.data.images import ImageSource
 from flowprior.data.order import SampleKey
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics.extractors import Extractor, Features
 from flowprior.metrics.statistics import Statistics, StreamingMoments
 from flowprior.progress import progress_bar
-from flowprior.training.distributed import Workers
 
 BATCH = 128
-ONE_PROCESS = Workers()
+ONE_PROCESS = World()
 
 
 class ImageSet:
@@ -32,7 +32,7 @@ class ImageSet:
         extractor: what :meth:`features` and :meth:`statistics` use unless they are given another.
         labels: the class of every image, int64 ``(N,)``.
         progress: show a bar while extracting.
-        workers: batches are dealt out to all processes, each of which makes the same calls and gets the same answers.
+        world: batches are dealt out to all processes, each of which makes the same calls and gets the same answers.
         known: moments that are known without looking, by extractor.
 
     Attributes:
@@ -48,13 +48,13 @@ class ImageSet:
         labels: Tensor | None = None,
         *,
         progress: bool = False,
-        workers: Workers = ONE_PROCESS,
+        world: World = ONE_PROCESS,
         known: dict[str, Statistics] | None = None,
     ) -> None:
         if torch.is_tensor(images) and labels is not None and len(labels) != len(images):
             raise ValueError(f"expected one label per image, got {len(images)} images and {len(labels)} labels")
         self._images, self.extractor, self.labels = images, extractor, labels
-        self.progress, self.workers, self.known = progress and workers.is_main, workers, known or {}
+        self.progress, self.world, self.known = progress and world.is_main, world, known or {}
         if torch.is_tensor(images):
             self.size = tuple(images.shape[-2:])
         self._features: dict[str, Features] = {}
@@ -102,9 +102,9 @@ class ImageSet:
         extractor = extractor or self.extractor
         if extractor.name not in self._features:
             parts = [extractor(batch).cpu() for batch in self._mine(extractor)]
-            if self.workers.count == 1 and not parts:
+            if self.world.size == 1 and not parts:
                 raise ValueError("there are no images to extract features from")
-            self._features[extractor.name] = join_features(parts, extractor, self.workers)
+            self._features[extractor.name] = join_features(parts, extractor, self.world)
         return self._features[extractor.name]
 
     def statistics(self, extractor: Extractor | None = None) -> Statistics:
@@ -118,14 +118,14 @@ class ImageSet:
             moments = StreamingMoments()
             for batch in self._mine(extractor):
                 moments.update(extractor(batch).fid)
-            moments.sum_over(self.workers)
+            moments.sum_over(self.world)
             if moments.count < 2:
                 raise UserError(f"FID needs at least 2 images, got {moments.count}")
             self._moments[extractor.name] = moments.statistics(extractor.name)
         return self._moments[extractor.name]
 
     def _mine(self, extractor: Extractor) -> Iterable[Tensor]:
-        rank, count = self.workers.rank, self.workers.count
+        rank, count = self.world.rank, self.world.size
         if self._part is not None:
             batches = self._part(rank, count)
         else:
@@ -141,18 +141,18 @@ class ImageSet:
         return batch
 
 
-def join_features(parts: list[Features], extractor: Extractor, workers: Workers) -> Features:
+def join_features(parts: list[Features], extractor: Extractor, world: World) -> Features:
     """All processes' features, each of every ``count``-th batch of :data:`BATCH` images, in the images' order."""
-    if workers.count == 1:
+    if world.size == 1:
         return Features.concatenate(parts)
-    places = [torch.arange(p.count) + (workers.rank + n * workers.count) * BATCH for n, p in enumerate(parts)]
+    places = [torch.arange(p.count) + (world.rank + n * world.size) * BATCH for n, p in enumerate(parts)]
     mine = Features.concatenate(parts) if parts else None
-    empty, [two_layers] = torch.empty(0, 0), workers.any(mine is not None and mine.prc is not mine.fid)
+    empty, [two_layers] = torch.empty(0, 0), world.any(mine is not None and mine.prc is not mine.fid)
 
     def join(layer: Tensor | None) -> Tensor:
         if layer is None:
-            return workers.join_rows(empty, empty)
-        return workers.join_rows(layer, torch.cat(places))
+            return world.all_gather_rows(empty, empty)
+        return world.all_gather_rows(layer, torch.cat(places))
 
     fid, logits = join(mine and mine.fid), join(mine and mine.logits)
     return Features(fid, logits, join(mine and mine.prc) if two_layers else fid, extractor.name)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics.image_set import ImageSet
-from flowprior.training.distributed import Workers
 
 NEIGHBOURHOOD = 3
 BLOCK = 2048
@@ -26,7 +26,7 @@ def precision_recall(generated: ImageSet, reference: ImageSet) -> dict[str, floa
     if smallest <= NEIGHBOURHOOD:
         raise UserError(f"precision and recall need at least {NEIGHBOURHOOD + 1} images, got {smallest}")
     inside_real, inside_generated = manifold_members(
-        *layers, NEIGHBOURHOOD, generated.workers, generated.extractor.device
+        *layers, NEIGHBOURHOOD, generated.world, generated.extractor.device
     )
     return {"precision": inside_real.double().mean().item(), "recall": inside_generated.double().mean().item()}
 
@@ -36,7 +36,7 @@ def manifold_members(
     first: Tensor,
     second: Tensor,
     neighbours: int = NEIGHBOURHOOD,
-    workers: Workers = Workers(),  # noqa: B008 (immutable)
+    world: World = World(),  # noqa: B008 (immutable)
     device: torch.device | str = "cpu",
     block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
@@ -47,20 +47,20 @@ def manifold_members(
     Args:
         first, second: both have more than ``neighbours`` points.
         neighbours: k.
-        workers: pairs of blocks are dealt out to all processes.
+        world: pairs of blocks are dealt out to all processes.
         device: where distances are computed; ``block``^2 of them are held there at once.
         block: points in a block.
     """
     centre = second.mean(dim=0)  # small coordinates lose less in |a|^2 - 2ab + |b|^2
     one, other = (_Blocks(points - centre, block, device) for points in (first, second))
-    radii = [ball_radii(points, neighbours, workers) for points in (one, other)]
+    radii = [ball_radii(points, neighbours, world) for points in (one, other)]
     inside = [torch.zeros(len(points), device=device) for points in (one, other)]
     pairs = [(row, column) for row in range(one.count) for column in range(other.count)]
-    for i, j in _share(pairs, workers):
+    for i, j in _share(pairs, world):
         distances, rows, columns = squared_distances(one, i, other, j), one.place(i), other.place(j)
         inside[0][rows] += (distances <= radii[1][columns]).any(dim=1)
         inside[1][columns] += (distances <= radii[0][rows].unsqueeze(1)).any(dim=0)
-    members = [workers.sum(part.to(workers.device)).cpu() > 0 for part in inside]
+    members = [world.all_reduce(part.to(world.device)).cpu() > 0 for part in inside]
     return members[0], members[1]
 
 
@@ -86,19 +86,19 @@ def squared_distances(one: _Blocks, i: int, other: _Blocks, j: int) -> Tensor:
     return distances.add_(one.norms[one.place(i)].unsqueeze(1)).clamp_(min=0)
 
 
-def ball_radii(points: _Blocks, neighbours: int, workers: Workers) -> Tensor:
+def ball_radii(points: _Blocks, neighbours: int, world: World) -> Tensor:
     """The squared distance of each point to its ``neighbours``-th nearest other one, ``(N,)``; every pair of blocks is met once."""
     nearest = torch.full((len(points), neighbours + 1), float("inf"), device=points.device)  # a point is its own first
     pairs = [(row, column) for row in range(points.count) for column in range(row, points.count)]
-    for i, j in _share(pairs, workers):
+    for i, j in _share(pairs, world):
         distances = squared_distances(points, i, points, j)
         _keep_nearest(nearest[points.place(i)], distances)
         if i != j:
             _keep_nearest(nearest[points.place(j)], distances.T)
-    if workers.count > 1:
-        everyone = torch.zeros(workers.count, *nearest.shape, device=workers.device)
-        everyone[workers.rank] = nearest.nan_to_num(posinf=torch.finfo(nearest.dtype).max)
-        nearest = workers.sum(everyone).movedim(0, 1).flatten(1).to(points.device)  # (N, processes (k + 1))
+    if world.size > 1:
+        everyone = torch.zeros(world.size, *nearest.shape, device=world.device)
+        everyone[world.rank] = nearest.nan_to_num(posinf=torch.finfo(nearest.dtype).max)
+        nearest = world.all_reduce(everyone).movedim(0, 1).flatten(1).to(points.device)  # (N, processes (k + 1))
     return nearest.kthvalue(neighbours + 1, dim=1).values
 
 
@@ -108,5 +108,5 @@ def _keep_nearest(nearest: Tensor, distances: Tensor) -> None:
     nearest.copy_(torch.cat([nearest, best], dim=1).topk(nearest.shape[1], dim=1, largest=False).values)
 
 
-def _share(pairs: list[tuple[int, int]], workers: Workers) -> list[tuple[int, int]]:
-    return pairs[workers.rank :: workers.count]
+def _share(pairs: list[tuple[int, int]], world: World) -> list[tuple[int, int]]:
+    return pairs[world.rank :: world.size]

@@ -70,7 +70,7 @@ def foreign_images(extractor: str, digits: bool) -> str:
     if EXTRACTORS[extractor].trained_on != DIGITS or digits:
         return ""
     return (
-        f"the extractor '{extractor}' was trained on {DIGITS} at 32 x 32: figures of other images by it mean little; "
+        f"the extractor '{extractor}' was trained on {DIGITS} at 32 x 32: metrics of other images by it mean little; "
         "write evaluate.extractor=inception"
     )
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.archives import archive_members, is_archive, read_arrays
-from flowprior.training.distributed import Workers
-from flowprior.training.files import write_bytes
+from flowprior.run.archives import archive_members, is_archive, read_arrays
+from flowprior.run.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -161,20 +161,20 @@ class StreamingMoments:
         self.mean += shift * (len(x) / total)
         self.count = total
 
-    def sum_over(self, workers: Workers) -> None:
+    def sum_over(self, world: World) -> None:
         """Join the moments of all processes; afterwards every process has those of all features."""
-        if workers.count == 1:
+        if world.size == 1:
             return
-        dims = torch.zeros(workers.count, dtype=torch.long, device=workers.device)
-        dims[workers.rank] = len(self.mean)
-        dim = int(workers.sum(dims).max())
+        dims = torch.zeros(world.size, dtype=torch.long, device=world.device)
+        dims[world.rank] = len(self.mean)
+        dim = int(world.all_reduce(dims).max())
         if not self.count:  # fewer batches than processes
             self.mean, self.scatter = torch.zeros(dim).double(), torch.zeros(dim, dim).double()
-        mean, scatter = self.mean.to(workers.device), self.scatter.to(workers.device)
-        total = int(workers.sum(torch.tensor([self.count], device=workers.device)))
-        common = workers.sum(mean * (self.count / max(1, total)))
+        mean, scatter = self.mean.to(world.device), self.scatter.to(world.device)
+        total = int(world.all_reduce(torch.tensor([self.count], device=world.device)))
+        common = world.all_reduce(mean * (self.count / max(1, total)))
         shift = mean - common  # (d,)
-        self.scatter = workers.sum(scatter + torch.outer(shift, shift) * self.count)
+        self.scatter = world.all_reduce(scatter + torch.outer(shift, shift) * self.count)
         self.mean, self.count = common, total
 
     def statistics(self, extractor: str | None = None, crop: str | None = None) -> Statistics:

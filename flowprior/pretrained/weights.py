@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
-from flowprior.training.archives import load_pt
-from flowprior.training.files import read_tensors
+from flowprior.run.archives import load_pt
+from flowprior.run.files import read_tensors
 
 # What wrappers put before every name: DataParallel and DDP, torch.compile, Lightning modules, and models that hold the network as a part.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "network.", "net.", "trunk.", "vit.")
@@ -44,23 +44,23 @@ def read_weights(file: str | Path, what: str = "file of pretrained weights") -> 
         raise UserError(f"the {what} {file} is not PyTorch's: name a .safetensors or .pth file of the same network")
     if file.suffix == ".safetensors" or not file.is_file():
         return Weights(file, what, _strided(read_tensors(file, what), f"{what} {file}"))
-    found, changes = load_pt(file, what, map_location="cpu"), ()
-    if not isinstance(found, dict):
-        raise UserError(f"the {what} {file} must hold a dictionary of tensors, not a {type(found).__name__}")
-    while sets := {name: value for name, value in found.items() if _holds_tensors(value)}:
-        loose = [name for name, value in found.items() if isinstance(value, Tensor)]
+    content, changes = load_pt(file, what, map_location="cpu"), ()
+    if not isinstance(content, dict):
+        raise UserError(f"the {what} {file} must hold a dictionary of tensors, not a {type(content).__name__}")
+    while sets := {name: value for name, value in content.items() if _holds_tensors(value)}:
+        loose = [name for name, value in content.items() if isinstance(value, Tensor)]
         if len(sets) > 1 or loose:
             first = f"torch.save(torch.load('{file.name}', weights_only=True)['{next(iter(sets))}'], 'weights.pth')"
             raise UserError(
                 f"the {what} {file} holds several sets of tensors ({_few([*sets, *loose])}): save the one that is meant alone, "
                 f"{first} for the first, and name that file"
             )
-        (name, inner), others = next(iter(sets.items())), [str(n) for n in found if n not in sets]
-        found, changes = inner, (*changes, f"'{name}' is taken" + (f", not {_few(others)}" if others else ""))
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+        (name, inner), others = next(iter(sets.items())), [str(n) for n in content if n not in sets]
+        content, changes = inner, (*changes, f"'{name}' is taken" + (f", not {_few(others)}" if others else ""))
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"the {what} {file} holds no tensors")
-    if plain := [str(name) for name in found if str(name) not in tensors]:
+    if plain := [str(name) for name in content if str(name) not in tensors]:
         changes += (f"{_few(plain)} left out, no tensors",)
     return Weights(file, what, _strided(tensors, f"{what} {file}"), changes)
 

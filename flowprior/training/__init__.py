@@ -1,1 +1,1 @@
-"""What each trainer stands on: config, distributed, checkpoint, loop, optimiser and schedule, EMA, reporting."""
+"""What happens in a step: loop, optimiser and schedule, EMA, checkpoint, randomness, precision, compilation."""

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 
 from flowprior.errors import NonFiniteLoss, UserError, one_line
-from flowprior.training.archives import load_pt
-from flowprior.training.files import (
+from flowprior.run.archives import load_pt
+from flowprior.run.files import (
     file_sha256,
     flush_to_disk,
     read_json,

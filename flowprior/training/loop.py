@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flowprior.distributed import World
 from flowprior.errors import NonFiniteLoss, UserError
 from flowprior.progress import progress_bar
+from flowprior.run.config import option
+from flowprior.run.reporting import RunLog
 from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.compilation import compile_parts, compiler_failures_told
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
 from flowprior.training.ema import EMA
 from flowprior.training.non_finite import SkippedSteps, what_is_not_finite
 from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 from flowprior.training.randomness import StepRandom
-from flowprior.training.reporting import RunLog
 from flowprior.training.step_window import StepWindow
 
 # Buffers are alike in all processes without DDP's help; since torch 2.14 the option has another name.
@@ -45,15 +45,15 @@ class TrainConfig:
     steps: int = option(1000, "optimiser steps")
     global_batch: int = option(64, "samples per step, over all processes and accumulated micro-batches")
     accumulation: int = option(1, "micro-batches per step in every process")
-    seed: int = option(0, "of weights, data order, augmentation and noise")
+    seed: int = option(0, "seed of weights, data order, augmentation and noise")
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "auto: bfloat16 autocast on a GPU, float32 on a CPU"
     )
     compile: bool = option(
         False, "torch.compile the model, which takes the first steps up to minutes", changes_result=False
     )
-    workers: int = option(0, "data loading processes per training process", changes_result=False)
-    log_steps: int = option(20, "write figures every so many steps", changes_result=False)
+    loader_workers: int = option(0, "processes that load data, per rank", changes_result=False, formerly="workers")
+    log_steps: int = option(20, "write metrics every so many steps", changes_result=False)
     eval_steps: int = option(500, "evaluate every so many steps; 0: at the end only")
     checkpoint_steps: int = option(500, "save every so many steps; 0: at the end only", changes_result=False)
     keep_checkpoints: int = option(2, "how many checkpoints stay", changes_result=False)
@@ -69,10 +69,10 @@ class TrainConfig:
             raise ValueError("steps, global_batch, accumulation, log_steps and keep_checkpoints are at least 1")
         if self.non_finite_steps < 1:
             raise ValueError("non_finite_steps is at least 1, which ends the run at the first of them")
-        if min(self.eval_steps, self.checkpoint_steps, self.workers) < 0:
-            raise ValueError("eval_steps, checkpoint_steps and workers cannot be negative")
+        if min(self.eval_steps, self.checkpoint_steps, self.loader_workers) < 0:
+            raise ValueError("eval_steps, checkpoint_steps and loader_workers cannot be negative")
 
-    def half(self, device: torch.device) -> bool:
+    def uses_bf16(self, device: torch.device) -> bool:
         """Whether forward passes run under bfloat16 autocast."""
         return self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
 
@@ -107,7 +107,7 @@ class TrainingLoop:
         objective: see :class:`Objective`. Its parameters that require gradients are trained.
         model: the module inside it to average.
         config, optim: see the classes.
-        workers: this process among those of the run.
+        world: this process among those of the run.
         folder: of the stage, for checkpoints and the log; None keeps nothing (a library call).
         saved: what a resumed run needs besides the model, optimiser and average: a regulariser's own networks, say.
         description: before the progress bar.
@@ -120,22 +120,22 @@ class TrainingLoop:
         model: nn.Module,
         config: TrainConfig,
         optim: OptimConfig,
-        workers: Workers,
+        world: World,
         folder: Path | None = None,
         saved: dict[str, Stateful] | None = None,
         description: str = "train",
         progress: bool = True,
     ) -> None:
-        self.config, self.optim, self.workers, self.folder = config, optim, workers, folder
+        self.config, self.optim, self.world, self.folder = config, optim, world, folder
         self.model, self.description = model, description
-        self.progress = progress and workers.is_main
+        self.progress = progress and world.is_main
         self.optimizer = make_optimizer(objective, optim)
         self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
         if config.compile:
             compile_parts(model, backward_again=getattr(objective, "backward_again", False))
         forward: nn.Module = objective
-        if workers.count > 1:
-            devices = [workers.device.index] if workers.device.type == "cuda" else None
+        if world.size > 1:
+            devices = [world.device.index] if world.device.type == "cuda" else None
             forward = DistributedDataParallel(forward, device_ids=devices, **{OWN_BUFFERS: False})
         self.objective, self.forward = objective, forward
         self.skipped = SkippedSteps(config.non_finite_steps)
@@ -144,29 +144,29 @@ class TrainingLoop:
         if self.ema is not None:
             objects["ema"] = self.ema
         self.checkpoints = Checkpoints(folder / "checkpoints", objects, config.keep_checkpoints) if folder else None
-        self.step = self.checkpoints.load_latest(workers.device) if self.checkpoints else 0
-        found = workers.gather(self.step)  # and nobody removes anything before everybody has read
-        if len(set(found)) > 1:
+        self.step = self.checkpoints.load_latest(world.device) if self.checkpoints else 0
+        starts = world.all_gather(self.step)  # and nobody removes anything before everybody has read
+        if len(set(starts)) > 1:
             raise UserError(
-                f"the processes find checkpoints of different steps ({min(found)} to {max(found)}) in {folder}: "
+                f"the processes find checkpoints of different steps ({min(starts)} to {max(starts)}) in {folder}: "
                 "run_dir must lie on a disk that all nodes share"
             )
-        if self.checkpoints and workers.is_main:
+        if self.checkpoints and world.is_main:
             self.checkpoints.sweep()
-        self.log = RunLog(folder, self.step, config.tensorboard) if folder and workers.is_main else None
-        half = config.half(workers.device)
-        self.autocast = torch.autocast(workers.device.type, torch.bfloat16) if half else contextlib.nullcontext()
+        self.log = RunLog(folder, self.step, config.tensorboard) if folder and world.is_main else None
+        bf16 = config.uses_bf16(world.device)
+        self.autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         self.stop_signal: int | None = None
         self.stopping = False
         # For a single step, which a benchmark makes by itself: run() opens its own.
-        self.window = StepWindow(workers, self.step)
+        self.window = StepWindow(world, self.step)
 
     def run(
         self,
         batches: Iterable[dict[str, Tensor]],
         evaluate: Callable[[int], dict[str, float]] | None = None,
-        after_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
-        beside: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
+        after_optimizer_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
+        before_optimizer_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
     ) -> dict[str, float]:
         """Train until ``config.steps``.
 
@@ -176,19 +176,19 @@ class TrainingLoop:
         Args:
             batches: micro-batches from position ``step * accumulation`` on, this process's share of each.
             evaluate: called in every process, every ``eval_steps`` and at the end, with averaged weights in place and no
-                gradients; its figures are logged.
-            after_step: called with the step's terms and the step. Terms that are not scalars are those of all of this process's
+                gradients; its metrics are logged.
+            after_optimizer_step: called with the step's terms and the step. Terms that are not scalars are those of all of this process's
                 micro-batches, one after the other.
-            beside: called likewise, but before the model's weights move, for networks that train beside it; the figures that it returns
+            before_optimizer_step: called likewise, but before the model's weights move, to train auxiliary networks; the metrics that it returns
                 are logged. If it raises :class:`NonFiniteLoss`, in all processes, the model keeps still as well.
 
         Returns:
-            The last evaluation's figures; empty where this call had no step left to make.
+            The last evaluation's metrics; empty where this call had no step left to make.
 
         Raises:
             NonFiniteLoss: ``config.non_finite_steps`` steps in a row were skipped.
         """
-        if self.step and self.step < self.config.steps and self.workers.is_main:
+        if self.step and self.step < self.config.steps and self.world.is_main:
             print(f"{self.description}: going on from step {self.step}", file=sys.stderr, flush=True)
         evaluated: dict[str, float] = {}
         stream, config = iter(batches), self.config
@@ -199,32 +199,32 @@ class TrainingLoop:
             unit="step",
             disable=not self.progress,
         )
-        self.window = StepWindow(self.workers, self.step)
+        self.window = StepWindow(self.world, self.step)
         with contextlib.suppress(CompilerInterrupted), self._signals_noted(), bar:
             while self.step < config.steps and not self.stopping:
-                terms = self._train_step(stream, beside)
-                if terms and after_step is not None:
-                    terms |= after_step(terms, self.step)
+                terms = self._train_step(stream, before_optimizer_step)
+                if terms and after_optimizer_step is not None:
+                    terms |= after_optimizer_step(terms, self.step)
                 self.window.add(terms)
                 self.step += 1
                 bar.update()
                 last = self.step == config.steps
                 if self.step % config.log_steps == 0 or last:
-                    figures = self.window.close(self.step)
+                    metrics = self.window.close(self.step)
                     if self.skipped.total:
-                        figures["skipped_steps"] = self.skipped.total
-                    self._write(figures)
-                    bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
+                        metrics["skipped_steps"] = self.skipped.total
+                    self._write(metrics)
+                    bar.set_postfix(loss=f"{metrics.get('loss', float('nan')):.4f}", refresh=False)
                 if evaluate is not None and (last or (config.eval_steps and self.step % config.eval_steps == 0)):
                     evaluated = self._evaluated(evaluate)
                     self._write(evaluated)
                 # Several processes stop together, after the step in which all have heard of it.
-                if self.workers.count == 1:
+                if self.world.size == 1:
                     self.stopping = self.stop_signal is not None
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
             if not self.stopping:  # a signal that came behind the last step stops what would follow
-                [self.stopping] = self.workers.any(self.stop_signal is not None)
+                [self.stopping] = self.world.any(self.stop_signal is not None)
         if self.log is not None:
             self.log.close()
         if self.stopping:
@@ -232,7 +232,7 @@ class TrainingLoop:
             raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
         return evaluated
 
-    def _train_step(self, stream: Any, beside: Callable | None = None) -> dict[str, Tensor]:
+    def _train_step(self, stream: Any, before_optimizer_step: Callable | None = None) -> dict[str, Tensor]:
         """One optimiser step over ``accumulation`` micro-batches; returns the mean of their scalar terms and all rows of the others,
         or nothing where the step was skipped."""
         rate = learning_rate(self.step, self.config.steps, self.optim)
@@ -245,15 +245,15 @@ class TrainingLoop:
             sums, whole = self._accumulate(stream)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        bad_somewhere, self.stopping = self.workers.any(
+        bad_somewhere, self.stopping = self.world.any(
             ~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None
         )
         if bad_somewhere:
-            return self._skip(what_is_not_finite({**sums, **whole}, self.objective, self.workers))
+            return self._skip(what_is_not_finite({**sums, **whole}, self.objective, self.world))
         terms = {**sums, **whole, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
-        if beside is not None:
+        if before_optimizer_step is not None:
             try:
-                terms |= beside(terms, self.step)
+                terms |= before_optimizer_step(terms, self.step)
             except NonFiniteLoss as error:
                 return self._skip(str(error))
         if self.optim.clip_norm:
@@ -267,19 +267,19 @@ class TrainingLoop:
 
     def _accumulate(self, stream: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gradients of all micro-batches' mean loss; returns the mean of their scalar terms, and all rows of the others."""
-        config, workers = self.config, self.workers
+        config, world = self.config, self.world
         sums: dict[str, Tensor] = {}
         samples: dict[str, list[Tensor]] = {}
         for micro in range(config.accumulation):
             start = time.perf_counter()
             batch = next(stream)
             self.window.waited += time.perf_counter() - start
-            batch = {name: value.to(workers.device, non_blocking=True) for name, value in batch.items()}
-            slot, slots = micro * workers.count + workers.rank, config.accumulation * workers.count
-            random = StepRandom(config.seed, self.step, slot, slots, workers.device)
+            batch = {name: value.to(world.device, non_blocking=True) for name, value in batch.items()}
+            slot, slots = micro * world.size + world.rank, config.accumulation * world.size
+            random = StepRandom(config.seed, self.step, slot, slots, world.device)
             random.seed_dropout()
             last = micro + 1 == config.accumulation
-            with contextlib.nullcontext() if last or workers.count == 1 else self.forward.no_sync():
+            with contextlib.nullcontext() if last or world.size == 1 else self.forward.no_sync():
                 with self.autocast:
                     terms = self.forward(batch, random)
                 (terms["loss"] / config.accumulation).backward()
@@ -293,7 +293,7 @@ class TrainingLoop:
     def _skip(self, problem: str) -> dict[str, Tensor]:
         """Leave everything as it was before this step."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.skipped.add(self.step, problem, tell=self.workers.is_main)
+        self.skipped.add(self.step, problem, tell=self.world.is_main)
         return {}
 
     @torch.no_grad()
@@ -302,14 +302,14 @@ class TrainingLoop:
         self.objective.eval()
         # Interrupted, the step is whole; the last one is made again, for its evaluation.
         with self._compiling(saves=self.step < self.config.steps), self.averaged_weights(), self.autocast:
-            figures = evaluate(self.step)
+            metrics = evaluate(self.step)
         self.window.leave_out(time.perf_counter() - start)
-        return figures
+        return metrics
 
     @contextlib.contextmanager
     def _compiling(self, saves: bool = False) -> Iterator[None]:
-        """Within, ``torch.compile`` may be at work, if it is to be. Ctrl-C on a terminal ends its compiler as well: that failure is a stop, of
-        this process without a word to the others."""
+        """Guards calls that may compile. Ctrl-C on a terminal ends the compiler's processes as well: its failure then counts as a stop
+        of this process, and the others hear nothing of it."""
         if not self.config.compile:
             yield
             return
@@ -319,7 +319,7 @@ class TrainingLoop:
         except (UserError, RuntimeError) as error:
             if self.stop_signal is None:
                 raise
-            if saves and self.workers.count == 1:
+            if saves and self.world.size == 1:
                 self.save()
             self.stopping = True
             raise CompilerInterrupted from error
@@ -330,17 +330,17 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write a checkpoint of this step, from the first process."""
-        if self.checkpoints is not None and self.workers.is_main and self.step not in self.checkpoints.steps():
+        if self.checkpoints is not None and self.world.is_main and self.step not in self.checkpoints.steps():
             self.checkpoints.save(self.step)
-        self.workers.barrier()
+        self.world.barrier()
 
     def _say_stopped(self) -> None:
-        if self.workers.is_main:
+        if self.world.is_main:
             print(f"stopped after step {self.step}; run the same command again to go on", file=sys.stderr, flush=True)
 
-    def _write(self, figures: dict[str, float]) -> None:
+    def _write(self, metrics: dict[str, float]) -> None:
         if self.log is not None:
-            self.log.write(self.step, figures)
+            self.log.write(self.step, metrics)
 
     @contextlib.contextmanager
     def _signals_noted(self) -> Any:
@@ -351,7 +351,7 @@ class TrainingLoop:
                 raise KeyboardInterrupt
             self.stop_signal = number
             # At once: an evaluation may take minutes to end. Not by sys.stderr, whose buffer may be in the middle of a line.
-            if self.workers.is_main:
+            if self.world.is_main:
                 with contextlib.suppress(OSError):
                     os.write(2, b"\nstopping after this step; a second Ctrl-C or SIGTERM stops at once\n")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowprior.distributed import World
 from flowprior.errors import NonFiniteLoss
 from flowprior.notes import note
-from flowprior.training.distributed import Workers
 
 
 class SkippedSteps:
@@ -41,7 +41,7 @@ class SkippedSteps:
         self.total, self.in_a_row = int(state["total"]), int(state["in_a_row"])
 
 
-def what_is_not_finite(terms: dict[str, Tensor], objective: nn.Module, workers: Workers) -> str:
+def what_is_not_finite(terms: dict[str, Tensor], objective: nn.Module, world: World) -> str:
     """Which of the loss's terms, or else of the gradients in ``objective``, are not finite, and in which processes.
 
     Every process calls this. Gradients are sums over all processes, so of those alone nobody can tell whose they are.
@@ -52,7 +52,7 @@ def what_is_not_finite(terms: dict[str, Tensor], objective: nn.Module, workers: 
         for name, parameter in objective.named_parameters()
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
     ]
-    found = [(rank, names[:4]) for rank, names in enumerate(workers.gather(own)) if names]
-    with_terms = [(rank, names) for rank, names in found if not names[0].startswith("gradient of ")]
-    told = "; ".join(f"process {rank}: {', '.join(names)}" for rank, names in with_terms or found)
-    return told or "the gradient's norm is too large for a number"
+    reported = [(rank, names[:4]) for rank, names in enumerate(world.all_gather(own)) if names]
+    with_terms = [(rank, names) for rank, names in reported if not names[0].startswith("gradient of ")]
+    text = "; ".join(f"process {rank}: {', '.join(names)}" for rank, names in with_terms or reported)
+    return text or "the gradient's norm is too large for a number"

@@ -9,16 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 
 
 @dataclass
-class OwnOptimConfig:
+class AuxiliaryOptimConfig:
     """Optimiser and schedule of a network whose weights are not averaged."""
 
     lr: float = option(1e-4, "peak learning rate")
-    betas: tuple[float, float] = option((0.9, 0.95), "AdamW's moments")
-    weight_decay: float = option(0.0, "on matrices; vectors (biases, norms) never decay, nor what a model exempts")
+    betas: tuple[float, float] = option((0.9, 0.95), "decay rates of AdamW's two moments")
+    weight_decay: float = option(
+        0.0, "weight decay of matrices; vectors (biases, norms) never decay, nor what a model exempts"
+    )
     warmup_steps: int = option(0, "steps of linear warm-up")
     schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up: cosine or constant")
     final_lr_fraction: float = option(0.1, "the cosine ends at this fraction of lr")
@@ -34,7 +36,7 @@ class OwnOptimConfig:
 
 
 @dataclass
-class OptimConfig(OwnOptimConfig):
+class OptimConfig(AuxiliaryOptimConfig):
     """Optimiser, schedule and average."""
 
     ema_decay: float = option(
@@ -47,7 +49,7 @@ class OptimConfig(OwnOptimConfig):
             raise ValueError(f"ema_decay lies in [0, 1), not at {self.ema_decay}")
 
 
-def learning_rate(step: int, total_steps: int, config: OwnOptimConfig) -> float:
+def learning_rate(step: int, total_steps: int, config: AuxiliaryOptimConfig) -> float:
     """The learning rate of step ``step`` (from 0): linear warm-up, then cosine to ``final_lr_fraction`` or constant."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -58,7 +60,7 @@ def learning_rate(step: int, total_steps: int, config: OwnOptimConfig) -> float:
     return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 
 
-def make_optimizer(module: nn.Module, config: OwnOptimConfig) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, config: AuxiliaryOptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameters of ``module`` that require gradients.
 
     Tensors of two dimensions or more decay. Vectors do not, nor what ``module`` or a module within names in a property ``no_decay``, an iterable

@@ -1,4 +1,4 @@
-"""The steps since the last line of the log, as the figures of the next one."""
+"""The steps since the last line of the log, as the metrics of the next one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import time
 import torch
 from torch import Tensor
 
-from flowprior.training.distributed import Workers
-from flowprior.training.reporting import TIMINGS
+from flowprior.distributed import World
+from flowprior.run.reporting import TIMINGS
 
 
 class StepWindow:
     """Gathers the steps' terms, and the time that went by.
 
     Args:
-        workers: this process among those of the run. Terms are means over all of them; the time spent waiting is the longest of any.
+        world: this process among those of the run. Terms are means over all of them; the time spent waiting is the longest of any.
         step: the first step in the window.
     """
 
-    def __init__(self, workers: Workers, step: int) -> None:
-        self.workers = workers
+    def __init__(self, world: World, step: int) -> None:
+        self.world = world
         self._open(step)
 
     def _open(self, step: int) -> None:
@@ -37,17 +37,19 @@ class StepWindow:
         self.start += seconds
 
     def close(self, step: int) -> dict[str, float]:
-        """The figures of the steps up to ``step``, and a new window. All processes call it together.
+        """The metrics of the steps up to ``step``, and a new window. All processes call it together.
 
         Of a term that not every step has (it starts late, or is measured when it is written), the mean over the steps that have it.
         """
         names = dict.fromkeys(name for terms in self.terms for name in terms)
         values = {
-            name: torch.stack([terms[name].float().to(self.workers.device) for terms in self.terms if name in terms])
+            name: torch.stack([terms[name].float().to(self.world.device) for terms in self.terms if name in terms])
             for name in names
         }
-        figures = self.workers.mean({name: steps.mean() for name, steps in values.items()})
+        metrics = self.world.all_reduce_mean({name: steps.mean() for name, steps in values.items()})
         elapsed = time.perf_counter() - self.start
-        figures |= dict(zip(TIMINGS, ((step - self.first) / elapsed, max(self.workers.gather(self.waited)) / elapsed)))
+        metrics |= dict(
+            zip(TIMINGS, ((step - self.first) / elapsed, max(self.world.all_gather(self.waited)) / elapsed))
+        )
         self._open(step)
-        return figures
+        return metrics

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from flowprior.errors import UserError, entry_point
-from flowprior.training.files import write_json
-from flowprior.training.heap import keep_freed_memory
+from flowprior.heap import keep_freed_memory
+from flowprior.run.files import write_json
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.measure import Effort, measure
 from scripts.benchmarks.table import PAGE, put_into, terminal
@@ -45,12 +45,12 @@ def main() -> None:
     for name in arguments.only or CASES:
         answer = in_process(name, arguments)
         result |= {"machine": answer["machine"], "versions": answer["versions"]}
-        result["cases"][name] = answer["figures"]
+        result["cases"][name] = answer["metrics"]
         result["seconds"] = time.perf_counter() - start
         write_json(arguments.out, result)
         print(f"{name}: measured ({result['seconds']:.0f} s)", file=sys.stderr, flush=True)
     print(terminal(result))
-    print(f"{arguments.out}: all figures ({result['seconds']:.0f} s)")
+    print(f"{arguments.out}: all metrics ({result['seconds']:.0f} s)")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -101,7 +101,7 @@ def in_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One case's figures, and what they were measured on."""
+    """One case's metrics, and what they were measured on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     level = "tiny" if arguments.tiny else "gpu" if device.type == "cuda" else "quick" if arguments.quick else "full"
     effort = EFFORTS["quick" if arguments.quick and level != "tiny" else level]
@@ -109,14 +109,14 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cpu":
         keep_freed_memory()  # as every stage does
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(CASES[name](level, device, Path(folder)), device, effort, arguments.profile)
+        metrics = measure(CASES[name](level, device, Path(folder)), device, effort, arguments.profile)
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "precision": "bfloat16" if device.type == "cuda" else "float32",
     }
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
-    return {"figures": figures, "machine": machine, "versions": {"python": platform.python_version(), **versions}}
+    return {"metrics": metrics, "machine": machine, "versions": {"python": platform.python_version(), **versions}}
 
 
 def cpu_name() -> str:

@@ -12,11 +12,12 @@ import torch
 
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.loader import training_batches
+from flowprior.distributed import World
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.config import build_config, read_preset
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config
+from flowprior.run.presets import read_preset
 from flowprior.training.loop import TrainingLoop
 from scripts.benchmarks.data_cases import jpeg_folder
 from scripts.benchmarks.measure import Case
@@ -56,7 +57,7 @@ def autoencoder_step_from_files(level: str, device: torch.device, folder: Path) 
     loop, in_memory = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device), _in_memory(config)
     path = jpeg_folder(folder / "images", 8 if level == "tiny" else 256)
     images = open_images(ImageConfig(source="folder", path=str(path), size=config.data.size, flip=True))
-    files = iter(training_batches(images, replace(config.train, workers=processes), Workers(device=device)))
+    files = iter(training_batches(images, replace(config.train, loader_workers=processes), World(device=device)))
     loop._train_step(in_memory)
     variants = {
         "images in memory": lambda: loop._train_step(in_memory),
@@ -77,11 +78,11 @@ def _config(preset: str, batch: int) -> AEConfig:
 
 
 def _loop(config: AEConfig, prior_sizes: dict[str, int], device: torch.device) -> TrainingLoop:
-    channels, workers = config.model.channels, Workers(device=device)
+    channels, world = config.model.channels, World(device=device)
     velocity = VelocityMLP(channels, **prior_sizes)
     prior = FlowPrior(velocity, TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, channels)))
-    objective = build_objective(config, None, workers, 10, prior)
-    return TrainingLoop(objective, objective.autoencoder, config.train, config.optim, workers, progress=False)
+    objective = build_objective(config, None, world, 10, prior)
+    return TrainingLoop(objective, objective.autoencoder, config.train, config.optim, world, progress=False)
 
 
 def _in_memory(config: AEConfig) -> Iterator[dict[str, torch.Tensor]]:

@@ -13,9 +13,10 @@ from PIL import Image
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.latent_cache import CacheConfig, LatentCache, write_latent_cache
 from flowprior.data.loader import training_batches
+from flowprior.distributed import World
 from flowprior.metrics import Extractor, ImageSet, evaluate_generation
-from flowprior.training.config import build_config, read_preset
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config
+from flowprior.run.presets import read_preset
 from flowprior.training.loop import TrainConfig
 from mar.cache_latents import make_encode
 from scripts.benchmarks.measure import Case
@@ -37,13 +38,13 @@ def latent_caching(level: str, device: torch.device, folder: Path) -> Case:
     config = build_config(AEConfig, read_preset(PRESETS / f"{preset}.yaml", PRESETS))
     config.model.encoder.pretrained = False
     autoencoder = Autoencoder(config.model).requires_grad_(False).to(device)
-    images, workers = _first(open_images(ImageConfig(size=config.data.size)), count), Workers(device=device)
+    images, world = _first(open_images(ImageConfig(size=config.data.size)), count), World(device=device)
     cache = CacheConfig()
 
     def call() -> None:
         shutil.rmtree(folder / "cached", ignore_errors=True)
         encode = make_encode(autoencoder, cache, device)
-        write_latent_cache(folder / "cached", images, encode, cache, {}, workers)  # type: ignore[arg-type]
+        write_latent_cache(folder / "cached", images, encode, cache, {}, world)  # type: ignore[arg-type]
 
     return Case(
         f"{count} images of {config.data.size} px, preset {preset}", "images", count, {"encode and write": call}
@@ -65,11 +66,11 @@ def cache_reading(level: str, device: torch.device, folder: Path, hold: bool = T
             return {"image": torch.zeros(len(keys), 3, 1, 1, dtype=torch.uint8), "label": index % 10, "index": index}
 
     config = CacheConfig(batch=4096)
-    write_latent_cache(folder / "read", Blank(), lambda x: torch.randn(len(x), 64, 32), config, {}, Workers())
+    write_latent_cache(folder / "read", Blank(), lambda x: torch.randn(len(x), 64, 32), config, {}, World())
     cache = LatentCache(folder / "read", verify=False)
     if hold:
         cache.hold_on(device)
-    stream = iter(training_batches(cache, TrainConfig(global_batch=batch), Workers(device=device)))
+    stream = iter(training_batches(cache, TrainConfig(global_batch=batch), World(device=device)))
 
     def call() -> object:
         return {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
@@ -85,8 +86,8 @@ def image_loading(level: str, device: torch.device, folder: Path) -> Case:
     images = open_images(ImageConfig(source="folder", path=str(path), size=size, flip=True))
     streams = {}
     for processes in numbers:
-        config = TrainConfig(global_batch=batch, workers=processes)
-        streams[f"{processes} processes"] = iter(training_batches(images, config, Workers(device=device)))
+        config = TrainConfig(global_batch=batch, loader_workers=processes)
+        streams[f"{processes} processes"] = iter(training_batches(images, config, World(device=device)))
 
     def call(stream: object) -> object:
         batch = next(stream)  # type: ignore[call-overload]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
+from flowprior.distributed import World
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stratified_uniform
@@ -83,7 +83,7 @@ def steps(
     identity = TargetMap(torch.zeros(channels), torch.ones(()), torch.eye(channels))
     objective = FlowMatchingObjective(VelocityMLP(**sizes), identity, pairs).to(device)
     config = TrainConfig(steps=10**9, global_batch=batch, compile=compiled)
-    loop = TrainingLoop(objective, objective.velocity, config, optim, Workers(device=device), progress=False)
+    loop = TrainingLoop(objective, objective.velocity, config, optim, World(device=device), progress=False)
     batches = itertools.repeat({"features": torch.randn(batch, channels)})
 
     def step(tokens_per_time: int) -> Callable[[], object]:

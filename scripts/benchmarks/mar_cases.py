@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.distributed import World
 from flowprior.training.compilation import compile_parts
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
@@ -34,7 +34,7 @@ def mar_step(level: str, device: torch.device, folder: Path) -> Case:
     config = MARConfig(**(TINY if level == "tiny" else {}))
     objective = GeneratorObjective(config.build(tokens, channels, 1000), LatentNormaliser(channels)).to(device)
     train = TrainConfig(steps=10**9, global_batch=batch, compile=device.type == "cuda")
-    loop = TrainingLoop(objective, objective.model, train, OptimConfig(), Workers(device=device), progress=False)
+    loop = TrainingLoop(objective, objective.model, train, OptimConfig(), World(device=device), progress=False)
     loop.step = usual_step(config, tokens, train.seed)
     labels = torch.arange(batch) % 1000
     batches = itertools.repeat({"latents": torch.randn(batch, tokens, channels), "label": labels})

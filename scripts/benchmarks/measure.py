@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.errors import UserError
-from flowprior.training.run_folder import peak_memory_gb
+from flowprior.run.run_folder import peak_memory_gb
 
 # Dense bfloat16 matmul rates of data sheets, FLOP per second: what MFU is a share of.
 DATA_SHEETS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -63,7 +63,7 @@ class Effort:
 
 
 def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = False) -> dict[str, Any]:
-    """The figures of every variant, and of every one but the first by how much it is faster and does less arithmetic.
+    """The metrics of every variant, and of every one but the first by how much it is faster and does less arithmetic.
 
     ``profiled`` adds which operators take most of the time.
     """

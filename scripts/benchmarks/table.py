@@ -25,20 +25,20 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row of cells for every variant of every case."""
     made = []
     for name, case in result["cases"].items():
-        for number, (variant, figures) in enumerate(case["variants"].items()):
-            gflop, counted = figures["gflop"], figures["share_of_matmul_rate"] >= 0.005
+        for number, (variant, metrics) in enumerate(case["variants"].items()):
+            gflop, counted = metrics["gflop"], metrics["share_of_matmul_rate"] >= 0.005
             made.append(
                 (
                     f"{name}: {variant}",
                     case["size"] if number == 0 else "the same",
-                    f"{figures['seconds']:.3g}",
-                    f"{figures['samples_per_second']:,.3g} {case['unit']}"
-                    if figures["samples_per_second"] < 1000
-                    else f"{figures['samples_per_second']:,.0f} {case['unit']}",
+                    f"{metrics['seconds']:.3g}",
+                    f"{metrics['samples_per_second']:,.3g} {case['unit']}"
+                    if metrics["samples_per_second"] < 1000
+                    else f"{metrics['samples_per_second']:,.0f} {case['unit']}",
                     "" if not gflop else f"{gflop:,.4g}" if gflop < 1000 else f"{gflop:,.0f}",
-                    f"{100 * figures['share_of_matmul_rate']:.0f} %" if counted else "",
-                    of_plain(figures["times_less_flop"]) if counted and "times_less_flop" in figures else "",
-                    of_plain(figures["times_faster"]) if "times_faster" in figures else "",
+                    f"{100 * metrics['share_of_matmul_rate']:.0f} %" if counted else "",
+                    of_plain(metrics["times_less_flop"]) if counted and "times_less_flop" in metrics else "",
+                    of_plain(metrics["times_faster"]) if "times_faster" in metrics else "",
                 )
             )
     return made
@@ -88,10 +88,10 @@ def costs(result: dict[str, Any]) -> list[str]:
     """A line for every variant that was profiled: the operators that take most of its time."""
     return [
         f"{name}: {variant}: "
-        + ", ".join(f"{key} {100 * share:.0f} %" for key, share in figures["largest_costs"].items())
+        + ", ".join(f"{key} {100 * share:.0f} %" for key, share in metrics["largest_costs"].items())
         for name, case in result["cases"].items()
-        for variant, figures in case["variants"].items()
-        if "largest_costs" in figures
+        for variant, metrics in case["variants"].items()
+        if "largest_costs" in metrics
     ]
 
 

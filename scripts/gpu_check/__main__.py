@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from flowprior.distributed import best_device
 from flowprior.errors import UserError, entry_point
-from flowprior.training.distributed import best_device
-from flowprior.training.files import read_json, write_json
+from flowprior.run.files import read_json, write_json
 from scripts.gpu_check.cuda_lines import sort_lines
 from scripts.gpu_check.parts import PARTS, REHEARSAL
 from scripts.gpu_check.runner import Runner, compile_cache, executed_lines, temporary_folder

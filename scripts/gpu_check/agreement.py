@@ -58,9 +58,9 @@ def gradients(
     with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
         loss = objective(batch, HostDraws(device))["loss"]
     loss.backward()
-    found = {"loss": loss.detach()}
-    found |= {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
-    return {name: value.double().cpu() for name, value in found.items()}
+    computed = {"loss": loss.detach()}
+    computed |= {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    return {name: value.double().cpu() for name, value in computed.items()}
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -> dict[str, object]:

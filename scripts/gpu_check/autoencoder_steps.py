@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flowprior.distributed import World
 from flowprior.training.compilation import compile_parts
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainingLoop
 from scripts.benchmarks.measure import count_flop
-from scripts.gpu_check.measuring import figures, largest_batch, report_rate
+from scripts.gpu_check.measuring import largest_batch, metrics, report_rate
 from scripts.gpu_check.parts import Context
 from scripts.gpu_check.subjects import random_prior, recipe
 from tokenizer.train_ae import build_objective
@@ -24,11 +24,11 @@ def run(context: Context) -> None:
     """Report every way of making the step, at the largest batch that fits."""
     config, left_out = recipe(context.tiny)
     config.train = replace(config.train, steps=10**9, log_steps=10**9)
-    workers = Workers(device=context.device)
+    world = World(device=context.device)
     prior = random_prior(config.model.channels, context.tiny)
     with torch.device(context.device):  # drawing 600 million weights takes the CPU half a minute
-        objective = build_objective(config, None, workers, 1000, prior)
-    loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, workers, progress=False)
+        objective = build_objective(config, None, world, 1000, prior)
+    loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, world, progress=False)
     compile_parts(objective.autoencoder, backward_again=True)
     parts = {"perceptual": objective.perceptual, "adversary": objective.adversary}
     side, encoder, decoder = config.data.size, objective.autoencoder.encoder, objective.autoencoder.decoder
@@ -40,7 +40,7 @@ def run(context: Context) -> None:
         images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=context.device)
         stream = itertools.repeat({"image": images})
 
-        def beside(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        def before_optimizer_step(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
             objective.adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
             return {}
 
@@ -50,7 +50,7 @@ def run(context: Context) -> None:
             encoder.again = decoder.again = again
             stance = contextlib.nullcontext() if compiled else torch.compiler.set_stance("force_eager")
             with stance:
-                return loop._train_step(stream, beside if full else None)
+                return loop._train_step(stream, before_optimizer_step if full else None)
 
         return call
 
@@ -67,4 +67,4 @@ def run(context: Context) -> None:
         choices = [2 * sizes[0], *sizes] if options.get("again") else sizes
         batch = largest_batch(context, choices, lambda size, options=options: step(size, **options)())
         flop = batch * (full_flop if options.get("full") else flop_per_image)
-        context.report(name, figures(context, step(batch, **options), batch, flop))
+        context.report(name, metrics(context, step(batch, **options), batch, flop))

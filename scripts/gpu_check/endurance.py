@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from scripts.gpu_check.parts import Context
 from scripts.gpu_check.subjects import SUBJECTS
@@ -22,21 +22,21 @@ def run(context: Context, name: str) -> None:
     context.report("size", subject.size)
     if subject.left_out:
         context.report("left_out", subject.left_out)
-    objective, workers = subject.objective.to(context.device), Workers(device=context.device)
+    objective, world = subject.objective.to(context.device), World(device=context.device)
     batch = next(iter(subject.batch.values()))
     train = TrainConfig(steps=steps, global_batch=len(batch), log_steps=10**9, eval_steps=0, non_finite_steps=10**6)
     optim = replace(subject.optim, warmup_steps=0, schedule="constant")
-    loop = TrainingLoop(objective, subject.model, train, optim, workers, progress=False)
+    loop = TrainingLoop(objective, subject.model, train, optim, world, progress=False)
     adversary, losses = getattr(objective, "adversary", None), []
 
-    def beside(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def before_optimizer_step(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         losses.append(terms["loss"].detach())
         if adversary is not None:
             adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
         return {}
 
     start = time.perf_counter()
-    loop.run(itertools.repeat(subject.batch), beside=beside)
+    loop.run(itertools.repeat(subject.batch), before_optimizer_step=before_optimizer_step)
     seconds = time.perf_counter() - start
     weights_finite = all(bool(torch.isfinite(p).all()) for p in objective.parameters())
     context.report(

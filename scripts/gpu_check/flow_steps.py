@@ -5,7 +5,7 @@ from __future__ import annotations
 from flowprior.training.optim import OptimConfig
 from scripts.benchmarks.flow_cases import GROUP_SIZE, PAPER, TINY, alignment, steps
 from scripts.benchmarks.measure import count_flop
-from scripts.gpu_check.measuring import figures, report_rate
+from scripts.gpu_check.measuring import metrics, report_rate
 from scripts.gpu_check.parts import Context
 
 PAPER_STEPS = 1_000_000
@@ -22,11 +22,11 @@ def run(context: Context) -> None:
             for group in (1, GROUP_SIZE):
                 name = f"{batch} features, a time for {group}, {'compiled' if compiled else 'eager'}"
                 call = with_group(group)
-                row = figures(context, call, batch, count_flop(call), seconds=0.7)
+                row = metrics(context, call, batch, count_flop(call), seconds=0.7)
                 if batch == batches[0]:
                     row["hours_of_the_papers_run"] = row["seconds"] * PAPER_STEPS / 3600
                 context.report(name, row)
     case = alignment("tiny" if context.tiny else "gpu", context.device, context.folder)
     for name, call in case.variants.items():
-        row = figures(context, call, case.samples, count_flop(call), seconds=0.7)
+        row = metrics(context, call, case.samples, count_flop(call), seconds=0.7)
         context.report(f"alignment of {case.size}, {name}", row)

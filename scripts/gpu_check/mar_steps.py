@@ -10,15 +10,15 @@ from collections.abc import Callable
 import torch
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.distributed import World
 from flowprior.training.compilation import compile_parts
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from mar.generator import GeneratorObjective
 from mar.model import MARConfig
 from scripts.benchmarks.mar_cases import TINY, usual_step
 from scripts.benchmarks.measure import count_flop, finish
-from scripts.gpu_check.measuring import figures, report_rate
+from scripts.gpu_check.measuring import metrics, report_rate
 from scripts.gpu_check.parts import Context
 
 FEWEST_STEPS = 40
@@ -31,8 +31,8 @@ def run(context: Context) -> None:
     torch.manual_seed(0)
     objective = GeneratorObjective(config.build(tokens, channels, 1000), LatentNormaliser(channels)).to(context.device)
     train = TrainConfig(steps=10**9, global_batch=batch, log_steps=10**9)
-    workers = Workers(device=context.device)
-    loop = TrainingLoop(objective, objective.model, train, OptimConfig(ema_decay=0.9999), workers, progress=False)
+    world = World(device=context.device)
+    loop = TrainingLoop(objective, objective.model, train, OptimConfig(ema_decay=0.9999), world, progress=False)
     compile_parts(objective.model)
     stream = itertools.repeat(
         {
@@ -53,9 +53,9 @@ def run(context: Context) -> None:
         return call
 
     flop = count_flop(step(False))
-    context.report("eager", figures(context, step(False), batch, flop))
+    context.report("eager", metrics(context, step(False), batch, flop))
     torch._dynamo.utils.counters.clear()
-    context.report("compiled", figures(context, step(True), batch, flop))
+    context.report("compiled", metrics(context, step(True), batch, flop))
     context.report("compiled, masked tokens that change", changing(context, loop, stream, batch))
 
 

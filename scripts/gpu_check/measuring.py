@@ -11,7 +11,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from flowprior.training.run_folder import peak_memory_gb
+from flowprior.run.run_folder import peak_memory_gb
 from scripts.benchmarks.measure import data_sheet_rate, finish, matmul_rate
 from scripts.gpu_check.parts import Context
 
@@ -29,7 +29,7 @@ KINDS = {
 }
 
 
-def figures(
+def metrics(
     context: Context,
     call: Callable[[], Any],
     samples: int,

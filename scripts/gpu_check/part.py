@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flowprior.training.distributed import best_device
-from flowprior.training.heap import keep_freed_memory
+from flowprior.distributed import best_device
+from flowprior.heap import keep_freed_memory
 from scripts.gpu_check.parts import PARTS, REHEARSAL, Context
 from scripts.gpu_check.runner import report_to
 

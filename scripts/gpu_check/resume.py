@@ -11,9 +11,10 @@ from torch import Tensor
 
 from flowprior.data.images import open_images
 from flowprior.data.loader import training_batches
-from flowprior.training.config import build_config, read_preset
-from flowprior.training.distributed import Workers
-from flowprior.training.files import tensors_fingerprint
+from flowprior.distributed import World
+from flowprior.run.config import build_config
+from flowprior.run.files import tensors_fingerprint
+from flowprior.run.presets import read_preset
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.randomness import seed_global_generators
 from scripts.gpu_check.parts import Context
@@ -57,15 +58,15 @@ def train(context: Context, folder: Path, steps: int, every: int, killed_at: int
     """The weights after ``steps`` steps of the digits' autoencoder, from the last checkpoint in ``folder`` on."""
     config = build_config(AEConfig, read_preset(PRESETS / "digits.yaml", PRESETS))
     config.train = replace(config.train, steps=steps, checkpoint_steps=every, eval_steps=0, tensorboard=False)
-    workers, images = Workers(device=context.device), open_images(config.data, config.train.seed)
+    world, images = World(device=context.device), open_images(config.data, config.train.seed)
     seed_global_generators(0, "weights")
     prior = random_prior(config.model.channels, tiny=True)
-    objective = build_objective(config, folder, workers, images.num_classes, prior)
+    objective = build_objective(config, folder, world, images.num_classes, prior)
     folder.mkdir(parents=True, exist_ok=True)
-    loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, workers, folder, progress=False)
+    loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, world, folder, progress=False)
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        for step, batch in enumerate(training_batches(images, config.train, workers, loop.step), loop.step):
+        for step, batch in enumerate(training_batches(images, config.train, world, loop.step), loop.step):
             if step == killed_at:
                 raise Killed
             yield batch

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowprior.training.files import write_json
+from flowprior.run.files import write_json
 from scripts.gpu_check.cuda_lines import PACKAGES
 from scripts.gpu_check.parts import Part
 

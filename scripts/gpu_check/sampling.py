@@ -12,7 +12,7 @@ from mar.model import MAR, SIZES, MARConfig
 from mar.sampler import SamplerConfig, sample_latents
 from scripts.benchmarks.mar_cases import EFFICIENT, EXACT, TINY
 from scripts.benchmarks.measure import count_flop
-from scripts.gpu_check.measuring import figures, rates, report_rate
+from scripts.gpu_check.measuring import metrics, rates, report_rate
 from scripts.gpu_check.parts import Context
 from scripts.gpu_check.subjects import build_mar
 
@@ -56,14 +56,14 @@ def run(context: Context) -> None:
     rows = {}
     for name, (model, options, graphs) in ways.items():
         call = sampling(model, batch, **options, **graphs)
-        row = rows[name] = figures(context, call, batch, 0, warm_up=1, seconds=1.0, kernels=False)
+        row = rows[name] = metrics(context, call, batch, 0, warm_up=1, seconds=1.0, kernels=False)
         context.report(f"{name}, batch {batch}", row)
         one = sampling(model, 1, **options, **graphs)
-        context.report(f"{name}, one image", figures(context, one, 1, 0, warm_up=1, seconds=1.0, kernels=False))
+        context.report(f"{name}, one image", metrics(context, one, 1, 0, warm_up=1, seconds=1.0, kernels=False))
     for name, (model, options, graphs) in ways.items():
         if not options.get("head_evaluations"):
             rest = sampling(model, batch, **options, **graphs, head_steps=1)
-            without = figures(context, rest, batch, 0, warm_up=1, seconds=1.0)
+            without = metrics(context, rest, batch, 0, warm_up=1, seconds=1.0)
             rows[name]["share_of_the_head"] = 1 - without["seconds"] / rows[name]["seconds"]
             context.report(f"{name}, batch {batch}, one evaluation of the head", without)
         counted = flop(model, **options)

@@ -10,23 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.distributed import World
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig, OnlineOptimConfig
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.config import build_config, read_preset
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config
+from flowprior.run.presets import read_preset
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from mar.generator import GeneratorObjective
 from mar.model import MARConfig
+from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
+from tokenizer.prior.train_flowhead import FlowPriorConfig
 from tokenizer.train_ae import PRESETS as AE_PRESETS
 from tokenizer.train_ae import AEConfig, build_objective
-from tokenizer.train_flowhead import PRESETS as PRIOR_PRESETS
-from tokenizer.train_flowhead import FlowHeadConfig
 from tokenizer.vit import ViTConfig
 
 TINY_VELOCITY = {"width": 16, "depth": 1}
@@ -85,7 +86,7 @@ def flow_prior(tiny: bool, device: torch.device, large: bool) -> Subject:
     randomise(velocity)
     identity = TargetMap(torch.zeros(channels), torch.ones(()), torch.eye(channels))
     objective = FlowMatchingObjective(velocity, identity, 4)
-    preset = build_config(FlowHeadConfig, read_preset(PRIOR_PRESETS / "imagenet_qwen.yaml", PRIOR_PRESETS))
+    preset = build_config(FlowPriorConfig, read_preset(PRIOR_PRESETS / "imagenet_qwen.yaml", PRIOR_PRESETS))
     data = torch.randn(batch, channels, generator=torch.Generator().manual_seed(2))
     size = f"{batch} x 4 pairs, width {velocity.width}, depth {velocity.depth}"
     return Subject(objective, velocity, {"features": data}, preset.optim, size)
@@ -98,7 +99,7 @@ def alignment(kind: str, tiny: bool, device: torch.device, large: bool) -> Subje
     online = None
     if kind != "likelihood":
         config = OnlineFlowConfig(optim=OnlineOptimConfig(ema_decay=0.0))
-        online = OnlineFlow(prior, config, workers=Workers(device=device))
+        online = OnlineFlow(prior, config, world=World(device=device))
         randomise(online.velocity)  # where it equals the prior there is no divergence
     latents = torch.randn(images, tokens, channels, generator=torch.Generator().manual_seed(3))
     objective = LatentAlignment(prior, latents, kind, online)
@@ -114,7 +115,7 @@ def autoencoder(tiny: bool, device: torch.device, large: bool) -> Subject:
     prior = random_prior(config.model.channels, tiny)
     # Two ViT-L are drawn where that is fast; smaller ones where every device has the same draws.
     with torch.device(device if large else "cpu"):
-        objective = build_objective(config, None, Workers(device=device), 1000, prior)
+        objective = build_objective(config, None, World(device=device), 1000, prior)
     batch = 2 if tiny else 8 if large else 4
     side = config.data.size
     images = torch.randint(0, 256, (batch, 3, side, side), generator=torch.Generator().manual_seed(4))

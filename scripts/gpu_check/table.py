@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowprior.errors import UserError
-from flowprior.training.files import write_json
+from flowprior.run.files import write_json
 
 RESULTS = Path("scripts/benchmarks/results/gpu_check")
 PAGE = Path("docs/speed.md")
@@ -23,18 +23,18 @@ def agreement_rows(result: dict[str, Any]) -> list[Row]:
     for part, name, value in _results(result):
         if "gradient" in value:
             largest = value["largest"]
-            told = (
+            summary = (
                 f"{value['gradient']:.1e} (loss {value['loss']:.0e}, {largest['tensor']} {largest['difference']:.0e})"
             )
         elif "difference" in value:
-            told = f"{value['difference']:.1e}"
+            summary = f"{value['difference']:.1e}"
         elif "skipped" in value:
-            told = f"{value['skipped']} skipped, loss {value['first loss']:.3g} to {value['last loss']:.3g}"
+            summary = f"{value['skipped']} skipped, loss {value['first loss']:.3g} to {value['last loss']:.3g}"
         elif "resumed" in value:
-            told = f"resumed {value['resumed']:.1e}, made twice {value['made twice']:.1e}"
+            summary = f"resumed {value['resumed']:.1e}, made twice {value['made twice']:.1e}"
         else:
             continue
-        rows.append((part, name, told))
+        rows.append((part, name, summary))
     return rows
 
 
@@ -89,9 +89,9 @@ def other_rows(result: dict[str, Any]) -> list[Row]:
             continue
         else:
             more = value
-        told = ", ".join(f"{key.replace('_', ' ')} {_number(v)}" for key, v in more.items())
-        if told:
-            rows.append((f"{part}: {name}", told))
+        summary = ", ".join(f"{key.replace('_', ' ')} {_number(v)}" for key, v in more.items())
+        if summary:
+            rows.append((f"{part}: {name}", summary))
     return rows
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from flowprior.data import image_contents
 from flowprior.data.image_folder import is_system_file, list_images
 from flowprior.data.images import ImageConfig, open_images, shared_fingerprint
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.distributed import Workers
-from flowprior.training.fingerprints import ImagesFingerprint, accept_earlier
+from flowprior.run.fingerprints import ImagesFingerprint, accept_earlier
 
 
 def picture(file: Path, seed: int = 0, size: tuple[int, int] = (20, 18)) -> None:
@@ -218,20 +218,20 @@ def test_what_an_earlier_version_made_of_images_that_it_showed_otherwise_is_refu
         accept_earlier(now.before, now, tmp_path / "inputs.json")
 
 
-class TwoNodes(Workers):
+class TwoNodes(World):
     """The first process of two nodes; the other node's answers are given."""
 
-    def gather(self, value):
+    def all_gather(self, value):
         return [value, self.other if isinstance(value, str) else value]
 
 
 def test_nodes_that_see_other_contents_are_told(root, monkeypatch):
-    images, workers = open_images(ImageConfig("folder", str(root))), TwoNodes(0, 2)
-    object.__setattr__(workers, "other", images.fingerprint())
-    assert shared_fingerprint(images, workers) == images.fingerprint()
-    object.__setattr__(workers, "other", "0" * 16)
+    images, world = open_images(ImageConfig("folder", str(root))), TwoNodes(0, 2)
+    object.__setattr__(world, "other", images.fingerprint())
+    assert shared_fingerprint(images, world) == images.fingerprint()
+    object.__setattr__(world, "other", "0" * 16)
     with pytest.raises(UserError, match="the nodes see different images"):
-        shared_fingerprint(images, workers)
+        shared_fingerprint(images, world)
 
 
 def test_images_that_are_enlarged_are_counted(root, capsys):

@@ -12,8 +12,8 @@ from flowprior.data.digits import digit_images
 from flowprior.data.images import ImageConfig, centre_crop, open_images, random_resized_box, to_model, to_uint8
 from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig
 
 
@@ -140,10 +140,10 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(folder):
 def test_loader_workers_change_nothing(folder, source):
     config = ImageConfig(source=source, path=str(folder), size=16, crop="random_resized", flip=True)
 
-    def read(workers: int) -> list[dict[str, torch.Tensor]]:
+    def read(loaders: int) -> list[dict[str, torch.Tensor]]:
         stream = iter(
             training_batches(
-                open_images(config, 5), TrainConfig(global_batch=4, workers=workers), Workers(), start_step=2
+                open_images(config, 5), TrainConfig(global_batch=4, loader_workers=loaders), World(), start_step=2
             )
         )
         return [next(stream) for _ in range(4)]
@@ -198,13 +198,13 @@ def test_the_fingerprint_tells_other_images_crops_and_names_apart(folder):
     assert len({before, other_size, renamed, folder_images(folder).fingerprint()}) == 4
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_one_sentence_from_any_loader_process(folder, workers):
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_an_unreadable_image_is_one_sentence_from_any_loader_process(folder, loaders):
     (folder / "ant" / "d.png").write_bytes(b"no image")
-    stream = iter(training_batches(folder_images(folder), TrainConfig(global_batch=5, workers=workers), Workers()))
+    stream = iter(training_batches(folder_images(folder), TrainConfig(global_batch=5, loader_workers=loaders), World()))
     with pytest.raises(UserError, match=str(folder / "ant" / "d.png")) as caught:
         next(stream)
-    if workers:
+    if loaders:
         stream._shutdown_workers()  # left to the garbage collector, it would wait five seconds for the process
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
 

@@ -13,9 +13,9 @@ from flowprior.data.images import to_model
 from flowprior.data.latent_cache import CacheConfig, LatentCache, write_latent_cache
 from flowprior.data.latent_scale import LatentNormaliser, measure_statistics, store_statistics
 from flowprior.data.order import SampleKey
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.distributed import Workers
-from flowprior.training.files import file_sha256
+from flowprior.run.files import file_sha256
 
 TOKENS, CHANNELS = 3, 4
 MIX = torch.randn(3 * 8 * 8, TOKENS * CHANNELS, generator=torch.Generator().manual_seed(0)) / 14
@@ -47,7 +47,7 @@ class Pictures:
         return {"image": self.images[index], "label": index + 500, "index": index}
 
 
-class InTurn(Workers):
+class InTurn(World):
     """One of several processes that run after each other: there is nobody to wait for."""
 
     def barrier(self) -> None:
@@ -321,7 +321,7 @@ def test_ten_crops_are_the_corners_and_the_centre_each_mirrored_as_well(tmp_path
 def test_every_crop_is_cached_and_training_draws_one_of_the_ten(tmp_path):
     config = CacheConfig(ten_crop=True, enlarge=1.5, dtype="float32")
     mean_of_crop = lambda images: images.mean((1, 2, 3)).view(-1, 1, 1)  # noqa: E731
-    write_latent_cache(tmp_path, Pictures(30), mean_of_crop, config, {}, Workers(), size=6)
+    write_latent_cache(tmp_path, Pictures(30), mean_of_crop, config, {}, World(), size=6)
     cache = LatentCache(tmp_path)
     crops = torch.stack([mean_of_crop(v) for v in config.views(to_model(Pictures(30).images), 6)], 1)
     torch.testing.assert_close(everything(cache)["latents"], crops[:, 0])
@@ -361,7 +361,7 @@ def test_cached_draws_are_the_same_however_the_images_are_batched(tmp_path):
 
 def test_images_read_by_other_processes_make_the_same_cache(tmp_path):
     write(tmp_path / "own", 25)
-    write(tmp_path / "others", 25, workers=2)
+    write(tmp_path / "others", 25, loader_workers=2)
     one, other = ({f.name: file_sha256(f) for f in (tmp_path / name).iterdir()} for name in ("own", "others"))
     assert one == other
 
@@ -382,7 +382,7 @@ def test_what_a_cache_is_made_of_names_later_options_only_where_they_are_used():
     }
 
 
-@pytest.mark.parametrize("values", [{"enlarge": 1.0}, {"workers": -1}, {"flips": True, "ten_crop": True}])
+@pytest.mark.parametrize("values", [{"enlarge": 1.0}, {"loader_workers": -1}, {"flips": True, "ten_crop": True}])
 def test_impossible_caches_are_refused(values):
     with pytest.raises(ValueError):
         CacheConfig(**values)

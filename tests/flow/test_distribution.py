@@ -111,7 +111,7 @@ def test_the_gradient_at_a_latent_is_the_weighted_difference_of_velocities_taken
 
 
 @pytest.mark.parametrize("known, lag", [(1.0, 0.0), (0.5, 0.5), (2.0, -0.5)])
-def test_what_is_found_over_what_is_claimed_tells_how_much_of_the_difference_the_online_flow_knows(known, lag):
+def test_what_is_observed_over_what_is_predicted_tells_how_much_of_the_difference_the_online_flow_knows(known, lag):
     p, q = gaussian_velocity(0.0, TARGET_STD), gaussian_velocity(MEAN, STD)
     latents = MEAN + STD * torch.randn(400_000, 1, generator=torch.Generator().manual_seed(0))
     terms = distribution_loss(
@@ -121,7 +121,7 @@ def test_what_is_found_over_what_is_claimed_tells_how_much_of_the_difference_the
         t_max=T_MAX,
         generator=torch.Generator().manual_seed(1),
     )
-    measured = (terms.found - terms.claimed) / torch.maximum(terms.found.abs(), terms.claimed)
+    measured = (terms.observed - terms.predicted) / torch.maximum(terms.observed.abs(), terms.predicted)
     assert measured.item() == pytest.approx(lag, abs=0.02)
 
 

@@ -10,7 +10,7 @@ from flowprior import OnlineFlow, OnlineFlowConfig, VelocityMLP
 from flowprior.errors import NonFiniteLoss
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.online import OnlineOptimConfig
-from flowprior.training.config import build_config
+from flowprior.run.config import build_config
 from networks import random_prior
 
 SCOPES = ["token", "sequence"]

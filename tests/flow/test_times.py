@@ -9,7 +9,7 @@ from flowprior.errors import UserError
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.target_map import TargetMapSettings, fit_target_map
 from flowprior.flow.times import TimeConfig
-from flowprior.training.config import build_config
+from flowprior.run.config import build_config
 from flowprior.training.randomness import StepRandom, stratified_uniform
 
 SHAPES = [(0.0, 1.0), (-0.8, 0.5), (1.2, 2.0)]

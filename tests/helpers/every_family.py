@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # torchrun's processes start in this folder
 
-from flowprior.training.distributed import distributed_workers
-from flowprior.training.files import tensors_fingerprint
+from flowprior.distributed import distributed_world
+from flowprior.run.files import tensors_fingerprint
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
@@ -42,7 +42,7 @@ class Reconstruct(nn.Module):
         return {"loss": (self.autoencoder(batch["image"])[0] - batch["image"]).square().mean()}
 
 
-def train(name: str, workers) -> dict[str, object]:
+def train(name: str, world) -> dict[str, object]:
     """Three steps with ``name`` as encoder and decoder, and what the weights are before and after."""
     torch.manual_seed(0)
     vit = ViTConfig(name)
@@ -50,9 +50,9 @@ def train(name: str, workers) -> dict[str, object]:
     before = {key: p.detach().clone() for key, p in autoencoder.named_parameters()}
     config = TrainConfig(steps=3, global_batch=2, log_steps=1, tensorboard=False)
     loop = TrainingLoop(
-        Reconstruct(autoencoder), autoencoder, config, OptimConfig(lr=1e-3, warmup_steps=0), workers, progress=False
+        Reconstruct(autoencoder), autoencoder, config, OptimConfig(lr=1e-3, warmup_steps=0), world, progress=False
     )
-    generator = torch.Generator().manual_seed(workers.rank)
+    generator = torch.Generator().manual_seed(world.rank)
     loop.run([{"image": torch.rand(1, 3, 32, 32, generator=generator)} for _ in range(3)])
     still = [key for key, p in autoencoder.named_parameters() if torch.equal(p, before[key])]
     return {"step": loop.step, "still": still, "weights": tensors_fingerprint(autoencoder.state_dict())}
@@ -62,9 +62,9 @@ def main() -> None:
     timm.create_model = small_model
     torch.set_num_threads(1)
     folder, names = Path(sys.argv[1]), sys.argv[2:]
-    with distributed_workers() as workers:
-        found = {name: train(name, workers) for name in names}
-        (folder / f"rank{workers.rank}.json").write_text(json.dumps(found))
+    with distributed_world() as world:
+        found = {name: train(name, world) for name in names}
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ from torch import nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
+from flowprior.distributed import World  # noqa: E402
 from flowprior.flow.prior import FlowPrior  # noqa: E402
 from flowprior.flow.target_map import TargetMap  # noqa: E402
 from flowprior.flow.velocity import VelocityMLP  # noqa: E402
-from flowprior.training.config import apply_overrides, build_config, read_preset  # noqa: E402
-from flowprior.training.distributed import Workers  # noqa: E402
-from flowprior.training.files import write_tensors  # noqa: E402
+from flowprior.run.config import apply_overrides, build_config  # noqa: E402
+from flowprior.run.files import write_tensors  # noqa: E402
+from flowprior.run.presets import read_preset  # noqa: E402
+from flowprior.run.run_folder import peak_memory_gb  # noqa: E402
 from flowprior.training.loop import TrainingLoop  # noqa: E402
-from flowprior.training.run_folder import peak_memory_gb  # noqa: E402
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective  # noqa: E402
 
 
@@ -65,14 +66,14 @@ def train_steps(
     channels, torch_generator = config.model.channels, torch.Generator().manual_seed(0)
     velocity = VelocityMLP(channels, prior_width, prior_depth, generator=torch_generator)
     prior = FlowPrior(velocity, TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, channels)))
-    objective = build_objective(config, folder, Workers(), 1000, prior)
-    loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, Workers(), progress=False)
+    objective = build_objective(config, folder, World(), 1000, prior)
+    loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, World(), progress=False)
     size, rows, start = config.data.size, [], [time.perf_counter()]
 
-    def beside(terms, step):
+    def before_optimizer_step(terms, step):
         terms.pop("latents")
-        told = objective.adversary.update(terms.pop("images"), terms.pop("reconstruction"), step)
-        rows.append({name: value.item() for name, value in (terms | told).items()})
+        losses = objective.adversary.update(terms.pop("images"), terms.pop("reconstruction"), step)
+        rows.append({name: value.item() for name, value in (terms | losses).items()})
         rows[-1]["seconds"] = time.perf_counter() - start[0]
         start[0] = time.perf_counter()
         return {}
@@ -80,7 +81,10 @@ def train_steps(
     images = torch.randint(
         0, 256, (config.train.global_batch, 3, size, size), generator=torch_generator, dtype=torch.uint8
     )
-    loop.run(iter([{"image": images}] * config.train.steps * config.train.accumulation), beside=beside)
+    loop.run(
+        iter([{"image": images}] * config.train.steps * config.train.accumulation),
+        before_optimizer_step=before_optimizer_step,
+    )
     return rows
 
 

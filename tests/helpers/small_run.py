@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
+from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError, entry_point
-from flowprior.training import checkpoint, files
-from flowprior.training.distributed import Workers, distributed_workers
-from flowprior.training.files import tensors_fingerprint
+from flowprior.run import files
+from flowprior.run.files import tensors_fingerprint
+from flowprior.training import checkpoint
 from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
@@ -54,14 +55,14 @@ class Denoise(nn.Module):
         return {"loss": loss, "guess_size": guess.square().mean()}
 
 
-def make_loop(folder: Path | None, config: TrainConfig, workers: Workers, dropout: float = 0.3) -> TrainingLoop:
+def make_loop(folder: Path | None, config: TrainConfig, world: World, dropout: float = 0.3) -> TrainingLoop:
     objective = Denoise(dropout)
     return TrainingLoop(
         objective,
         objective.net,
         config,
         OptimConfig(lr=0.01, warmup_steps=4, weight_decay=0.01),
-        workers,
+        world,
         folder,
         progress=False,
     )
@@ -85,14 +86,14 @@ def small_config(steps: int = 12, **options) -> TrainConfig:
 def train(
     folder: Path | None,
     config: TrainConfig,
-    workers: Workers | None = None,
+    world: World | None = None,
     dropout: float = 0.3,
     poisoned: int = -1,
-    after_step=None,
+    after_optimizer_step=None,
 ) -> TrainingLoop:
-    workers = workers or Workers()
-    loop = make_loop(folder, config, workers, dropout)
-    loop.run(training_batches(Points(poisoned), config, workers, loop.step), after_step=after_step)
+    world = world or World()
+    loop = make_loop(folder, config, world, dropout)
+    loop.run(training_batches(Points(poisoned), config, world, loop.step), after_optimizer_step=after_optimizer_step)
     return loop
 
 
@@ -118,22 +119,22 @@ def slow_flushes(seconds: float) -> None:
 
 def several_processes(folder: Path) -> None:
     """What the test of world sizes looks at: sample ids, hashes, and a value that is not finite on one process only."""
-    with distributed_workers() as workers:
-        plain = train(folder / "plain", small_config(accumulation=1), workers, dropout=0.0)
-        train(folder / "dropout", small_config(accumulation=1), workers)
-        poisoned = make_loop(folder / "poisoned", small_config(accumulation=1, non_finite_steps=1), workers)
+    with distributed_world() as world:
+        plain = train(folder / "plain", small_config(accumulation=1), world, dropout=0.0)
+        train(folder / "dropout", small_config(accumulation=1), world)
+        poisoned = make_loop(folder / "poisoned", small_config(accumulation=1, non_finite_steps=1), world)
         before, message = state_hash(poisoned), ""
         try:
-            poisoned.run(training_batches(Points(poisoned=7), poisoned.config, workers))
+            poisoned.run(training_batches(Points(poisoned=7), poisoned.config, world))
         except NonFiniteLoss as error:
             message = str(error)
-        poisoned_hash = state_hash(make_loop(folder / "poisoned", poisoned.config, Workers()))  # of the last checkpoint
-        own_disk, apart = folder / f"disk{workers.rank}", ""
-        if workers.is_main:
+        poisoned_hash = state_hash(make_loop(folder / "poisoned", poisoned.config, World()))  # of the last checkpoint
+        own_disk, apart = folder / f"disk{world.rank}", ""
+        if world.is_main:
             train(own_disk, small_config(2, accumulation=1))
-        workers.barrier()
+        world.barrier()
         try:
-            make_loop(own_disk, small_config(accumulation=1), workers)
+            make_loop(own_disk, small_config(accumulation=1), world)
         except UserError as error:
             apart = str(error)
         outcome = {
@@ -145,7 +146,7 @@ def several_processes(folder: Path) -> None:
             "poisoned_seen": poisoned.objective.seen,
             "unchanged": state_hash(poisoned) == poisoned_hash and before != poisoned_hash,
         }
-        (folder / f"rank{workers.rank}.json").write_text(json.dumps(outcome))
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(outcome))
 
 
 def run(folder: Path, steps: int, step_seconds: float = 0.0, flush_seconds: float = 0.0, loaders: int = 0) -> None:
@@ -157,7 +158,7 @@ def run(folder: Path, steps: int, step_seconds: float = 0.0, flush_seconds: floa
         time.sleep(step_seconds)
         return {}
 
-    train(folder, small_config(steps, keep_checkpoints=2, workers=loaders), after_step=wait)
+    train(folder, small_config(steps, keep_checkpoints=2, loader_workers=loaders), after_optimizer_step=wait)
 
 
 @entry_point

@@ -22,9 +22,9 @@ def test_on_a_cpu_and_while_gradients_are_recorded_the_function_itself_is_called
 def test_replays_give_what_the_function_gives_for_new_values_and_shapes_and_under_autocast():
     replayed, kept = Replayed(function), []
     for size in (3, 5, 3):
-        for half in (False, True):
+        for bf16 in (False, True):
             x, y = torch.randn(size, 4, device="cuda"), torch.randn(4, 2, device="cuda")
-            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
                 kept.append((replayed(x, y), function(x, y)))
     assert len(replayed.recordings) == 4
     for found, expected in kept:

@@ -6,11 +6,12 @@ import yaml
 from torch import nn
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.config import build_config, read_preset, to_dict
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config, to_dict
+from flowprior.run.presets import read_preset
+from flowprior.run.run_folder import RunFolder
 from flowprior.training.optim import make_optimizer
-from flowprior.training.run_folder import RunFolder
 from mar.config import PRESETS, MARStageConfig
 from mar.generator import Generator, GeneratorObjective
 
@@ -70,7 +71,7 @@ def stage(folder, **options) -> MARStageConfig:
 def begun(tmp_path) -> RunFolder:
     """A run of before the head was exempt, with a checkpoint."""
     folder, config = RunFolder(tmp_path, "mar"), stage(tmp_path)
-    folder.open(config, Workers())
+    folder.open(config, World())
     values = to_dict(config)
     del values["model"]["mar"]["decay_head"]
     folder.config_file.write_text(yaml.safe_dump(values))
@@ -80,13 +81,13 @@ def begun(tmp_path) -> RunFolder:
 
 def test_a_run_whose_head_decayed_says_in_one_line_how_to_go_on_with_it(begun, tmp_path):
     with pytest.raises(UserError, match="model.mar.decay_head=true goes on with it") as refusal:
-        begun.open(stage(tmp_path), Workers())
+        begun.open(stage(tmp_path), World())
     assert "\n" not in str(refusal.value)
 
 
 def test_with_that_option_it_goes_on_with_the_groups_that_it_had(begun, tmp_path):
     config = stage(tmp_path, decay_head=True)
-    begun.open(config, Workers())
+    begun.open(config, World())
     model = config.model.mar.build(4, 3, 5)
     decayed, others = groups(model, 3, config.optim)
     assert [id(p) for p in decayed] == [id(p) for p in model.parameters() if p.dim() >= 2]

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from flowprior.data.latent_scale import LatentNormaliser
-from mar import generate, painter
+from mar import generate, sample_drawer
 from mar.config import build_generator, read_config
 from mar.generate import chosen_classes
 from mar.generator import GeneratorObjective
@@ -99,7 +99,7 @@ class Killed(BaseException):
 
 
 def draws_noted(monkeypatch, dies_after: int = 99) -> list[range]:
-    drawn, draw = [], painter.Painter.draw
+    drawn, draw = [], sample_drawer.SampleDrawer.draw
 
     def noted(self, indices, labels, cfg):
         if len(drawn) == dies_after:
@@ -107,7 +107,7 @@ def draws_noted(monkeypatch, dies_after: int = 99) -> list[range]:
         drawn.append(indices)
         return draw(self, indices, labels, cfg)
 
-    monkeypatch.setattr(painter.Painter, "draw", noted)
+    monkeypatch.setattr(sample_drawer.SampleDrawer, "draw", noted)
     return drawn
 
 

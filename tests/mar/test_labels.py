@@ -10,11 +10,11 @@ from PIL import Image
 from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation
-from flowprior.training.config import build_config
+from flowprior.run.config import build_config
 from mar.config import MARStageConfig
 from mar.labels import EQUAL, choose_shares, class_sequence, mismatch, total_variation
-from mar.online import OnlineEvaluation
-from mar.painter import Painter
+from mar.sample_drawer import SampleDrawer
+from mar.training_fid import TrainingFID
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 
@@ -127,7 +127,7 @@ def test_shares_that_differ_by_more_than_a_little_are_said_with_the_class_that_d
 def test_the_curve_of_fid_in_training_has_the_same_shares(tmp_path, unbalanced, monkeypatch):
     from types import SimpleNamespace
 
-    from flowprior.training.distributed import Workers
+    from flowprior.distributed import World
 
     drawn = []
 
@@ -135,13 +135,13 @@ def test_the_curve_of_fid_in_training_has_the_same_shares(tmp_path, unbalanced, 
         drawn.extend(int(labels[i % len(labels)]) for i in indices)
         return digit_images(32)[0][: len(indices)]
 
-    monkeypatch.setattr(Painter, "draw", draw)
+    monkeypatch.setattr(SampleDrawer, "draw", draw)
     config = config_with(tmp_path, unbalanced, evaluate={"online_count": 20})
     network = SimpleNamespace(model=SimpleNamespace(num_classes=2))
     autoencoder = SimpleNamespace(config=SimpleNamespace(image_size=32))
-    painter = Painter(network, autoencoder, config.sample, Workers())
-    figures = OnlineEvaluation(config, painter, SAVED).measure()
-    assert list(figures) == ["fid_of_20"] and np.bincount(drawn).tolist() == [18, 2]
+    drawer = SampleDrawer(network, autoencoder, config.sample, World())
+    metrics = TrainingFID(config, drawer, SAVED).measure()
+    assert list(metrics) == ["fid_of_20"] and np.bincount(drawn).tolist() == [18, 2]
 
 
 def test_a_perfect_generator_of_nine_to_one_data_is_near_them_in_their_shares_and_far_from_them_in_equal_ones():

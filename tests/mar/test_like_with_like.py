@@ -1,4 +1,4 @@
-"""At what size and crop samples and reference are compared, and what is said of figures that mean little."""
+"""At what size and crop samples and reference are compared, and what is said of metrics that mean little."""
 
 import json
 
@@ -12,8 +12,8 @@ from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, StreamingMoments, evaluate_generation, frechet_distance
 from flowprior.metrics.digit_networks import weights_file
 from flowprior.metrics.registry import EXTRACTORS, foreign_images
-from flowprior.training.config import build_config
-from flowprior.training.files import write_json
+from flowprior.run.config import build_config
+from flowprior.run.files import write_json
 from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import samples_file
@@ -76,8 +76,8 @@ def measured(tmp_path):
 
 
 def fid_of(result: dict) -> float:
-    [figures] = result["metrics"].values()
-    return figures["fid"]
+    [metrics] = result["metrics"].values()
+    return metrics["fid"]
 
 
 @pytest.fixture
@@ -221,9 +221,9 @@ def test_weights_of_ones_own_are_not_said_to_be_trained_on_anything(measured, fo
 
 @pytest.fixture
 def own_sets(tmp_path):
-    """A function from class names and labels to the figures of a run's own set of real digits."""
+    """A function from class names and labels to the metrics of a run's own set of real digits."""
 
-    def figures(names, labels, metrics=("recognised", "fid")) -> dict:
+    def measure(names, labels, metrics=("recognised", "fid")) -> dict:
         config = build_config(
             MARStageConfig,
             {
@@ -238,7 +238,7 @@ def own_sets(tmp_path):
         samples = find_samples(config)
         return evaluate.evaluate(config, DIGITS, samples, open_reference(config, DIGITS, samples.size))
 
-    return figures
+    return measure
 
 
 def test_the_judge_of_digits_is_not_asked_about_cats_and_reads_the_digit_in_a_classs_name(own_sets):

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowprior.training.config import build_config, config_from_command_line
+from flowprior.run.config import build_config
+from flowprior.run.presets import config_from_command_line
 from flowprior.training.randomness import StepRandom
-from mar.attention import block_at, block_beside, gather_tokens
+from mar.attention import block_at, block_with_past, gather_tokens
 from mar.config import GENERATORS, PRESETS, GeneratorConfig, MARStageConfig, build_generator
 from mar.model import MAR, SIZES, MARConfig, mask_ratio
 
@@ -168,9 +169,9 @@ def test_a_block_at_some_positions_is_the_block_there():
 
 def test_tokens_beside_kept_keys_see_what_they_see_in_one_sequence_and_the_kept_ones_do_not_see_them():
     block, x = make().encoder[0], torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
-    first, past = block_beside(block, x[:, :4], None)
-    second, past = block_beside(block, x[:, 4:6], past)
-    third, past = block_beside(block, x[:, 6:], past)
+    first, past = block_with_past(block, x[:, :4], None)
+    second, past = block_with_past(block, x[:, 4:6], past)
+    third, past = block_with_past(block, x[:, 6:], past)
     torch.testing.assert_close(first, block(x[:, :4]))
     torch.testing.assert_close(second, block(x[:, :6])[:, 4:])
     torch.testing.assert_close(third, block(x)[:, 6:])

@@ -6,12 +6,12 @@ import yaml
 from safetensors.torch import load_file
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.config import build_config
-from flowprior.training.distributed import Workers
-from flowprior.training.files import write_tensors
-from flowprior.training.norms import norm_eps
-from flowprior.training.run_folder import RunFolder
+from flowprior.run.config import build_config
+from flowprior.run.files import write_tensors
+from flowprior.run.norms import norm_eps
+from flowprior.run.run_folder import RunFolder
 from mar.config import MARStageConfig, build_generator
 from mar.generator import GeneratorObjective
 from mar.saved import load_generator, save_generator
@@ -113,7 +113,7 @@ def test_a_generator_of_before_has_timms_one_eps_for_all_norms_and_that_is_said(
 
 def test_a_run_that_began_before_goes_on_with_the_eps_that_it_has(tmp_path, capsys):
     config, folder = stage(tmp_path), RunFolder(tmp_path, "mar")
-    folder.open(config, Workers())
+    folder.open(config, World())
     (folder.path / "checkpoints" / "step_00000001").mkdir(parents=True)
     written = yaml.safe_load(folder.config_file.read_text())
     for name in ("norm_eps", "qk_norm_eps"):

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from flowprior.data.images import ImageConfig, open_images
-from flowprior.training.distributed import Workers
-from flowprior.training.files import write_tensors
+from flowprior.distributed import World
+from flowprior.run.files import write_tensors
 from mar import cache_latents, evaluate
 from tokenizer import evaluate as evaluate_autoencoder
 from tokenizer import train_ae
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
-from tokenizer.targets.base import TargetContext, computed_once
-from tokenizer.targets.codebook import CodebookTarget
-from tokenizer.targets.extraction import ExtractionOptions, extracted_features
+from tokenizer.prior.targets.base import TargetContext, computed_once
+from tokenizer.prior.targets.codebook import CodebookTarget
+from tokenizer.prior.targets.extraction import ExtractionOptions, extracted_features
 
 AE = [
     "regulariser.name=none", "model={image_size: 32, patch_size: 16, tokens: 4, channels: 3}", "model.encoder={width: 12, depth: 1, heads: 3}",
@@ -159,7 +159,7 @@ def test_an_evaluation_of_other_pictures_is_made_anew(command, images, tmp_path)
 
 
 def target_context(tmp_path) -> TargetContext:
-    return TargetContext(0, tmp_path / "run", Workers(), ImageConfig("folder", str(tmp_path / "images"), 16))
+    return TargetContext(0, tmp_path / "run", World(), ImageConfig("folder", str(tmp_path / "images"), 16))
 
 
 def test_a_feature_table_of_other_pictures_is_made_anew_and_an_earlier_versions_is_kept(images, tmp_path, capsys):

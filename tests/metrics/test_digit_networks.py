@@ -6,7 +6,7 @@ from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import digit_networks
 from flowprior.metrics.digit_networks import load_extractor, load_judge, recognised_share
-from flowprior.training.files import write_tensors
+from flowprior.run.files import write_tensors
 
 
 def kinds(network: nn.Module) -> set[type]:

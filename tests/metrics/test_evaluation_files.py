@@ -13,8 +13,8 @@ from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics
 from flowprior.metrics.digit_networks import weights_file
-from flowprior.training.config import build_config
-from flowprior.training.files import read_tensors, write_json, write_tensors
+from flowprior.run.config import build_config
+from flowprior.run.files import read_tensors, write_json, write_tensors
 from mar import evaluate
 from mar.config import MARStageConfig
 from mar.generate import protocol, samples_file
@@ -52,7 +52,7 @@ def protocol_of(config: MARStageConfig) -> dict:
     return evaluate.protocol(config, extractor, samples, open_reference(config, extractor, samples.size))
 
 
-def figures_of(config: MARStageConfig) -> dict:
+def metrics_of(config: MARStageConfig) -> dict:
     extractor = Extractor(config.evaluate.extractor)
     samples = find_samples(config)
     return evaluate.evaluate(config, extractor, samples, open_reference(config, extractor, samples.size))
@@ -74,8 +74,8 @@ def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_me
 
 
 def test_only_the_metrics_that_are_asked_for_are_measured(config_with, tmp_path):
-    assert figures_of(config_with(metrics=["inception_score"])).keys() == {"metrics"}
-    everything = figures_of(config_with(half_half_splits=3))
+    assert metrics_of(config_with(metrics=["inception_score"])).keys() == {"metrics"}
+    everything = metrics_of(config_with(half_half_splits=3))
     assert set(everything["metrics"]["1"]) == {
         "fid",
         "inception_score",
@@ -89,7 +89,7 @@ def test_only_the_metrics_that_are_asked_for_are_measured(config_with, tmp_path)
 
 def test_with_a_file_as_reference_there_are_neither_precision_nor_halves(config_with, tmp_path):
     ImageSet(digit_images(32)[0], Extractor("digits")).statistics().save(tmp_path / "s.npz")
-    result = figures_of(config_with(reference=str(tmp_path / "s.npz"), half_half_splits=3))
+    result = metrics_of(config_with(reference=str(tmp_path / "s.npz"), half_half_splits=3))
     assert set(result["metrics"]["1"]) == {"fid", "inception_score", "inception_score_std", "recognised"}
     assert "half_half_fid" not in result
 
@@ -106,12 +106,12 @@ def pictures(tmp_path) -> dict[str, Path]:
 
 
 def test_an_npz_and_a_folder_of_anybodys_images_measure_as_the_runs_own_sets_do(config_with, pictures):
-    own = figures_of(config_with())["metrics"]["1"]
+    own = metrics_of(config_with())["metrics"]["1"]
     own.pop("recognised")
     for where in pictures.values():
         config = config_with(samples=str(where))
-        [(name, figures)] = figures_of(config)["metrics"].items()
-        assert name == where.name and figures == pytest.approx(own, rel=1e-4)
+        [(name, metrics)] = metrics_of(config)["metrics"].items()
+        assert name == where.name and metrics == pytest.approx(own, rel=1e-4)
         assert list(protocol_of(config)["samples"]) == [where.name]
         assert evaluate.result_file(config).name == f"evaluation_{where.stem}.json"
 
@@ -121,7 +121,7 @@ def test_samples_of_another_count_are_refused(config_with, pictures, kind):
     config = config_with(samples=str(pictures[kind]))
     config.sample.count = 41
     with pytest.raises(UserError, match="holds 40 images and sample.count is 41"):
-        figures_of(config)
+        metrics_of(config)
 
 
 def test_samples_of_another_size_than_the_data_are_refused(config_with, pictures):
@@ -143,10 +143,10 @@ def test_samples_of_another_generator_or_of_other_options_are_refused(config_wit
     saved = {"fingerprint": "f", "about": {"autoencoder": "a"}, "generator": {"name": "mar"}}
     write_json(tmp_path / "mar" / "generator" / "config.json", saved)
     note = samples_file(config, 1).with_suffix(".json")
-    write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.told)})
+    write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.description)})
     protocol_of(config)
     for change in ({"generator": "g"}, {"seed": 1}, {"count": 3}):
-        write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.told) | change})
+        write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.description) | change})
         with pytest.raises(UserError, match="of another generator or of other options"):
             protocol_of(config)
 
@@ -154,14 +154,14 @@ def test_samples_of_another_generator_or_of_other_options_are_refused(config_wit
 def test_a_folder_and_an_archive_serve_as_reference_and_an_archives_moments_come_before_its_images(
     config_with, pictures, tmp_path
 ):
-    folder = figures_of(config_with(reference=str(pictures["folder"])))["metrics"]["1"]
-    archive = figures_of(config_with(reference=str(pictures["npz"])))["metrics"]["1"]
+    folder = metrics_of(config_with(reference=str(pictures["folder"])))["metrics"]["1"]
+    archive = metrics_of(config_with(reference=str(pictures["npz"])))["metrics"]["1"]
     assert folder == pytest.approx(archive, abs=1e-4) and abs(archive["fid"]) < 1e-4 and archive["precision"] == 1
     moments = ImageSet(digit_images(32)[0], Extractor("digits")).statistics()
     with np.load(pictures["npz"]) as arrays:
         np.savez(tmp_path / "adm.npz", arr_0=arrays["arr_0"], mu=moments.mu, sigma=moments.sigma)
-    both = figures_of(config_with(reference=str(tmp_path / "adm.npz")))["metrics"]["1"]
-    assert both["precision"] == 1 and both["fid"] == pytest.approx(figures_of(config_with())["metrics"]["1"]["fid"])
+    both = metrics_of(config_with(reference=str(tmp_path / "adm.npz")))["metrics"]["1"]
+    assert both["precision"] == 1 and both["fid"] == pytest.approx(metrics_of(config_with())["metrics"]["1"]["fid"])
 
 
 def test_moments_of_another_extractor_are_refused(config_with, tmp_path):
@@ -169,7 +169,7 @@ def test_moments_of_another_extractor_are_refused(config_with, tmp_path):
     loaded = Statistics.load(tmp_path / "s.npz")
     Statistics(loaded.mu, loaded.sigma, 40, "inception").save(tmp_path / "s.npz")
     with pytest.raises(UserError, match="by 'inception': write evaluate.extractor=inception"):
-        figures_of(config_with(reference=str(tmp_path / "s.npz")))
+        metrics_of(config_with(reference=str(tmp_path / "s.npz")))
 
 
 def fill(

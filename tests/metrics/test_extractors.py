@@ -10,7 +10,7 @@ from flowprior.errors import UserError
 from flowprior.metrics import ImageSet, evaluate_generation, extractors, missing_weights
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import ExtractorSpec
-from flowprior.training.files import write_tensors
+from flowprior.run.files import write_tensors
 
 
 def extract(batches, name: str = "digits", **options) -> extractors.Features:

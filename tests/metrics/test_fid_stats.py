@@ -15,7 +15,7 @@ FID_STATS = Path(__file__).resolve().parents[2] / "fid_stats"
 
 DIGITS_ONLY = (
     "note: the extractor 'digits' was trained on scikit-learn's 1,797 handwritten digits at 32 x 32: "
-    "figures of other images by it mean little"
+    "metrics of other images by it mean little"
 )
 
 
@@ -63,7 +63,7 @@ def test_the_committed_statistics_of_the_digits_are_what_the_command_makes(run, 
 
 def test_a_folder_gives_the_moments_of_its_pictures_at_any_depth(run, picture_folder, tmp_path):
     out = tmp_path / "stats.npz"
-    assert run(picture_folder, "--extractor", "digits", "--size", 32, "--workers", 2, "--out", out)[0] == 0
+    assert run(picture_folder, "--extractor", "digits", "--size", 32, "--world", 2, "--out", out)[0] == 0
     expected = ImageSet(digit_images(32)[0][:40], Extractor("digits")).statistics()
     read = Statistics.load(out)
     assert (read.count, read.crop, read.class_counts) == (40, "centre 32", (14, 13, 13))

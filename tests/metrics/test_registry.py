@@ -5,7 +5,8 @@ import pytest
 
 from flowprior.errors import UserError
 from flowprior.metrics.registry import choose_metrics
-from flowprior.training.config import build_config, config_from_command_line
+from flowprior.run.config import build_config
+from flowprior.run.presets import config_from_command_line
 from mar.config import PRESETS, MARStageConfig
 from tokenizer.train_ae import AEConfig
 

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import save_file
 
 from flowprior.data.images import ImageConfig
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import extractors
 from flowprior.pretrained.timm_models import build_timm
 from flowprior.pretrained.weights import read_weights
-from flowprior.training.archives import load_pt
-from flowprior.training.distributed import Workers
+from flowprior.run.archives import load_pt
 from tokenizer.features.timm import TimmFeatures
 from tokenizer.losses.discriminators.dino import DinoConfig
 from tokenizer.losses.perceptual import PerceptualLoss
-from tokenizer.targets.base import TargetContext
-from tokenizer.targets.timm_model import TimmTarget
+from tokenizer.prior.targets.base import TargetContext
+from tokenizer.prior.targets.timm_model import TimmTarget
 from tokenizer.vit import ViTConfig, build_vit
 
 NAME, SIZE = "test_vit", 64
@@ -112,7 +112,7 @@ class TinyDINO(extractors.DINOv2FeatureExtractor):
 
 
 def target(file: str):
-    context = TargetContext(0, Path(), Workers(), ImageConfig(size=SIZE))
+    context = TargetContext(0, Path(), World(), ImageConfig(size=SIZE))
     return TimmTarget(model=NAME, weights=file).build(context).model
 
 

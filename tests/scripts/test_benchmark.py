@@ -33,9 +33,9 @@ def test_every_case_is_measured_and_the_faster_way_of_each_does_less_arithmetic(
     result = json.loads((tmp_path / "tiny.json").read_text())
     assert result["cases"].keys() == CASES.keys() and all(name in done.stdout for name in CASES)
     for case in result["cases"].values():
-        for figures in case["variants"].values():
-            assert figures["seconds"] > 0 and figures["samples_per_second"] > 0
-            assert figures.get("times_less_flop", 1) > 0.999
+        for metrics in case["variants"].values():
+            assert metrics["seconds"] > 0 and metrics["samples_per_second"] > 0
+            assert metrics.get("times_less_flop", 1) > 0.999
     compared = {name: list(case["variants"].values()) for name, case in result["cases"].items()}
     compared = {name: variants for name, variants in compared.items() if len(variants) > 1 and variants[0]["gflop"]}
     assert len(compared) == 6
@@ -47,10 +47,10 @@ def test_a_profile_names_the_operators_that_take_most_of_the_time(tmp_path):
     done = benchmark("--tiny", "--profile", "--only", "flow prior step", "--out", tmp_path / "tiny.json")
     assert done.returncode == 0, done.stderr
     variants = json.loads((tmp_path / "tiny.json").read_text())["cases"]["flow prior step"]["variants"]
-    for name, figures in variants.items():
-        shares = list(figures["largest_costs"].values())
+    for name, metrics in variants.items():
+        shares = list(metrics["largest_costs"].values())
         assert len(shares) == 5 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
-        assert f"flow prior step: {name}: {next(iter(figures['largest_costs']))} " in done.stdout
+        assert f"flow prior step: {name}: {next(iter(metrics['largest_costs']))} " in done.stdout
 
 
 def test_a_case_that_is_not_there_is_one_line_that_lists_those_that_are():

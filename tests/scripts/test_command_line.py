@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from flowprior.errors import UserError
-from flowprior.training.config import apply_overrides, build_config, list_options
+from flowprior.run.config import apply_overrides, build_config, list_options
 from mar.config import MARStageConfig
+from tokenizer.prior.train_flowhead import FlowPriorConfig
 from tokenizer.train_ae import AEConfig
-from tokenizer.train_flowhead import FlowHeadConfig
 
 NAMES = ["train_flowhead", "train_ae", "train_mar"]
 
@@ -22,7 +22,7 @@ def refused(result) -> str:
     return line
 
 
-@pytest.mark.parametrize("name, config", zip(NAMES, [FlowHeadConfig, AEConfig, MARStageConfig]))
+@pytest.mark.parametrize("name, config", zip(NAMES, [FlowPriorConfig, AEConfig, MARStageConfig]))
 def test_help_lists_every_field_with_its_default(scripts, name, config):
     shown = scripts.run(name, "--help", tiny=False)
     assert shown.returncode == 0 and not shown.stderr
@@ -127,7 +127,7 @@ def test_an_unreadable_image_is_named_and_once_it_is_mended_the_same_command_goe
         "train.global_batch=6",
         "train.steps=2",
         "evaluate.extractor=",
-        f"train.workers={loaders}",
+        f"train.loader_workers={loaders}",
     ]
     assert str(bad) in refused(scripts.run("train_ae", *words, run_dir=tmp_path / "run", DATA=str(pictures)))
     bad.write_bytes(whole)
@@ -173,7 +173,7 @@ def test_missing_perceptual_weights_can_be_done_without_in_the_same_folder(scrip
 
 @pytest.mark.parametrize(
     "config, option",
-    [(FlowHeadConfig, name) for name in ("channels", "width", "depth", "pairs", "group_size")]
+    [(FlowPriorConfig, name) for name in ("channels", "width", "depth", "pairs", "group_size")]
     + [
         (AEConfig, f"model.{name}")
         for name in ("patch_size", "tokens", "channels", "encoder.width", "encoder.depth", "decoder.heads")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from compiler import needs_compiler
-from flowprior.training.reporting import read_log
+from flowprior.run.reporting import read_log
 from tokenizer.autoencoder import Autoencoder
 
 WORDS = [
@@ -136,9 +136,9 @@ def test_noise_on_the_latents_is_measured_beside_them(trained, tmp_path, capsys)
 
 
 def test_the_report_names_figures_with_noise_by_what_they_are_and_the_share():
-    from scripts.report import figures_text
+    from scripts.report import metrics_text
 
-    assert figures_text({"psnr": 29.5, "psnr_noise_0.2": 24.25}) == "PSNR 29.50 dB  PSNR with noise 0.2 24.25 dB"
+    assert metrics_text({"psnr": 29.5, "psnr_noise_0.2": 24.25}) == "PSNR 29.50 dB  PSNR with noise 0.2 24.25 dB"
 
 
 def test_the_report_says_whether_the_images_are_those_of_training(trained):

@@ -60,17 +60,17 @@ def test_two_processes_draw_the_very_images_that_one_draws(images):
 
 
 def test_two_processes_measure_what_one_measures(pipeline, run_module, tmp_path):
-    figures = []
+    metrics = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         shutil.copytree(pipeline.run_dir / "mar" / "samples", folder / "mar" / "samples")
         words = ["sample.count=40", "sample.cfg=[1,2]", "evaluate.half_half_splits=1"]
         run_module("mar.evaluate", processes, f"run_dir={folder}", *words)
-        figures.append(json.loads((folder / "mar" / "evaluation.json").read_text()))
-    assert figures[0]["protocol"] == figures[1]["protocol"]
+        metrics.append(json.loads((folder / "mar" / "evaluation.json").read_text()))
+    assert metrics[0]["protocol"] == metrics[1]["protocol"]
     for cfg in ("1", "2"):
-        assert figures[1]["metrics"][cfg] == pytest.approx(figures[0]["metrics"][cfg], rel=1e-6)
-    assert figures[1]["half_half_fid"]["mean"] == pytest.approx(figures[0]["half_half_fid"]["mean"], rel=1e-6)
+        assert metrics[1]["metrics"][cfg] == pytest.approx(metrics[0]["metrics"][cfg], rel=1e-6)
+    assert metrics[1]["half_half_fid"]["mean"] == pytest.approx(metrics[0]["half_half_fid"]["mean"], rel=1e-6)
 
 
 def test_two_processes_measure_a_few_images_in_the_course_of_training(pipeline, scripts, tmp_path):
@@ -79,8 +79,8 @@ def test_two_processes_measure_a_few_images_in_the_course_of_training(pipeline, 
     words = ["evaluate.online_count=200", "evaluate.online_epochs=0.05", "sample.cfg=[1]"]  # 6 of 112 steps
     assert scripts.run("train_mar", *words, run_dir=tmp_path, NPROC="2").returncode == 0
     rows = map(json.loads, (tmp_path / "mar" / "log.jsonl").read_text().splitlines())
-    figures = {row["step"]: row["fid_of_200"] for row in rows if "fid_of_200" in row}
-    assert list(figures) == [6, 12] and all(value > 0 for value in figures.values())
+    metrics = {row["step"]: row["fid_of_200"] for row in rows if "fid_of_200" in row}
+    assert list(metrics) == [6, 12] and all(value > 0 for value in metrics.values())
     made_from = json.loads((tmp_path / "mar" / "reference.json").read_text())  # a resumed run reads the moments
     assert made_from["count"] == 1797 and (tmp_path / "mar" / "reference.npz").is_file()
 

@@ -107,7 +107,7 @@ def test_a_run_may_be_moved(pipeline, scripts, tmp_path):
 
 
 def test_options_that_change_no_result_are_taken(pipeline, scripts):
-    again = scripts.run("train_flowhead", "train.log_steps=1", "train.workers=1", run_dir=pipeline.run_dir)
+    again = scripts.run("train_flowhead", "train.log_steps=1", "train.loader_workers=1", run_dir=pipeline.run_dir)
     assert again.returncode == 0 and "complete" in again.stdout
 
 

@@ -46,7 +46,7 @@ def table(run_dir) -> np.ndarray:
 
 
 def test_two_processes_under_torchrun_make_the_table_that_one_makes(scripts, tmp_path, alone):
-    words = [*TIMM, "target.timm.batch=8", "held_out=0.1", "train.workers=1"]
+    words = [*TIMM, "target.timm.batch=8", "held_out=0.1", "train.loader_workers=1"]
     together = run(scripts, tmp_path, *words, NPROC="2")
     assert together.returncode == 0, together.stderr
     assert table(alone).shape == (1797 * 2, 64) and np.array_equal(table(tmp_path), table(alone))

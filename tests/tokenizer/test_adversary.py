@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from flowprior.data.images import ImageConfig, open_images
+from flowprior.distributed import World
 from flowprior.errors import NonFiniteLoss, UserError
-from flowprior.training.config import build_config
-from flowprior.training.distributed import Workers
-from flowprior.training.files import tensors_fingerprint
+from flowprior.run.config import build_config
+from flowprior.run.files import tensors_fingerprint
+from flowprior.run.reporting import TIMINGS, read_log
+from flowprior.run.run_folder import RunFolder
 from flowprior.training.loop import TrainConfig
 from flowprior.training.randomness import StepRandom
-from flowprior.training.reporting import TIMINGS, read_log
-from flowprior.training.run_folder import RunFolder
 from tokenizer import train_ae
 from tokenizer.losses.adversarial import AdversarialConfig, Adversary
 
@@ -88,21 +88,21 @@ class Run:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train_ae, "build_objective", keep)
-            self.folder.open(config, Workers())
-            train_ae.train(config, self.folder, Workers(), images, images, None)
+            self.folder.open(config, World())
+            train_ae.train(config, self.folder, World(), images, images, None)
 
     def hash(self) -> str:
         adversary = self.objective.adversary
         moments = {
             f"{number}.{name}": torch.as_tensor(value)
-            for number, state in adversary.own.optimizer.state_dict()["state"].items()
+            for number, state in adversary.auxiliary.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
-        heads = {f"d.{name}": value for name, value in adversary.own.module.state_dict().items()}
+        heads = {f"d.{name}": value for name, value in adversary.auxiliary.module.state_dict().items()}
         lecam = {f"lecam.{name}": value for name, value in adversary.lecam.state_dict().items()}
         return tensors_fingerprint({**moments, **heads, **lecam, **self.objective.autoencoder.state_dict()})
 
-    def figures(self) -> list[dict]:
+    def metrics(self) -> list[dict]:
         return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_log(self.folder.path / "log.jsonl")]
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_stops_before_at_and_after_the_discriminators_start_goes_on_b
     with pytest.raises(Killed):
         Run(tmp_path, die_at)
     resumed = Run(tmp_path)
-    assert resumed.hash() == whole.hash() and resumed.figures() == whole.figures()
+    assert resumed.hash() == whole.hash() and resumed.metrics() == whole.metrics()
 
 
 @pytest.mark.parametrize("part", ["discriminator", "lecam"])
@@ -145,7 +145,7 @@ def test_with_a_frozen_transformer_a_run_goes_on_bit_for_bit_from_checkpoints_of
 
 
 def test_the_discriminator_is_heard_and_trained_from_its_start_on(whole):
-    rows = [row for row in whole.figures() if "loss" in row]
+    rows = [row for row in whole.metrics() if "loss" in row]
     heard = [
         "adversarial" in row and "discriminator/game" in row and "latent_gradient/adversarial" in row for row in rows
     ]
@@ -161,7 +161,7 @@ def test_the_discriminator_is_heard_and_trained_from_its_start_on(whole):
 
 def test_two_micro_batches_train_both_networks_as_one_batch_does(whole, tmp_path):
     cut = Run(tmp_path, accumulation=2)
-    for row, other in zip(whole.figures(), cut.figures(), strict=True):
+    for row, other in zip(whole.metrics(), cut.metrics(), strict=True):
         for key in ("loss", "adversarial", "discriminator/game", "discriminator/lecam", "discriminator/consistency"):
             if key in row:
                 assert other[key] == pytest.approx(row[key], rel=1e-5, abs=1e-6), (key, row["step"])
@@ -170,7 +170,7 @@ def test_two_micro_batches_train_both_networks_as_one_batch_does(whole, tmp_path
 def build(**options) -> Adversary:
     torch.manual_seed(0)
     config = build_config(AdversarialConfig, adversarial("patchgan", start_step=0, **options))
-    return Adversary(config, 16, TrainConfig(steps=100, global_batch=8), Workers())
+    return Adversary(config, 16, TrainConfig(steps=100, global_batch=8), World())
 
 
 def pictures(generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +206,7 @@ def test_in_bfloat16_the_power_iterations_are_those_of_float32(generator):
         adversary, real_and_fake = build(optim={"lr": 1e-9}), pictures(torch.Generator().manual_seed(0))
         for step in range(3):
             adversary.update(*real_and_fake, step, autocast)
-        named = adversary.own.module.state_dict().items()
+        named = adversary.auxiliary.module.state_dict().items()
         buffers.append([value for name, value in named if name.endswith(("_u", "_v"))])
     assert buffers[0] and all(one.dtype == torch.float32 for one in buffers[1])
     for one, other in zip(*buffers, strict=True):
@@ -217,17 +217,25 @@ def test_a_loss_of_the_discriminator_that_is_not_finite_stops_before_its_step(ge
     adversary = build()
     real, fake = pictures(generator)
     adversary.update(real, fake, 0)
-    state = [*adversary.own.module.parameters(), *adversary.own.module.buffers(), *adversary.lecam.buffers()]
+    state = [
+        *adversary.auxiliary.module.parameters(),
+        *adversary.auxiliary.module.buffers(),
+        *adversary.lecam.buffers(),
+    ]
     before = [tensor.clone() for tensor in state]
     with pytest.raises(NonFiniteLoss, match="process 0: the discriminator's loss"):
         adversary.update(real, fake * float("nan"), 1)
-    after = [*adversary.own.module.parameters(), *adversary.own.module.buffers(), *adversary.lecam.buffers()]
+    after = [
+        *adversary.auxiliary.module.parameters(),
+        *adversary.auxiliary.module.buffers(),
+        *adversary.lecam.buffers(),
+    ]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def test_the_adaptive_weight_makes_both_pull_equally_at_the_decoders_last_layer(tmp_path):
     config = make_config(tmp_path, adaptive=True, start_step=0)
-    objective = train_ae.build_objective(config, tmp_path, Workers(), 10, None)
+    objective = train_ae.build_objective(config, tmp_path, World(), 10, None)
     batch = {"image": torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)}
     terms = objective(batch, StepRandom(0, 0))
     weight = objective.autoencoder.decoder.to_pixels.weight
@@ -244,7 +252,7 @@ def test_missing_dino_weights_are_one_sentence_with_the_file_its_source_and_wher
     config.loss.adversarial.discriminator.dino.pretrained = True
     config.loss.adversarial.discriminator.dino.name = "vit_small_patch16_224.dino"
     with pytest.raises(UserError, match="huggingface.co/timm/vit_small_patch16_224.dino") as caught:
-        train_ae.build_objective(config, tmp_path, Workers(), 10, None)
+        train_ae.build_objective(config, tmp_path, World(), 10, None)
     assert "\n" not in str(caught.value)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowprior.training.config import build_config, changed_options, read_preset, to_dict
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
+from flowprior.run.config import build_config, changed_options, to_dict
+from flowprior.run.presets import read_preset
 from flowprior.training.loop import TrainConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.losses.adversarial import AdversarialConfig, Adversary
@@ -21,7 +22,7 @@ def build(**options) -> Adversary:
     torch.manual_seed(0)
     small = {"weight": 0.2, "discriminator": {"name": "patchgan", "patchgan": {"width": 4, "layers": 1}}}
     config = build_config(AdversarialConfig, small | options)
-    return Adversary(config, SIDE, TrainConfig(steps=9), Workers())
+    return Adversary(config, SIDE, TrainConfig(steps=9), World())
 
 
 @pytest.fixture

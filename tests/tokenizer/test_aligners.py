@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.config import build_config
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config
 from flowprior.training.randomness import StepRandom
 from networks import random_prior
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
@@ -37,7 +37,7 @@ def features():
 
 
 def context(features=None, prior=None) -> RegulariserContext:
-    return RegulariserContext(prior, MODEL, 10, 0, Workers(), features)
+    return RegulariserContext(prior, MODEL, 10, 0, World(), features)
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -48,7 +48,7 @@ def test_soft_assignment_is_the_softmax_of_cosines_over_the_temperature(generato
     torch.manual_seed(0)
     book = SoftCodebook(SoftCodebookConfig(2, 5, 0.3), 3, CHANNELS)
     latents = torch.randn(2, 3, CHANNELS, generator=generator)
-    soft, figures = book(latents)
+    soft, metrics = book(latents)
     entropies, mean = [], torch.zeros(2, 5)
     for image, token, k in itertools.product(range(2), range(3), range(2)):
         part, words = latents[image, token, 2 * k : 2 * k + 2].tolist(), book.codewords[k].tolist()
@@ -60,16 +60,16 @@ def test_soft_assignment_is_the_softmax_of_cosines_over_the_temperature(generato
             assert soft[image, token, 2 * k + c].item() == pytest.approx(expected, abs=1e-5)
         entropies.append(-sum(share * math.log(share) for share in shares))
         mean[k] += torch.tensor(shares) / 6
-    assert figures["assignment_entropy"].item() == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
-    torch.testing.assert_close(figures["assignment_mean"], mean)
+    assert metrics["assignment_entropy"].item() == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
+    torch.testing.assert_close(metrics["assignment_mean"], mean)
 
 
 def test_a_cold_soft_codebook_is_a_hard_one(generator):
     torch.manual_seed(0)
     book = SoftCodebook(SoftCodebookConfig(1, 7, 1e-4), 9, CHANNELS)
-    soft, figures = book(torch.randn(1, 9, CHANNELS, generator=generator))
+    soft, metrics = book(torch.randn(1, 9, CHANNELS, generator=generator))
     words = torch.nn.functional.normalize(book.codewords[0], dim=-1)
-    assert torch.cdist(soft[0], words).min(1).values.max() < 1e-3 and figures["assignment_entropy"] < 0.05
+    assert torch.cdist(soft[0], words).min(1).values.max() < 1e-3 and metrics["assignment_entropy"] < 0.05
 
 
 def test_the_entropy_part_is_smallest_when_every_token_is_sure_and_all_words_are_used():
@@ -80,15 +80,15 @@ def test_the_entropy_part_is_smallest_when_every_token_is_sure_and_all_words_are
 
 
 def test_a_mean_over_processes_has_everybodys_value_and_ones_own_gradient():
-    class Two(Workers):
-        def sum(self, tensor):
+    class Two(World):
+        def all_reduce(self, tensor):
             return tensor.add_(torch.tensor([5.0, 1.0]))  # what the other process has
 
     local = torch.tensor([1.0, 3.0], requires_grad=True)
     mean = over_processes(local, Two(0, 2))
     assert mean.tolist() == [3.0, 2.0]
     mean.sum().backward()
-    assert local.grad.tolist() == [1.0, 1.0] and over_processes(local, Workers()) is local
+    assert local.grad.tolist() == [1.0, 1.0] and over_processes(local, World()) is local
 
 
 @pytest.mark.parametrize("config", [SoftPQConfig, SoftVQConfig])
@@ -202,7 +202,7 @@ def test_the_digits_features_are_a_function_of_the_seed_and_lie_in_the_folder(tm
     made = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1), ("a", 0)):
         state = torch.random.get_rng_state()
-        model = load_features(config, FeatureContext(32, seed, tmp_path / name, Workers()))
+        model = load_features(config, FeatureContext(32, seed, tmp_path / name, World()))
         assert torch.equal(torch.random.get_rng_state(), state)
         made.setdefault((name, seed), []).append(model(images)[0])
     assert torch.equal(made["a", 0][0], made["a", 0][1]) and torch.equal(made["a", 0][0], made["b", 0][0])
@@ -210,7 +210,7 @@ def test_the_digits_features_are_a_function_of_the_seed_and_lie_in_the_folder(tm
     [file] = (tmp_path / "a").iterdir()
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=file.name):
-        load_features(config, FeatureContext(32, 0, tmp_path / "a", Workers()))
+        load_features(config, FeatureContext(32, 0, tmp_path / "a", World()))
 
 
 def pairs() -> list[str]:

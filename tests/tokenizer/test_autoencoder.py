@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch.distributions import Normal
 
 from flowprior.errors import UserError
-from flowprior.training.files import write_tensors
+from flowprior.run.files import write_tensors
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig, build_vit
 
 PLAIN = ViTConfig(width=24, depth=2, heads=3)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.distributed import Workers
 from tokenizer.losses.consistency import consistency_loss
 from tokenizer.losses.diff_augment import DRAWS, diff_augment
 from tokenizer.losses.discriminators import DISCRIMINATORS, DiscriminatorConfig, build_discriminator
@@ -154,18 +154,18 @@ def test_an_adaptive_weight_is_the_ratio_of_the_gradients_at_the_layer():
     weight = torch.tensor([[1.0, 2.0]], requires_grad=True)
     x = torch.tensor([3.0, 4.0])
     anchor, term = 6 * (weight @ x).sum(), 2 * (weight @ x).sum()
-    assert shared_gradient_norm(anchor, weight, Workers()).item() == pytest.approx(30)
-    assert adaptive_weight(anchor, term, weight, Workers()).item() == pytest.approx(3, rel=1e-4)
-    assert adaptive_weight(anchor, 0 * term, weight, Workers()).item() == 1e4
+    assert shared_gradient_norm(anchor, weight, World()).item() == pytest.approx(30)
+    assert adaptive_weight(anchor, term, weight, World()).item() == pytest.approx(3, rel=1e-4)
+    assert adaptive_weight(anchor, 0 * term, weight, World()).item() == 1e4
     (anchor + term).backward()  # the graph is still there
 
 
 def test_the_gradient_at_samples_is_that_of_autograd_and_zero_for_what_does_not_reach_them():
     samples, other = torch.randn(3, 2, requires_grad=True), torch.randn(2, requires_grad=True)
-    assert sample_gradient_norm(samples.square().sum(), samples, Workers()).item() == pytest.approx(
+    assert sample_gradient_norm(samples.square().sum(), samples, World()).item() == pytest.approx(
         (2 * samples).norm().item()
     )
-    assert sample_gradient_norm(other.sum(), samples, Workers()) == 0
+    assert sample_gradient_norm(other.sum(), samples, World()) == 0
 
 
 SMALL = {"dino": DinoConfig("vit_tiny_patch16_224", False, size=32, blocks=(2, 5)), "patchgan": PatchGANConfig(8, 2)}

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from flowprior.data.images import open_images
-from flowprior.training.config import build_config
-from flowprior.training.distributed import Workers
-from flowprior.training.run_folder import RunFolder
+from flowprior.distributed import World
+from flowprior.run.config import build_config
+from flowprior.run.run_folder import RunFolder
 from tokenizer import evaluate, train_ae
 
 
@@ -60,8 +60,8 @@ def test_training_and_evaluation_say_whether_their_figures_are_of_training_image
     data, options, kind = json.loads(json.dumps(CASES[case]).replace("{root}", str(folders)))
     chosen, folder = config(tmp_path, data=data, **options), RunFolder(tmp_path, "ae")
     images, measured = open_images(chosen.data), open_images(chosen.held_out_data())
-    folder.open(chosen, Workers())
-    train_ae.train(chosen, folder, Workers(), images, measured, None)
+    folder.open(chosen, World())
+    train_ae.train(chosen, folder, World(), images, measured, None)
     said = capsys.readouterr().out
     count = min(16, len(measured))
     assert f"on {count} {kind} images" in said

@@ -4,17 +4,17 @@ import torch
 
 from flowprior.data.digits import digit_images
 from flowprior.data.images import ImageConfig, open_images, to_model
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance, psnr, ssim
-from flowprior.training.distributed import Workers
-from flowprior.training.reporting import RunLog
-from flowprior.training.run_folder import RunFolder
+from flowprior.run.reporting import RunLog
+from flowprior.run.run_folder import RunFolder
 from full_recipe import random_vgg
 from networks import random_prior
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics import MeterContext, build_meters
-from tokenizer.monitor import Monitor, MonitorConfig, latent_figures
+from tokenizer.monitor import Monitor, MonitorConfig, latent_metrics
 from tokenizer.vit import ViTConfig
 
 IMAGES = digit_images(32)[0][:40]
@@ -43,11 +43,11 @@ def test_meters_over_batches_give_what_the_whole_set_gives(vgg):
     for original, other in zip(IMAGES.split(16), NOISY.split(16)):
         for meter in meters:
             meter.update(original, other)
-    figures = {name: value for meter in meters for name, value in meter.compute().items()}
-    assert figures["psnr"] == pytest.approx(psnr(IMAGES, NOISY)) and figures["ssim"] == pytest.approx(
+    metrics = {name: value for meter in meters for name, value in meter.compute().items()}
+    assert metrics["psnr"] == pytest.approx(psnr(IMAGES, NOISY)) and metrics["ssim"] == pytest.approx(
         ssim(IMAGES, NOISY)
     )
-    assert figures["rfid"] == pytest.approx(frechet_distance(moments(NOISY), moments(IMAGES)), rel=1e-6)
+    assert metrics["rfid"] == pytest.approx(frechet_distance(moments(NOISY), moments(IMAGES)), rel=1e-6)
     whole = PerceptualLoss(str(vgg))(to_model(NOISY[:8]), to_model(IMAGES[:8]))
     [lpips] = build_meters(["lpips"], context(perceptual_weights=str(vgg)))
     lpips.update(IMAGES[:8], NOISY[:8])
@@ -78,12 +78,12 @@ def test_a_reference_of_another_crop_count_or_extractor_is_refused(tmp_path, abo
 def test_a_reference_of_the_same_images_gives_the_same_rfid(tmp_path):
     moments(IMAGES, crop="centre 32").save(tmp_path / "reference.npz")
     assert Statistics.load(tmp_path / "reference.npz").crop == "centre 32"
-    figures = []
+    metrics = []
     for reference in ("", str(tmp_path / "reference.npz")):
         [meter] = build_meters(["rfid"], context(extractor="digits", reference=reference))
         meter.update(IMAGES, NOISY)
-        figures.append(meter.compute()["rfid"])
-    assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+        metrics.append(meter.compute()["rfid"])
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: b"", None])
@@ -111,14 +111,14 @@ def test_vgg_weights_are_taken_from_torchs_own_file_formats_by_name(vgg, tmp_pat
 def test_the_effective_rank_counts_directions_of_equal_spread(generator):
     flat = torch.zeros(400, 2, 6)
     flat[..., :3] = torch.randn(400, 2, 3, generator=generator)
-    assert latent_figures(flat)["latent_effective_rank"] == pytest.approx(3, abs=0.05)
-    assert latent_figures(flat + 5)["latent_mean"] == pytest.approx(flat.mean().item() + 5, abs=1e-5)
+    assert latent_metrics(flat)["latent_effective_rank"] == pytest.approx(3, abs=0.05)
+    assert latent_metrics(flat + 5)["latent_mean"] == pytest.approx(flat.mean().item() + 5, abs=1e-5)
 
 
 def test_the_correlation_of_alignment_and_distance_is_over_the_whole_run_and_survives_a_resume(tmp_path):
     vit = ViTConfig(width=12, depth=1, heads=3)
     autoencoder = Autoencoder(AutoencoderConfig(32, 8, 4, 3, encoder=vit, decoder=vit)).eval()
-    from flowprior.training.files import write_tensors
+    from flowprior.run.files import write_tensors
 
     write_tensors(tmp_path / "target.safetensors", {"samples": torch.randn(200, 3)})
     folder, log = RunFolder(tmp_path, "ae"), RunLog(tmp_path / "ae", tensorboard=False)
@@ -131,18 +131,18 @@ def test_the_correlation_of_alignment_and_distance_is_over_the_whole_run_and_sur
             random_prior(3),
             tmp_path / "target.safetensors",
             context(perceptual_weights="nowhere.pth"),
-            Workers(),
+            World(),
         )
         with torch.no_grad():
             autoencoder.encoder.to_latent.bias.add_(0.3)
-        figures = monitor(autoencoder, step)
-        log.write(step, figures)
-        rows.append([figures["alignment"], figures["knn_log_distance"]])
-        assert "psnr" in figures and "lpips" not in figures
+        metrics = monitor(autoencoder, step)
+        log.write(step, metrics)
+        rows.append([metrics["alignment"], metrics["knn_log_distance"]])
+        assert "psnr" in metrics and "lpips" not in metrics
         if step < 3:
-            assert "alignment_knn_correlation" not in figures
+            assert "alignment_knn_correlation" not in metrics
         else:
-            assert figures["alignment_knn_correlation"] == pytest.approx(np.corrcoef(np.array(rows).T)[0, 1])
+            assert metrics["alignment_knn_correlation"] == pytest.approx(np.corrcoef(np.array(rows).T)[0, 1])
 
 
 def test_the_alignment_loss_is_that_of_the_tokens_whose_distances_are_measured(tmp_path):
@@ -152,13 +152,13 @@ def test_the_alignment_loss_is_that_of_the_tokens_whose_distances_are_measured(t
     images, prior = open_images(ImageConfig()), random_prior(3)
     config = MonitorConfig(images=12, latents=16)
     monitor = Monitor(
-        config, RunFolder(tmp_path, "ae"), images, prior, tmp_path / "none.safetensors", context(), Workers()
+        config, RunFolder(tmp_path, "ae"), images, prior, tmp_path / "none.safetensors", context(), World()
     )
-    figures = monitor(autoencoder, 1)
+    metrics = monitor(autoencoder, 1)
     with torch.no_grad():
         batch = torch.cat([images.batch(keys)["image"] for keys in monitor.keys])
         tokens = autoencoder.encode(to_model(batch)).flatten(0, 1)
     rows = torch.randperm(48, generator=torch.Generator().manual_seed(0))[:16]
     generator = torch.Generator().manual_seed(0)
     expected = prior.alignment_loss(tokens[rows], group_size=8, generator=generator).item()
-    assert figures["alignment"] == pytest.approx(expected, rel=1e-6) and "knn_log_distance" not in figures
+    assert metrics["alignment"] == pytest.approx(expected, rel=1e-6) and "knn_log_distance" not in metrics

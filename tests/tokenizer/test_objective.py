@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.config import build_config
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded, ViTConfig
 from tokenizer.losses.perceptual import PerceptualLoss
@@ -38,7 +38,7 @@ def prior() -> FlowPrior:
 
 
 def context(prior: FlowPrior | None) -> RegulariserContext:
-    return RegulariserContext(prior, AutoencoderConfig(32, 8, TOKENS, CHANNELS), 10, 0, Workers())
+    return RegulariserContext(prior, AutoencoderConfig(32, 8, TOKENS, CHANNELS), 10, 0, World())
 
 
 def make(regularisers: str, prior: FlowPrior | None, weights: bool = False, **loss) -> AutoencoderObjective:

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.config import build_config, read_preset
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config
+from flowprior.run.presets import read_preset
 from networks import random_prior
 from tokenizer.regularisers import chosen_configs
 from tokenizer.regularisers.kl import kl_divergence
@@ -94,7 +95,7 @@ def test_an_imagenet_preset_builds_the_autoencoder_of_the_paper(name):
     needs_prior = any(section.needs_prior for section in chosen_configs(config.regulariser))
     prior = random_prior(32, 40).to("meta") if needs_prior else None
     with torch.device("meta"):
-        autoencoder = build_objective(config, None, Workers(device=torch.device("meta")), 1000, prior).autoencoder
+        autoencoder = build_objective(config, None, World(device=torch.device("meta")), 1000, prior).autoencoder
     kind = config.regulariser.name if config.regulariser.name in PARAMETERS else "none"
     assert sum(p.numel() for p in autoencoder.parameters()) == PARAMETERS[kind]
 

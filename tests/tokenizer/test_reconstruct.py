@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from flowprior.data.images import ImageConfig, open_images, to_model
-from flowprior.training.config import build_config
+from flowprior.run.config import build_config
 from tokenizer.evaluate import evaluate, reason_of
 from tokenizer.reconstruct import channel_std, measure, measure_with_noise
 from tokenizer.train_ae import AEConfig
@@ -105,7 +105,11 @@ def test_an_infinite_psnr_is_null_with_its_reason_and_foreign_images_are_said(so
     data = {"source": source, "path": str(tmp_path / "data")}
     config = build_config(
         AEConfig,
-        {"data": data, "evaluate": {"extractor": "digits", "metrics": ["fidelity", "rfid"]}, "train": {"workers": 0}},
+        {
+            "data": data,
+            "evaluate": {"extractor": "digits", "metrics": ["fidelity", "rfid"]},
+            "train": {"loader_workers": 0},
+        },
     )
     for _ in range(2):  # measured, and read again
         evaluate(config, tmp_path, Copy())

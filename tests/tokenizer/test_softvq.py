@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.config import build_config, changed_options, to_dict
-from flowprior.training.distributed import Workers
+from flowprior.run.config import build_config, changed_options, to_dict
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
 from tokenizer.latent_maps.segment_codebooks import SegmentCodebooks, SegmentCodebooksConfig
@@ -29,7 +29,7 @@ class Sizes:
 
 
 def context(model=MODEL, features=Sizes) -> RegulariserContext:
-    return RegulariserContext(None, model, 10, 0, Workers(), features)
+    return RegulariserContext(None, model, 10, 0, World(), features)
 
 
 def restated(latents: torch.Tensor, codewords: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,8 +63,8 @@ def book(generator) -> SegmentCodebooks:
 def test_latents_entropy_and_every_gradient_are_those_of_the_equations_token_by_token(book, generator):
     latents = torch.randn(BATCH, TOKENS, CHANNELS, generator=generator, requires_grad=True)
     pull = torch.randn(BATCH, TOKENS, CHANNELS, generator=generator)
-    soft, figures = book(latents)
-    entropy = pooled_entropy_loss(figures["codeword_similarity"], COLD, Workers())
+    soft, metrics = book(latents)
+    entropy = pooled_entropy_loss(metrics["codeword_similarity"], COLD, World())
     twins = [tensor.detach().double().requires_grad_() for tensor in (latents, book.codewords)]
     slow, slow_entropy = restated(*twins)
     torch.testing.assert_close(soft.double(), slow, rtol=1e-5, atol=1e-6)
@@ -83,7 +83,7 @@ def test_latents_entropy_and_every_gradient_are_those_of_the_equations_token_by_
 
 def test_the_entropy_part_moves_latents_and_no_codeword(book, generator):
     latents = torch.randn(BATCH, TOKENS, CHANNELS, generator=generator, requires_grad=True)
-    pooled_entropy_loss(book(latents)[1]["codeword_similarity"], 0.01, Workers()).backward()
+    pooled_entropy_loss(book(latents)[1]["codeword_similarity"], 0.01, World()).backward()
     assert latents.grad.abs().sum() > 0 and book.codewords.grad is None
 
 
@@ -107,15 +107,15 @@ def test_all_codebooks_are_pooled_so_that_codeword_s_of_each_counts_as_one():
     sure = torch.full((1, 4, 8), -1.0)
     for token, word in enumerate((0, 1, 2, 3)):
         sure[0, token, word] = 1.0
-    assert pooled_entropy_loss(sure, 0.01, Workers()).item() == pytest.approx(-math.log(4), abs=1e-5)
+    assert pooled_entropy_loss(sure, 0.01, World()).item() == pytest.approx(-math.log(4), abs=1e-5)
     same = torch.full((1, 4, 8), -1.0)
     same[..., 5] = 1.0
-    assert pooled_entropy_loss(same, 0.01, Workers()).item() == pytest.approx(0, abs=1e-5)
+    assert pooled_entropy_loss(same, 0.01, World()).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_a_codeword_that_nobody_takes_leaves_the_gradient_finite():
     similarity = torch.tensor([[[1.0, -1.0, -1.0]]], requires_grad=True)  # shares of exp(-200): 0 in float32
-    pooled_entropy_loss(similarity, 0.01, Workers()).backward()
+    pooled_entropy_loss(similarity, 0.01, World()).backward()
     assert torch.isfinite(similarity.grad).all()
     mean = torch.tensor([1.0, 0.0], requires_grad=True)
     entropy_loss(torch.zeros(()), mean).backward()
@@ -134,7 +134,7 @@ def test_the_term_is_entropy_and_the_cosine_distance_of_every_token_to_its_four_
         for patch in range(4 * TOKENS):
             a, b = read[image, patch // 4], patches[image, patch]
             distances.append(1 - (a @ b / a.norm() / b.norm()).item())
-    expected = 0.01 * pooled_entropy_loss(similarity, 0.01, Workers()).item() + 0.1 * sum(distances) / len(distances)
+    expected = 0.01 * pooled_entropy_loss(similarity, 0.01, World()).item() + 0.1 * sum(distances) / len(distances)
     encoded = Encoded(latents, latents, None, latents, {"codeword_similarity": similarity})
     term = regulariser.term(encoded, {"feature_patches": patches}, StepRandom(0, 0))
     assert term.item() == pytest.approx(expected, rel=1e-5)

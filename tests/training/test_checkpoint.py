@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowprior.errors import NonFiniteLoss, UserError
+from flowprior.run.files import file_sha256, tensors_fingerprint
 from flowprior.training.checkpoint import Checkpoints
 from flowprior.training.ema import EMA
-from flowprior.training.files import file_sha256, tensors_fingerprint
 
 
 class Run:

@@ -16,19 +16,20 @@ from torch._inductor.exc import CppCompileError
 
 from compiler import needs_compiler
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.run.config import build_config, changed_options, to_dict
+from flowprior.run.presets import read_preset
+from flowprior.run.reporting import read_log
 from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts, compiler_failures_told
-from flowprior.training.config import build_config, changed_options, read_preset, to_dict
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
-from flowprior.training.reporting import read_log
 from mar.generator import GeneratorObjective
 from mar.model import MARConfig
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective
@@ -52,7 +53,7 @@ def autoencoder_objective():
     config.model.encoder = config.model.decoder = ViTConfig(width=16, depth=2, heads=2)
     channels = config.model.channels
     prior = FlowPrior(VelocityMLP(channels, 16, 1), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, channels)))
-    objective = build_objective(config, None, Workers(), 10, prior)
+    objective = build_objective(config, None, World(), 10, prior)
     return objective, objective.autoencoder, {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}
 
 
@@ -76,12 +77,12 @@ def losses(make, evaluate, compiled, steps=STEPS):
     """Of steps with an evaluation after every tenth, without gradients and of another batch size, as the stages have it."""
     objective, model, batch = make()
     config = TrainConfig(steps=steps, global_batch=len(next(iter(batch.values()))), eval_steps=10, compile=compiled)
-    loop = TrainingLoop(objective, model, config, OptimConfig(lr=1e-3), Workers(), progress=False)
+    loop = TrainingLoop(objective, model, config, OptimConfig(lr=1e-3), World(), progress=False)
     seen = []
     loop.run(
         repeat(batch),
         evaluate=lambda step: (evaluate(model), {})[1],
-        after_step=lambda terms, _: (seen.append(terms["loss"].item()), {})[1],
+        after_optimizer_step=lambda terms, _: (seen.append(terms["loss"].item()), {})[1],
     )
     return seen
 
@@ -211,7 +212,7 @@ def test_ctrl_c_that_ends_the_compiler_too_is_a_stop_and_no_failure(
 
     def run(folder, config):
         objective, velocity, batch = prior_objective()
-        loop = TrainingLoop(objective, velocity, config, OptimConfig(), Workers(), folder, progress=False)
+        loop = TrainingLoop(objective, velocity, config, OptimConfig(), World(), folder, progress=False)
         loop.run(repeat(batch), lambda step: {"mean": sample(velocity, (8, CHANNELS), steps=4).mean().item()})
         return velocity.state_dict()
 

@@ -14,11 +14,11 @@ import torch
 
 import small_run
 from flowprior.data.loader import training_batches
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.distributed import Workers
+from flowprior.run.reporting import TIMINGS, read_log
 from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig, learning_rate
-from flowprior.training.reporting import TIMINGS, read_log
 from small_run import Points, make_loop, small_config, state_hash, train
 
 
@@ -27,17 +27,17 @@ class Stop(Exception):
 
 
 def stop_before(step):
-    """An ``after_step`` that ends the run, its checkpoint of ``step`` in place."""
+    """An ``after_optimizer_step`` that ends the run, its checkpoint of ``step`` in place."""
 
-    def after_step(terms, done):
+    def after_optimizer_step(terms, done):
         if done == step:
             raise Stop
         return {}
 
-    return after_step
+    return after_optimizer_step
 
 
-def figures(folder):
+def metrics(folder):
     return [
         {name: value for name, value in row.items() if name not in TIMINGS} for row in read_log(folder / "log.jsonl")
     ]
@@ -54,22 +54,22 @@ def uninterrupted(tmp_path_factory):
 def test_a_run_that_stops_after_any_step_goes_on_bit_for_bit(step, uninterrupted, tmp_path):
     folder, whole = uninterrupted
     with pytest.raises(Stop):
-        train(tmp_path, small_config(), after_step=stop_before(step))
+        train(tmp_path, small_config(), after_optimizer_step=stop_before(step))
     resumed = train(tmp_path, small_config())
     assert state_hash(resumed) == state_hash(whole)
     assert resumed.objective.seen == whole.objective.seen[2 * step :]
-    assert figures(tmp_path) == figures(folder)
+    assert metrics(tmp_path) == metrics(folder)
 
 
 def test_a_run_that_stops_many_times_goes_on_bit_for_bit(uninterrupted, tmp_path):
     for step in (2, 3, 7):
         with pytest.raises(Stop):
-            train(tmp_path, small_config(), after_step=stop_before(step))
+            train(tmp_path, small_config(), after_optimizer_step=stop_before(step))
     assert state_hash(train(tmp_path, small_config())) == state_hash(uninterrupted[1])
 
 
 def test_loading_processes_change_nothing(uninterrupted):
-    assert state_hash(train(None, small_config(workers=2))) == state_hash(uninterrupted[1])
+    assert state_hash(train(None, small_config(loader_workers=2))) == state_hash(uninterrupted[1])
 
 
 def test_the_seed_of_the_run_is_felt(uninterrupted):
@@ -79,19 +79,19 @@ def test_the_seed_of_the_run_is_felt(uninterrupted):
 @pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
 def test_everything_that_a_checkpoint_holds_is_needed_to_go_on_exactly(name, uninterrupted, tmp_path):
     with pytest.raises(Stop):
-        train(tmp_path, small_config(), after_step=stop_before(6))
-    fresh = make_loop(None, small_config(), Workers())
-    loop = make_loop(tmp_path, small_config(), Workers())
+        train(tmp_path, small_config(), after_optimizer_step=stop_before(6))
+    fresh = make_loop(None, small_config(), World())
+    loop = make_loop(tmp_path, small_config(), World())
     {"model": loop.model, "ema": loop.ema, "optimizer": loop.optimizer}[name].load_state_dict(
         {"model": fresh.model, "ema": fresh.ema, "optimizer": fresh.optimizer}[name].state_dict()
     )
-    loop.run(training_batches(Points(), loop.config, Workers(), loop.step))
+    loop.run(training_batches(Points(), loop.config, World(), loop.step))
     assert state_hash(loop) != state_hash(uninterrupted[1])
 
 
 def test_the_log_holds_the_scheduled_rate_of_every_step(uninterrupted):
     folder, loop = uninterrupted
-    rates = [row["lr"] for row in figures(folder)]
+    rates = [row["lr"] for row in metrics(folder)]
     assert rates == pytest.approx([learning_rate(step, 12, loop.optim) for step in range(12)])
 
 
@@ -141,7 +141,7 @@ def test_a_run_killed_at_random_instants_and_started_again_ends_with_the_same_bi
         assert child.exitcode == -signal.SIGKILL
     assert newest(tmp_path) < 40
     assert state_hash(train(tmp_path, small_config(40, keep_checkpoints=2))) == long_hash, instants
-    assert [row["step"] for row in figures(tmp_path)] == list(range(1, 41))
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, 41))
 
 
 def test_sigterm_saves_the_step_under_way_and_exits_143_and_the_run_goes_on_bit_for_bit(tmp_path, long_hash):
@@ -150,10 +150,10 @@ def test_sigterm_saves_the_step_under_way_and_exits_143_and_the_run_goes_on_bit_
     child.terminate()
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 143, errors
-    logged = figures(tmp_path)[-1]["step"]
-    resumed = make_loop(tmp_path, small_config(40), Workers())
+    logged = metrics(tmp_path)[-1]["step"]
+    resumed = make_loop(tmp_path, small_config(40), World())
     assert 3 <= resumed.step == logged < 40
-    resumed.run(training_batches(Points(), resumed.config, Workers(), resumed.step))
+    resumed.run(training_batches(Points(), resumed.config, World(), resumed.step))
     assert state_hash(resumed) == long_hash
 
 
@@ -164,8 +164,8 @@ def test_a_signal_before_a_far_checkpoint_still_saves_where_it_is(tmp_path):
         return {}
 
     with pytest.raises(SystemExit) as end:
-        train(tmp_path, small_config(checkpoint_steps=0), after_step=signal_at_5)
-    assert end.value.code == 143 and make_loop(tmp_path, small_config(), Workers()).checkpoints.steps() == [5]
+        train(tmp_path, small_config(checkpoint_steps=0), after_optimizer_step=signal_at_5)
+    assert end.value.code == 143 and make_loop(tmp_path, small_config(), World()).checkpoints.steps() == [5]
 
 
 @pytest.mark.parametrize("when", [5, 12])
@@ -176,17 +176,17 @@ def test_a_signal_during_an_evaluation_stops_the_run_behind_it_and_behind_the_la
         return {"score": float(step)}
 
     config = small_config(checkpoint_steps=0, eval_steps=5)
-    loop = make_loop(tmp_path, config, Workers())
+    loop = make_loop(tmp_path, config, World())
     with pytest.raises(SystemExit) as end:
-        loop.run(training_batches(Points(), config, Workers()), evaluate)
+        loop.run(training_batches(Points(), config, World()), evaluate)
     assert end.value.code == 130 and loop.checkpoints.steps() == [when]
-    assert figures(tmp_path)[-1] == {"step": when, "score": float(when)}
+    assert metrics(tmp_path)[-1] == {"step": when, "score": float(when)}
     again = train(tmp_path, config)
     assert again.step == 12 and state_hash(again) == state_hash(train(None, small_config()))
 
 
 def test_a_signal_while_the_last_checkpoint_is_written_stops_what_would_follow(tmp_path, monkeypatch):
-    loop, save = make_loop(tmp_path, small_config(3), Workers()), TrainingLoop.save
+    loop, save = make_loop(tmp_path, small_config(3), World()), TrainingLoop.save
 
     def interrupted(self):
         save(self)
@@ -195,7 +195,7 @@ def test_a_signal_while_the_last_checkpoint_is_written_stops_what_would_follow(t
 
     monkeypatch.setattr(TrainingLoop, "save", interrupted)
     with pytest.raises(SystemExit) as end:
-        loop.run(training_batches(Points(), loop.config, Workers()))
+        loop.run(training_batches(Points(), loop.config, World()))
     assert end.value.code == 143 and 3 in loop.checkpoints.steps()
 
 
@@ -225,12 +225,12 @@ def test_a_signal_to_the_whole_process_group_with_loader_processes_still_saves(t
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while len(figures(tmp_path)) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(metrics(tmp_path)) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in errors, errors
-    assert figures(tmp_path)[-1]["step"] == make_loop(tmp_path, small_config(2000), Workers()).step > 2
+    assert metrics(tmp_path)[-1]["step"] == make_loop(tmp_path, small_config(2000), World()).step > 2
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def two_processes(tmp_path_factory, request):
 
 
 def losses(folder):
-    return torch.tensor([row["loss"] for row in figures(folder)])
+    return torch.tensor([row["loss"] for row in metrics(folder)])
 
 
 def test_one_process_two_processes_and_two_micro_batches_see_the_same_samples_and_losses(two_processes, tmp_path):
@@ -280,7 +280,7 @@ def test_a_run_of_two_processes_goes_on_in_one_with_two_micro_batches(two_proces
     folder, _ = two_processes
     whole = losses(folder / "dropout")
     with pytest.raises(Stop):
-        train(tmp_path, small_config(), after_step=stop_before(5))
+        train(tmp_path, small_config(), after_optimizer_step=stop_before(5))
     train(tmp_path, small_config())
     torch.testing.assert_close(losses(tmp_path), whole, rtol=1e-5, atol=0)  # with dropout
 
@@ -332,12 +332,12 @@ class Constant(torch.nn.Module):
 )
 def test_a_loss_or_a_gradient_that_is_not_finite_stops_the_run_with_everything_untouched(value, slope, tmp_path):
     objective, config = Constant(value, slope), small_config(accumulation=1, non_finite_steps=1)
-    loop = TrainingLoop(objective, objective.net, config, OptimConfig(lr=0.1), Workers(), tmp_path, progress=False)
+    loop = TrainingLoop(objective, objective.net, config, OptimConfig(lr=0.1), World(), tmp_path, progress=False)
     with pytest.raises(NonFiniteLoss, match="step 2 .*process 0: (loss|gradient of net.weight)"):
         loop.run(iter([{"x": torch.zeros(1)}] * 20))
     fresh = Constant(0.0, 0.0)
     resumed = TrainingLoop(
-        fresh, fresh.net, small_config(accumulation=1), OptimConfig(lr=0.1), Workers(), tmp_path, progress=False
+        fresh, fresh.net, small_config(accumulation=1), OptimConfig(lr=0.1), World(), tmp_path, progress=False
     )
     assert resumed.step == loop.step == 2 and state_hash(resumed) == state_hash(loop)
 
@@ -357,12 +357,12 @@ class Flawed(small_run.Denoise):
 def flawed_loop(folder, steps, **options):
     objective = Flawed(steps)
     config, optim = small_config(**options), OptimConfig(lr=0.01, warmup_steps=4, weight_decay=0.01)
-    return TrainingLoop(objective, objective.net, config, optim, Workers(), folder, progress=False)
+    return TrainingLoop(objective, objective.net, config, optim, World(), folder, progress=False)
 
 
 def run_flawed(folder, steps, **options):
     loop = flawed_loop(folder, steps, **options)
-    loop.run(training_batches(Points(), loop.config, Workers(), loop.step))
+    loop.run(training_batches(Points(), loop.config, World(), loop.step))
     return loop
 
 
@@ -378,10 +378,10 @@ def test_a_step_that_is_not_finite_is_skipped_whole_and_the_run_goes_on_with_the
     before = loop._train_step
     states = []
     loop._train_step = lambda *arguments: (states.append(state_hash(loop)), before(*arguments))[1]
-    loop.run(training_batches(Points(), loop.config, Workers()), after_step=note)
+    loop.run(training_batches(Points(), loop.config, World()), after_optimizer_step=note)
     assert seen == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11] and states[5] == states[6] == states[7] != states[8]
-    assert [row.get("skipped_steps", 0) for row in figures(tmp_path)] == [0] * 5 + [1] + [2] * 6
-    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in figures(tmp_path))
+    assert [row.get("skipped_steps", 0) for row in metrics(tmp_path)] == [0] * 5 + [1] + [2] * 6
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in metrics(tmp_path))
     told = capsys.readouterr().err
     assert told.count(": skipped") == 2 and "step 6 is not finite (process 0: loss)" in told
 
@@ -391,9 +391,9 @@ def test_a_run_that_stops_among_skipped_steps_goes_on_as_if_it_had_not(stop, tmp
     whole = run_flawed(tmp_path / "whole", [3, 4, 6])
     loop = flawed_loop(tmp_path / "parts", [3, 4, 6])
     loop.config.steps, steps = stop, loop.config.steps
-    loop.run(training_batches(Points(), loop.config, Workers()))
+    loop.run(training_batches(Points(), loop.config, World()))
     loop.config.steps = steps
-    rates = {row["step"]: row.get("lr") for row in figures(tmp_path / "whole")}
+    rates = {row["step"]: row.get("lr") for row in metrics(tmp_path / "whole")}
     resumed = flawed_loop(tmp_path / "parts", [3, 4, 6])
     assert (resumed.skipped.total, resumed.skipped.in_a_row) == {3: (0, 0), 4: (1, 1), 5: (2, 2), 6: (2, 0)}[stop]
     assert whole.skipped.total == 3 and rates[12] is not None
@@ -405,21 +405,21 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resumption(tm
     resumed = flawed_loop(tmp_path, [2, 3, 5, 6, 7])
     assert resumed.step == 7 and resumed.skipped.in_a_row == 2
     with pytest.raises(NonFiniteLoss, match="step 7"):
-        resumed.run(training_batches(Points(), resumed.config, Workers(), resumed.step))
+        resumed.run(training_batches(Points(), resumed.config, World(), resumed.step))
 
 
 def test_a_network_beside_the_model_that_is_not_finite_keeps_the_model_still(tmp_path):
-    loop, states = make_loop(tmp_path, small_config(), Workers()), []
+    loop, states = make_loop(tmp_path, small_config(), World()), []
 
-    def beside(terms, step):
+    def before_optimizer_step(terms, step):
         states.append(state_hash(loop))
         if step == 4:
             raise NonFiniteLoss("process 0: the critic's loss")
         return {"critic": torch.tensor(float(step))}
 
-    loop.run(training_batches(Points(), loop.config, Workers()), beside=beside)
+    loop.run(training_batches(Points(), loop.config, World()), before_optimizer_step=before_optimizer_step)
     assert states[4] == states[5] != states[6]
-    assert [row.get("critic") for row in figures(tmp_path)] == [0.0, 1.0, 2.0, 3.0, None, *map(float, range(5, 12))]
+    assert [row.get("critic") for row in metrics(tmp_path)] == [0.0, 1.0, 2.0, 3.0, None, *map(float, range(5, 12))]
 
 
 @pytest.mark.parametrize("clip, moved", [(0.5, 0.5), (0.0, 8**0.5), (100.0, 8**0.5)])
@@ -430,7 +430,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for_and_0_switches_clipping_off
         objective.net,
         small_config(1, accumulation=1),
         OptimConfig(lr=1.0, clip_norm=clip),
-        Workers(),
+        World(),
         progress=False,
     )
     loop.optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)  # whose step is the gradient
@@ -449,11 +449,11 @@ def test_evaluation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
         return {"score": 1.0}
 
     config = small_config(eval_steps=5)
-    loop = make_loop(tmp_path, config, Workers())
-    loop.run(training_batches(Points(), config, Workers()), evaluate)
+    loop = make_loop(tmp_path, config, World())
+    loop.run(training_batches(Points(), config, World()), evaluate)
     assert [step for step, _, _ in seen] == [5, 10, 12] and not any(training for _, _, training in seen)
     assert state_hash(loop) == state_hash(train(None, small_config()))
-    assert [row["step"] for row in figures(tmp_path) if "score" in row] == [5, 10, 12]
+    assert [row["step"] for row in metrics(tmp_path) if "score" in row] == [5, 10, 12]
 
 
 def test_the_average_follows_the_weights_of_every_step():
@@ -463,9 +463,9 @@ def test_the_average_follows_the_weights_of_every_step():
         weights.append(loop.model[0].weight.detach().double().clone())
         return {}
 
-    loop = make_loop(None, small_config(), Workers())
+    loop = make_loop(None, small_config(), World())
     expected = loop.model[0].weight.detach().double().clone()
-    loop.run(training_batches(Points(), loop.config, Workers()), after_step=note)
+    loop.run(training_batches(Points(), loop.config, World()), after_optimizer_step=note)
     for step, weight in enumerate(weights):
         decay = (1 + step) / (10 + step)
         expected = decay * expected + (1 - decay) * weight
@@ -494,29 +494,29 @@ class Sometimes(torch.nn.Module):
 
 def test_a_term_that_not_every_step_has_is_logged_as_the_mean_of_the_steps_that_have_it(tmp_path):
     objective, config = Sometimes(), small_config(6, log_steps=3)
-    loop = TrainingLoop(objective, objective.net, config, OptimConfig(), Workers(), tmp_path, progress=False)
-    loop.run(training_batches(Points(), config, Workers()))
-    assert [row.get("sometimes") for row in figures(tmp_path)] == [1.5, None]
+    loop = TrainingLoop(objective, objective.net, config, OptimConfig(), World(), tmp_path, progress=False)
+    loop.run(training_batches(Points(), config, World()))
+    assert [row.get("sometimes") for row in metrics(tmp_path)] == [1.5, None]
 
 
 def test_after_a_step_the_rows_of_all_its_micro_batches_are_there_in_their_order():
     rows = {}
     for accumulation in (1, 2):
         objective, config = Sometimes(), small_config(3, accumulation=accumulation)
-        loop = TrainingLoop(objective, objective.net, config, OptimConfig(), Workers(), progress=False)
+        loop = TrainingLoop(objective, objective.net, config, OptimConfig(), World(), progress=False)
         seen = rows[accumulation] = []
         loop.run(
-            training_batches(Points(), config, Workers()),
-            after_step=lambda terms, step, seen=seen: seen.append(terms.pop("rows").tolist()) or {},
+            training_batches(Points(), config, World()),
+            after_optimizer_step=lambda terms, step, seen=seen: seen.append(terms.pop("rows").tolist()) or {},
         )
     assert rows[1] == rows[2] and all(len(step) == 8 for step in rows[1])
 
 
 def test_the_log_says_which_share_of_the_time_went_by_waiting_for_batches(tmp_path):
-    loop = make_loop(tmp_path, replace(small_config(), log_steps=2), Workers())
+    loop = make_loop(tmp_path, replace(small_config(), log_steps=2), World())
 
     def late():
-        for batch in training_batches(Points(), loop.config, Workers()):
+        for batch in training_batches(Points(), loop.config, World()):
             time.sleep(0.02)
             yield batch
 
@@ -536,11 +536,11 @@ def test_the_rate_in_the_log_is_that_of_the_steps_without_evaluations_between_th
         nonlocal now
         now += seconds
 
-    loop = make_loop(tmp_path, replace(small_config(), log_steps=4, eval_steps=3), Workers())
+    loop = make_loop(tmp_path, replace(small_config(), log_steps=4, eval_steps=3), World())
     step = loop._train_step
     loop._train_step = lambda *words: (pass_time(0.5), step(*words))[1]
     loop.run(
-        training_batches(Points(), loop.config, Workers()), evaluate=lambda step: pass_time(1000.0) or {"score": 1.0}
+        training_batches(Points(), loop.config, World()), evaluate=lambda step: pass_time(1000.0) or {"score": 1.0}
     )
     rows = [row for row in read_log(tmp_path / "log.jsonl") if "steps_per_second" in row]
     assert [(row["step"], row["steps_per_second"]) for row in rows] == [(4, 2.0), (8, 2.0), (12, 2.0)]

@@ -3,17 +3,17 @@ import time
 import pytest
 import torch
 
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
 from flowprior.training.step_window import StepWindow
 
 
 def test_a_figure_is_the_mean_over_the_steps_that_have_it_and_a_closed_window_starts_anew():
-    window = StepWindow(Workers(), 0)
+    window = StepWindow(World(), 0)
     window.add({"loss": torch.tensor(1.0), "rows": torch.ones(3)})
     window.add({})  # skipped
     window.add({"loss": torch.tensor(2.0), "late": torch.tensor(5.0)})
-    figures = window.close(3)
-    assert (figures["loss"], figures["late"]) == (1.5, 5.0) and "rows" not in figures
+    metrics = window.close(3)
+    assert (metrics["loss"], metrics["late"]) == (1.5, 5.0) and "rows" not in metrics
     window.add({"loss": torch.tensor(7.0)})
     assert window.close(4)["loss"] == 7.0
 
@@ -21,12 +21,12 @@ def test_a_figure_is_the_mean_over_the_steps_that_have_it_and_a_closed_window_st
 def test_an_evaluation_counts_neither_among_the_steps_seconds_nor_as_waiting(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    window = StepWindow(Workers(), 10)
+    window = StepWindow(World(), 10)
     window.waited += 1.0
     now = 134.0  # 4 seconds of steps, 30 of evaluation
     window.leave_out(30.0)
-    figures = window.close(18)
-    assert figures["steps_per_second"] == pytest.approx(2.0)
-    assert figures["waiting_for_data"] == pytest.approx(0.25)
+    metrics = window.close(18)
+    assert metrics["steps_per_second"] == pytest.approx(2.0)
+    assert metrics["waiting_for_data"] == pytest.approx(0.25)
     now = 135.0
     assert window.close(19)["steps_per_second"] == pytest.approx(1.0)

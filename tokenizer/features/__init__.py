@@ -5,7 +5,7 @@ and ``untrained``, and a line in ``FEATURES``."""
 
 from __future__ import annotations
 
-from flowprior.training.config import registry_section
+from flowprior.run.config import registry_section
 from tokenizer.features.base import FeatureContext, FeatureModel
 from tokenizer.features.digits import DigitsFeatures
 from tokenizer.features.timm import TimmFeatures

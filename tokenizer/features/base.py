@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
 
 
 class FeatureContext(NamedTuple):
@@ -17,7 +17,7 @@ class FeatureContext(NamedTuple):
     image_size: int
     seed: int
     folder: Path  # of the stage: for a model that is worth keeping
-    workers: Workers
+    world: World
 
 
 class FeatureModel(nn.Module, ABC):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from flowprior.data.digits import NUM_CLASSES, digit_images
 from flowprior.data.images import to_model
 from flowprior.progress import progress_bar
-from flowprior.training.config import option
-from flowprior.training.files import load_weights, read_tensors, write_tensors
+from flowprior.run.config import option
+from flowprior.run.files import load_weights, read_tensors, write_tensors
 from flowprior.training.randomness import stream_seed
 from tokenizer.features.base import FeatureContext, FeatureModel
 
@@ -22,7 +22,7 @@ class DigitsFeatures:
     """source=digits: nothing to download."""
 
     width: int = option(64, "channels of the features")
-    steps: int = option(400, "of the classifier's training, 64 images each")
+    steps: int = option(400, "steps of the classifier's training, 64 images each")
 
     def __post_init__(self) -> None:
         if min(self.width, self.steps) < 1:
@@ -34,9 +34,9 @@ class DigitsFeatures:
         with torch.random.fork_rng(
             devices=[]
         ):  # layers draw weights from the global generator before they are given others
-            if context.workers.is_main and not file.is_file():
+            if context.world.is_main and not file.is_file():
                 write_tensors(file, self.trained(context.image_size, context.seed).state_dict())
-            context.workers.barrier()
+            context.world.barrier()
             model = self.untrained(context.image_size)
         load_weights(model, read_tensors(file, "digit features"), f"the classifier in {file}")
         return model

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowprior.notes import note
-from flowprior.training.config import option
+from flowprior.run.config import option
 from tokenizer.features.base import FeatureContext, FeatureModel
 from tokenizer.tokens import PlacedTokens, before_blocks, placed, through_block, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, patch_pixels, pixel_statistics, whole_patches
@@ -21,7 +21,7 @@ class TimmFeatures:
 
     name: str = option("vit_base_patch14_dinov2.lvd142m", "a timm ViT")
     pretrained: bool = option(
-        True, "with the weights that timm knows for this name; false: random ones, to try things out"
+        True, "take the weights that timm knows for this name; false: random ones, to try things out"
     )
     weights: str = option("", "file with the weights, where they are not to come from the hub", changes_result=False)
     size: int = option(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from flowprior.training.config import registry_section
+from flowprior.run.config import registry_section
 from tokenizer.latent_maps.segment_codebooks import SegmentCodebooksConfig
 from tokenizer.latent_maps.soft_codebook import SoftCodebookConfig
 

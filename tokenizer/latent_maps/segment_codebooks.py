@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.precision import full_precision
 
 
@@ -16,9 +16,11 @@ from flowprior.training.precision import full_precision
 class SegmentCodebooksConfig:
     """Tokens become convex combinations of the codewords of their segment."""
 
-    codebooks: int = option(4, "each over an equal segment of the tokens, at the latents' full width")
+    codebooks: int = option(
+        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width"
+    )
     size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "of the softmax over cosine similarities")
+    temperature: float = option(0.07, "temperature of the softmax over cosine similarities")
 
     def __post_init__(self) -> None:
         if min(self.codebooks, self.size) < 1 or not self.temperature > 0:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.precision import full_precision
 
 
@@ -16,9 +16,9 @@ from flowprior.training.precision import full_precision
 class SoftCodebookConfig:
     """Latents become convex combinations of codewords."""
 
-    codebooks: int = option(4, "each over its equal share of the channels")
+    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels")
     size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "of the softmax over cosine similarities")
+    temperature: float = option(0.07, "temperature of the softmax over cosine similarities")
 
     def __post_init__(self) -> None:
         if min(self.codebooks, self.size) < 1 or not self.temperature > 0:
@@ -55,5 +55,5 @@ class SoftCodebook(nn.Module):
             log_share = (torch.einsum("btkc,ksc->btks", parts, codewords) / self.temperature).log_softmax(-1)
             share = log_share.exp()  # (B, T, K, S)
             soft = torch.einsum("btks,ksc->btkc", share, codewords).flatten(-2)  # (B, T, C)
-        figures = {"assignment_entropy": -(share * log_share).sum(-1).mean(), "assignment_mean": share.mean((0, 1))}
-        return soft, figures
+        metrics = {"assignment_entropy": -(share * log_share).sum(-1).mean(), "assignment_mean": share.mean((0, 1))}
+        return soft, metrics

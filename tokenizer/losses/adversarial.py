@@ -1,4 +1,4 @@
-"""The adversarial term: a discriminator with an optimiser of its own, trained beside the autoencoder, and what it says."""
+"""The adversarial term: a discriminator, which an optimiser of its own trains as an auxiliary network, and its verdict on reconstructions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from flowprior.distributed import World
 from flowprior.errors import NonFiniteLoss
+from flowprior.run.config import option
+from flowprior.training.auxiliary_network import AuxiliaryNetwork
 from flowprior.training.checkpoint import Stateful
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig
-from flowprior.training.optim import OwnOptimConfig
-from flowprior.training.own_network import OwnNetwork
+from flowprior.training.optim import AuxiliaryOptimConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.losses.consistency import consistency_loss
 from tokenizer.losses.diff_augment import DRAWS, KINDS, diff_augment
@@ -31,16 +31,16 @@ class AdversarialConfig:
     """The adversarial loss; off at weight 0."""
 
     SWITCH: ClassVar[str] = "weight"
-    weight: float = option(0.0, "of the adversarial loss of reconstructions; the paper's is 0.2")
+    weight: float = option(0.0, "weight of the adversarial loss of reconstructions; the paper's is 0.2")
     game_weight: float = option(
         1.0,
-        "of the game and LeCam in the discriminator's own loss, where consistency stands beside them; published: 0.2",
+        "weight of the game and LeCam in the discriminator's own loss, next to consistency; published: 0.2",
     )
     kind: Literal["hinge", "non_saturating", "vanilla"] = option(
         "hinge", "the game: hinge, non_saturating or vanilla (minimax)"
     )
     start_step: int = option(0, "step from which the discriminator is trained and heard; the paper's is 20,000")
-    ramp_steps: int = option(0, "from then on the loss reaches its weight linearly over so many steps")
+    ramp_steps: int = option(0, "steps, from start_step on, over which the loss grows linearly to its weight")
     adaptive: bool = option(
         False,
         "scale the weight so that both pull equally at the decoder's last layer, reconstruction and discriminator",
@@ -51,19 +51,19 @@ class AdversarialConfig:
     )
     augment_probability: float = option(
         0.5,
-        "with which each of these is applied, drawn once a batch, for images and reconstructions apart",
+        "probability with which each kind of augment is applied, drawn once a batch, for images and reconstructions apart",
         before="all of these always, to both alike",
     )
     cutout: float = option(0.2, "side of the square that is cut out, as a share of the image's")
     strong_cutout: float = option(
         0.5,
-        "likewise in the strong view, to which everything in augment is applied, and which consistency compares with the other one",
+        "cutout of the strong view, to which everything in augment is applied, and which consistency compares with the other one",
         before="none, as consistency compared with plain images",
     )
-    lecam_weight: float = option(0.0, "of LeCam regularisation; the paper's is 0.001")
-    lecam_decay: float = option(0.999, "of its running means")
-    consistency_weight: float = option(0.0, "of the logits' consistency between both views; the paper's is 4.0")
-    optim: OwnOptimConfig = option(OwnOptimConfig, "")
+    lecam_weight: float = option(0.0, "weight of LeCam regularisation; the paper's is 0.001")
+    lecam_decay: float = option(0.999, "decay of LeCam's running means")
+    consistency_weight: float = option(0.0, "weight of the logits' consistency between both views; the paper's is 4.0")
+    optim: AuxiliaryOptimConfig = option(AuxiliaryOptimConfig, "")
 
     def __post_init__(self) -> None:
         weights = (self.weight, self.game_weight, self.lecam_weight, self.consistency_weight)
@@ -87,16 +87,18 @@ class Adversary:
         config: see the class.
         image_size: pixels on a side.
         train: of the autoencoder; its steps are the length of the discriminator's schedule.
-        workers: this process among those of the run.
+        world: this process among those of the run.
     """
 
-    def __init__(self, config: AdversarialConfig, image_size: int, train: TrainConfig, workers: Workers) -> None:
-        self.config, self.train, self.workers = config, train, workers
-        self.discriminator = build_discriminator(config.discriminator, image_size).to(workers.device)
+    def __init__(self, config: AdversarialConfig, image_size: int, train: TrainConfig, world: World) -> None:
+        self.config, self.train, self.world = config, train, world
+        self.discriminator = build_discriminator(config.discriminator, image_size).to(world.device)
         trained = self.discriminator.trained
         total_steps = max(train.steps, config.start_step)
-        self.own = OwnNetwork(trained, config.optim, total_steps, workers, config.start_step, "the discriminator")
-        self.lecam, self.game = LeCam(config.lecam_decay).to(workers.device), GAN_LOSSES[config.kind]
+        self.auxiliary = AuxiliaryNetwork(
+            trained, config.optim, total_steps, world, config.start_step, "the discriminator"
+        )
+        self.lecam, self.game = LeCam(config.lecam_decay).to(world.device), GAN_LOSSES[config.kind]
 
     def weight_at(self, step: int) -> float:
         """The weight of :meth:`term` in step ``step``; 0 before its start."""
@@ -136,20 +138,20 @@ class Adversary:
         for slot, (real, fake) in enumerate(zip(images.chunk(slots), reconstruction.chunk(slots))):
             self.discriminator.train()
             trained.train(slot == 0)  # spectral norm makes one power iteration a step, however the batch is cut
-            place = slot * self.workers.count + self.workers.rank
-            random = StepRandom(self.train.seed, step, place, slots * self.workers.count, self.workers.device)
+            place = slot * self.world.size + self.world.rank
+            random = StepRandom(self.train.seed, step, place, slots * self.world.size, self.world.device)
             with autocast or contextlib.nullcontext():
                 terms = self.discriminator_terms(real, fake, random)
             (terms["discriminator"] / slots).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach() / slots
         try:
-            self.own.step(sums["discriminator"], step)
+            self.auxiliary.step(sums["discriminator"], step)
         except NonFiniteLoss:
             for buffer, value in zip(trained.buffers(), before):  # spectral norm's, which the forward pass moved
                 buffer.copy_(value)
             raise
-        means = self.workers.sum(torch.stack([sums["logits_real"], sums["logits_fake"]])) / self.workers.count
+        means = self.world.all_reduce(torch.stack([sums["logits_real"], sums["logits_fake"]])) / self.world.size
         self.lecam.update(*means)
         return sums
 
@@ -192,4 +194,4 @@ class Adversary:
 
     def saved(self) -> dict[str, Stateful]:
         """What a resumed run needs."""
-        return {"discriminator": self.own, "lecam": self.lecam}
+        return {"discriminator": self.auxiliary, "lecam": self.lecam}

@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
 
 
-def shared_gradient_norm(loss: Tensor, parameter: Tensor, workers: Workers) -> Tensor:
+def shared_gradient_norm(loss: Tensor, parameter: Tensor, world: World) -> Tensor:
     """Norm of the gradient of ``loss``, averaged over the processes, at a ``parameter`` that they share; the graph stays."""
     [gradient] = torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)
     if gradient is None:
         return loss.new_zeros(())
-    return (workers.sum(gradient.detach().float().clone()) / workers.count).norm()
+    return (world.all_reduce(gradient.detach().float().clone()) / world.size).norm()
 
 
-def sample_gradient_norm(loss: Tensor, samples: Tensor, workers: Workers) -> Tensor:
+def sample_gradient_norm(loss: Tensor, samples: Tensor, world: World) -> Tensor:
     """Norm of the gradient of ``loss``, averaged over the processes, at ``samples`` of which each process has its own; the graph stays."""
     [gradient] = torch.autograd.grad(loss, samples, retain_graph=True, allow_unused=True)
     square = loss.new_zeros(()) if gradient is None else gradient.detach().float().square().sum()
-    return workers.sum(square.clone()).sqrt() / workers.count
+    return world.all_reduce(square.clone()).sqrt() / world.size
 
 
-def adaptive_weight(anchor: Tensor, term: Tensor, parameter: Tensor, workers: Workers, largest: float = 1e4) -> Tensor:
+def adaptive_weight(anchor: Tensor, term: Tensor, parameter: Tensor, world: World, largest: float = 1e4) -> Tensor:
     """Factor that makes ``term`` pull at ``parameter`` as strongly as ``anchor`` (Esser et al. 2021, arXiv 2012.09841, Eq. 7)."""
-    pulls = (shared_gradient_norm(loss, parameter, workers) for loss in (anchor, term))
+    pulls = (shared_gradient_norm(loss, parameter, world) for loss in (anchor, term))
     return (next(pulls) / (next(pulls) + 1e-4)).clamp(0.0, largest)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class LeCam(nn.Module):
     """Keeps logits of real images near the running mean of reconstructions' logits from above, and the other way round.
 
-    ``E max(0, D(x) - a_fake)^2 + E max(0, a_real - D(x'))^2``, with the maximum of the authors' code, which their equation has not.
+    ``E max(0, D(x) - a_fake)^2 + E max(0, a_real - D(x'))^2``. The maximum is in the authors' code; their equation lacks it.
 
     Args:
         decay: of the running means.

@@ -33,7 +33,7 @@ class Meter(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The figures so far."""
+        """The metrics so far."""
 
     def protocol(self) -> dict[str, Any]:
         """What a result file says of how it was measured."""

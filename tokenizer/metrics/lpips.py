@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowprior.data.images import to_model
-from flowprior.training.files import tensors_fingerprint
+from flowprior.run.files import tensors_fingerprint
 from flowprior.training.precision import full_precision
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics.base import Meter, MeterContext

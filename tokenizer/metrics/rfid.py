@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance
-from flowprior.training.files import file_sha256
+from flowprior.run.files import file_sha256
 from flowprior.training.precision import full_precision
 from tokenizer.metrics.base import Meter, MeterContext
 
@@ -52,7 +52,7 @@ class RFIDMeter(Meter):
         return {"rfid": frechet_distance(self.decoded.statistics(self.extractor.name), real)}
 
     def protocol(self) -> dict[str, Any]:
-        seen = {"size": f"{self.context.image_size} x {self.context.image_size}", "crop": "centre"}
+        shape = {"size": f"{self.context.image_size} x {self.context.image_size}", "crop": "centre"}
         reference = self.context.reference
         return {
             "extractor": {
@@ -60,23 +60,23 @@ class RFIDMeter(Meter):
                 "weights": self.weights,
                 "trained on": self.extractor.trained_on,
             },
-            "reference": {"images": "the originals", **seen}
+            "reference": {"images": "the originals", **shape}
             if not reference
-            else {"file": file_sha256(reference)[:16], **seen},
+            else {"file": file_sha256(reference)[:16], **shape},
         }
 
 
 def read_reference(context: MeterContext) -> Statistics:
     """The moments in ``context.reference``; a :class:`UserError` unless they are of as many images, cropped as these are."""
     statistics, wanted = Statistics.load(context.reference), centre_crop_name(context.image_size)
-    for what, found, expected in (
+    for what, stated, expected in (
         ("extractor", statistics.extractor, context.extractor),
         ("number of images", statistics.count, context.image_count),
         ("crop", statistics.crop, wanted),
     ):
-        if found != expected:
+        if stated != expected:
             raise UserError(
-                f"the rFID reference {context.reference} has another {what} ({found or 'not stated'}, where {expected} is wanted): make one with "
+                f"the rFID reference {context.reference} has another {what} ({stated or 'not stated'}, where {expected} is wanted): make one with "
                 f"`python fid_stats/compute.py`, or write evaluate.reference= to compare with the originals themselves"
             )
     return statistics

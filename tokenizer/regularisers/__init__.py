@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowprior.training.config import registry_section
+from flowprior.run.config import registry_section
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
 from tokenizer.regularisers.flow import FlowConfig
 from tokenizer.regularisers.kl import KLConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowprior.training.distributed import Workers
+from flowprior.distributed import World
 
 
 def entropy_loss(assignment_entropy: Tensor, assignment_mean: Tensor) -> Tensor:
@@ -20,8 +20,8 @@ def entropy_loss(assignment_entropy: Tensor, assignment_mean: Tensor) -> Tensor:
     return assignment_entropy + (assignment_mean * logarithm).sum(-1).mean()
 
 
-def over_processes(local: Tensor, workers: Workers) -> Tensor:
+def over_processes(local: Tensor, world: World) -> Tensor:
     """The mean of ``local`` over all processes, with the gradient of this process's share; gradients are averaged afterwards, so nothing is lost."""
-    if workers.count == 1:
+    if world.size == 1:
         return local
-    return local + (workers.sum(local.detach().clone()) / workers.count - local.detach())
+    return local + (world.all_reduce(local.detach().clone()) / world.size - local.detach())

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from flowprior.distributed import World
 from flowprior.flow.prior import FlowPrior
 from flowprior.training.checkpoint import Stateful
-from flowprior.training.distributed import Workers
 from flowprior.training.loop import TrainConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import AutoencoderConfig, Encoded
@@ -24,7 +24,7 @@ class RegulariserContext(NamedTuple):
     model: AutoencoderConfig  # sizes of the latents that it will see
     num_classes: int
     seed: int
-    workers: Workers
+    world: World
     features: FeatureModel | None = None  # there whenever a chosen config says needs_features
     train: TrainConfig = TrainConfig()  # of the autoencoder
 
@@ -33,8 +33,8 @@ class Regulariser(nn.Module, ABC):
     """One term on the latents, weighted by its config.
 
     A subclass implements :meth:`term`. Parameters that it registers are trained with the autoencoder's optimiser. One that trains
-    a network by a loss of its own holds it in an :class:`~flowprior.training.own_network.OwnNetwork`, steps that in
-    :meth:`after_step`, and names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
+    a network by a loss of its own holds it in an :class:`~flowprior.training.auxiliary_network.AuxiliaryNetwork`, steps that in
+    :meth:`before_optimizer_step`, and names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
     :mod:`tokenizer.latent_maps` in :meth:`adapt`: the map belongs to the autoencoder, which applies it wherever it encodes.
     """
 
@@ -59,13 +59,13 @@ class Regulariser(nn.Module, ABC):
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
         """The unweighted term, a scalar. Where the config says ``needs_features``, ``batch`` holds ``feature_patches`` and ``feature_global``."""
 
-    def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
+    def before_optimizer_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         """Called in every step, just before the autoencoder's weights move, with its detached float32 latents ``(B, T, C)``; returns
-        figures to log. A NonFiniteLoss that it raises, as an OwnNetwork does in all processes, makes the step be skipped."""
+        metrics to log. A NonFiniteLoss that it raises, as an AuxiliaryNetwork does in all processes, makes the step be skipped."""
         return {}
 
-    def own_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        """What :meth:`after_step` minimises, where it trains a network: for a step's arithmetic to be counted."""
+    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
+        """What :meth:`before_optimizer_step` minimises, where it trains a network: for a step's arithmetic to be counted."""
         return None
 
     def saved(self) -> dict[str, Stateful]:

@@ -12,8 +12,8 @@ from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.path import group_size_for
 from flowprior.flow.prior import Alignment
 from flowprior.flow.time_grid import TimeGrid
+from flowprior.run.config import option
 from flowprior.training.checkpoint import Stateful
-from flowprior.training.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
 from tokenizer.losses.schedule import ramp
@@ -30,9 +30,9 @@ class FlowConfig:
         "likelihood: the paper's, every token climbs to the target's dense places; distribution: the tokens' distribution is matched "
         "with the target's; both: the sum",
     )
-    weight: float = option(0.01, "of the alignment loss (per channel)")
+    weight: float = option(0.01, "weight of the alignment loss (per channel)")
     start_step: int = option(0, "step from which alignment counts; the online flow learns from the first step on")
-    ramp_steps: int = option(0, "from then on alignment reaches its weight linearly over so many steps")
+    ramp_steps: int = option(0, "steps, from start_step on, over which alignment grows linearly to its weight")
     pairs: int = option(4, "(t, noise) pairs per token")
     group_size: int = option(8, "tokens of an image that share a time; 1 as in the paper")
     time_grid: int = option(
@@ -69,8 +69,8 @@ class FlowRegulariser(Regulariser):
                 total_updates=context.train.steps,
                 seed=context.seed,
                 micro_batches=context.train.accumulation,
-                half=context.train.half(context.workers.device),
-                workers=context.workers,
+                bf16=context.train.uses_bf16(context.world.device),
+                world=context.world,
             )
 
     def weight_at(self, step: int) -> float:
@@ -88,10 +88,10 @@ class FlowRegulariser(Regulariser):
             draws["grid"] = TimeGrid(config.time_grid, random.uniform_of_period("alignment grid", config.grid_steps))
         return self.prior.alignment_loss(encoded.latents, objective=config.objective, online=self.online, **draws)
 
-    def after_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
+    def before_optimizer_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         return self.online.update(latents) if self.online is not None else {}
 
-    def own_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
+    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
         if self.online is None:
             return None
         (images, tokens, channels), config = latents.shape, self.online.config

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
@@ -29,7 +29,7 @@ class KLConfig:
     needs_prior: ClassVar[bool] = False
     weight: float = option(
         1e-3,
-        "of the KL divergence per latent element, a mean; a weight w of the sum over an image's T x C numbers is w T C here",
+        "weight of the KL divergence per latent element, a mean; a weight w of the sum over an image's T x C numbers is w T C here",
     )
 
     def __post_init__(self) -> None:

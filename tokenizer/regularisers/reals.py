@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
@@ -20,7 +20,7 @@ class RealsConfig:
 
     needs_prior: ClassVar[bool] = False
     needs_features: ClassVar[bool] = True
-    weight: float = option(0.5, "of the cosine distance to patch features and to the global one")
+    weight: float = option(0.5, "weight of the cosine distance to patch features and to the global one")
     hidden: int = option(1024, "width of the MLP")
 
     def __post_init__(self) -> None:

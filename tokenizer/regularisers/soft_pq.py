@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flowprior.errors import UserError
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import AutoencoderConfig, Encoded
 from tokenizer.latent_maps.soft_codebook import SoftCodebookConfig
@@ -22,13 +22,13 @@ class SoftPQConfig:
     """The soft_pq regulariser: it gives the autoencoder the codebooks, and keeps them in use."""
 
     needs_prior: ClassVar[bool] = False
-    weight: float = option(1.0, "of the two parts together")
-    codebooks: int = option(4, "each over its equal share of the channels")
+    weight: float = option(1.0, "weight of the two parts together")
+    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels")
     size: int = option(8192, "codewords in a codebook")
     temperature: float = option(0.07, "of the softmax over cosine similarities")
-    entropy_weight: float = option(0.01, "of the entropy part, which has the same temperature")
+    entropy_weight: float = option(0.01, "weight of the entropy part, which has the same temperature")
     alignment_weight: float = option(
-        0.0, "of the cosine distance between an MLP of the latents and frozen patch features; 0: no such part"
+        0.0, "weight of the cosine distance between an MLP of the latents and frozen patch features; 0: no such part"
     )
     hidden: int = option(1024, "width of that MLP")
 
@@ -57,7 +57,7 @@ class SoftPQRegulariser(Regulariser):
 
     def __init__(self, config: SoftPQConfig, context: RegulariserContext) -> None:
         super().__init__(config.weight)
-        self.config, self.workers, model, features = config, context.workers, context.model, context.features
+        self.config, self.world, model, features = config, context.world, context.model, context.features
         self.head = (
             FeatureHead(model.tokens, model.channels, features.patches, features.width, config.hidden)
             if config.alignment_weight
@@ -68,8 +68,8 @@ class SoftPQRegulariser(Regulariser):
         return with_latent_map(model, "soft_codebook", self.config.latent_map())
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        mean = over_processes(encoded.figures["assignment_mean"], self.workers)
-        loss = self.config.entropy_weight * entropy_loss(encoded.figures["assignment_entropy"], mean)
+        mean = over_processes(encoded.metrics["assignment_mean"], self.world)
+        loss = self.config.entropy_weight * entropy_loss(encoded.metrics["assignment_entropy"], mean)
         if self.head is not None:
             loss = loss + self.config.alignment_weight * cosine_distance(
                 self.head(encoded.latents), batch["feature_patches"]

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.config import option
-from flowprior.training.distributed import Workers
+from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import AutoencoderConfig, Encoded
 from tokenizer.latent_maps.segment_codebooks import SegmentCodebooksConfig
@@ -18,7 +18,7 @@ from tokenizer.regularisers.base import Regulariser, RegulariserContext, with_la
 from tokenizer.regularisers.feature_head import TokenHead, cosine_distance
 
 
-def pooled_entropy_loss(similarity: Tensor, temperature: float, workers: Workers) -> Tensor:
+def pooled_entropy_loss(similarity: Tensor, temperature: float, world: World) -> Tensor:
     """``E H(p) - H(E p)`` over the tokens of all segments together, with ``p = softmax(similarity / temperature)``.
 
     Codeword s of one codebook counts as the same as codeword s of another: the mean assignment has ``size`` entries, not codebooks x size.
@@ -26,11 +26,11 @@ def pooled_entropy_loss(similarity: Tensor, temperature: float, workers: Workers
     Args:
         similarity: ``(B, T, size)``, cosines.
         temperature: of the softmax.
-        workers: the mean assignment is over the batch of all of them.
+        world: the mean assignment is over the batch of all of them.
     """
     log_share = (similarity.float() / temperature).log_softmax(-1)  # (B, T, S)
     share = log_share.exp()
-    mean = over_processes(share.mean((0, 1)), workers)  # (S,)
+    mean = over_processes(share.mean((0, 1)), world)  # (S,)
     return entropy_loss(-(share * log_share).sum(-1).mean(), mean)
 
 
@@ -39,19 +39,21 @@ class SoftVQConfig:
     """The softvq regulariser: it gives the autoencoder the codebooks, and keeps them in use."""
 
     needs_prior: ClassVar[bool] = False
-    weight: float = option(1.0, "of the two parts together")
-    codebooks: int = option(4, "each over an equal segment of the tokens, at the latents' full width")
+    weight: float = option(1.0, "weight of the two parts together")
+    codebooks: int = option(
+        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width"
+    )
     size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "of the softmax over cosine similarities that mixes the codewords")
-    entropy_weight: float = option(0.01, "of the entropy part, which pools all codebooks")
+    temperature: float = option(0.07, "temperature of the softmax over cosine similarities that mixes the codewords")
+    entropy_weight: float = option(0.01, "weight of the entropy part, which pools all codebooks")
     entropy_temperature: float = option(
         0.01,
-        "of the softmax in the entropy part",
+        "temperature of the softmax in the entropy part",
         before="that of shares of the channels, which is regulariser.name=soft_pq",
     )
     alignment_weight: float = option(
         0.0,
-        "of the cosine distance between an MLP of the latents, each token standing for as many neighbouring patches, and frozen patch "
+        "weight of the cosine distance between an MLP of the latents, each token standing for as many neighbouring patches, and frozen patch "
         "features; 0: no such part",
     )
     hidden: int = option(1024, "width of that MLP")
@@ -86,7 +88,7 @@ class SoftVQRegulariser(Regulariser):
 
     def __init__(self, config: SoftVQConfig, context: RegulariserContext) -> None:
         super().__init__(config.weight)
-        self.config, self.workers, model, features = config, context.workers, context.model, context.features
+        self.config, self.world, model, features = config, context.world, context.model, context.features
         self.head = (
             TokenHead(model.tokens, model.channels, features.patches, features.width, config.hidden)
             if config.alignment_weight
@@ -102,7 +104,7 @@ class SoftVQRegulariser(Regulariser):
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
         config = self.config
-        entropy = pooled_entropy_loss(encoded.figures["codeword_similarity"], config.entropy_temperature, self.workers)
+        entropy = pooled_entropy_loss(encoded.metrics["codeword_similarity"], config.entropy_temperature, self.world)
         loss = config.entropy_weight * entropy
         if self.head is not None:
             distance = cosine_distance(self.head(encoded.latents), batch["feature_patches"])

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 from flowprior.training.precision import full_precision
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
@@ -33,9 +33,9 @@ class VAVAEConfig:
 
     needs_prior: ClassVar[bool] = False
     needs_features: ClassVar[bool] = True
-    weight: float = option(0.1, "of both parts; the published one, meant for adaptive=true")
-    cosine_margin: float = option(0.5, "of the cosine similarity, as published")
-    distance_margin: float = option(0.25, "of the distance matrices, as published")
+    weight: float = option(0.1, "weight of both parts; the published one, meant for adaptive=true")
+    cosine_margin: float = option(0.5, "margin of the cosine similarity, as published")
+    distance_margin: float = option(0.25, "margin of the distance matrices, as published")
     adaptive: bool = option(
         False, "scale the weight so that this pulls at the encoder's last layer as the reconstruction does"
     )

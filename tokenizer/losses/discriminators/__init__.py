@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowprior.training.config import registry_section
+from flowprior.run.config import registry_section
 from tokenizer.losses.discriminators.base import Discriminator
 from tokenizer.losses.discriminators.dino import DinoConfig
 from tokenizer.losses.discriminators.patchgan import PatchGANConfig

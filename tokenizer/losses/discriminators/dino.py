@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from flowprior.errors import UserError
-from flowprior.training.config import option
+from flowprior.run.config import option
 from tokenizer.features.timm import FrozenViT
 from tokenizer.losses.discriminators.base import Discriminator
 from tokenizer.vit import ViTConfig
@@ -20,15 +20,15 @@ from tokenizer.vit import ViTConfig
 class DinoConfig:
     """Heads on a frozen timm ViT."""
 
-    name: str = option("vit_small_patch16_224.dino", "a timm ViT")
+    name: str = option("vit_small_patch16_224.dino", "the frozen network: a timm ViT")
     pretrained: bool = option(
-        True, "with the weights that timm knows for this name; false: random ones, to try things out"
+        True, "take the weights that timm knows for this name; false: random ones, to try things out"
     )
     weights: str = option("", "file with the weights, where they are not to come from the hub", changes_result=False)
     size: int = option(
         224, "pixels on a side that images are resized to for it; the nearest multiple of its patches' is taken"
     )
-    blocks: tuple[int, ...] = option((3, 6, 9, 12), "after which blocks, counted from 1, a head looks")
+    blocks: tuple[int, ...] = option((3, 6, 9, 12), "blocks, counted from 1, whose output has a head of its own")
 
     def __post_init__(self) -> None:
         if not self.blocks or min(self.blocks) < 1 or list(self.blocks) != sorted(set(self.blocks)):
@@ -38,22 +38,34 @@ class DinoConfig:
         return DinoDiscriminator(self)
 
 
+FORMER_NAMES = {"enter": "embed", "look_around": "residual", "decide": "classify"}
+
+
+def _present_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Checkpoints of earlier versions hold a head's layers under other names."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        layer, dot, rest = name.removeprefix(prefix).partition(".")
+        if layer in FORMER_NAMES:
+            state[f"{prefix}{FORMER_NAMES[layer]}{dot}{rest}"] = state.pop(name)
+
+
 class Head(nn.Module):
     """One logit per patch from a frozen layer's tokens; every convolution has spectral norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.enter = spectral_norm(nn.Conv2d(width, width, 1))
-        self.look_around = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
+        self.embed = spectral_norm(nn.Conv2d(width, width, 1))
+        self.residual = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
         # The hinge loss does not feel a constant in all logits: its gradient is rounding noise, which Adam would make steps of.
-        self.decide = spectral_norm(nn.Conv2d(width, 1, 1, bias=False))
+        self.classify = spectral_norm(nn.Conv2d(width, 1, 1, bias=False))
+        self.register_load_state_dict_pre_hook(_present_names)
 
     def forward(self, tokens: Tensor, side: int) -> Tensor:
         x = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-5)  # layers differ in scale
         x = x.transpose(1, 2).unflatten(-1, (side, -1))  # (B, D, h, w)
-        x = F.leaky_relu(self.enter(x), 0.2)
-        x = x + F.leaky_relu(self.look_around(x), 0.2)
-        return self.decide(x).flatten(1)  # (B, N)
+        x = F.leaky_relu(self.embed(x), 0.2)
+        x = x + F.leaky_relu(self.residual(x), 0.2)
+        return self.classify(x).flatten(1)  # (B, N)
 
 
 class DinoDiscriminator(Discriminator):

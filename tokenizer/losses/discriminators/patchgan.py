@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from flowprior.training.config import option
+from flowprior.run.config import option
 from tokenizer.losses.discriminators.base import Discriminator
 
 
@@ -16,7 +16,7 @@ class PatchGANConfig:
     """Convolutions from scratch: nothing to download."""
 
     width: int = option(64, "channels of the first layer; each further one doubles them, up to eight times")
-    layers: int = option(3, "convolutions with stride 2")
+    layers: int = option(3, "number of convolutions with stride 2")
 
     def __post_init__(self) -> None:
         if min(self.width, self.layers) < 1:

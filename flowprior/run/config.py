@@ -1,0 +1,267 @@
+"""Configs: a dataclass tree, a YAML preset over its defaults, and dotted overrides over both. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from flowprior.errors import UserError, one_line
+from flowprior.run.written import Written, WrittenFloat, WrittenInt, WrittenSection, as_written, construct, read_written
+
+C = TypeVar("C")
+LARGEST_YAML_BYTES = 1 << 20
+AS_DEFAULT = object()
+
+
+def option(
+    default: Any, help: str, *, changes_result: bool = True, before: Any = AS_DEFAULT, formerly: str = ""
+) -> Any:
+    """A dataclass field with its meaning for ``--help``.
+
+    Args:
+        default: the value, or a dataclass type for a nested section.
+        help: one line.
+        changes_result: False for what may differ when a run is resumed (logging, data loading).
+        before: what a run counts as whose config lacks the option, where that is not the default: a value, or words for what no value gives.
+        formerly: the option's name in configs of earlier versions, which are still read; a person is told the present one.
+    """
+    metadata = {"help": help, "changes_result": changes_result, "formerly": formerly}
+    if before is not AS_DEFAULT:
+        metadata["before"] = before
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
+    """An instance of the dataclass ``cls`` from nested ``values``; the rest keeps its default.
+
+    Raises:
+        UserError: unknown key (with the nearest known one), wrong type, or a value that ``__post_init__`` refuses.
+    """
+    if not isinstance(values, dict):
+        named = next((field.name for field in dataclasses.fields(cls) if field.name in ("name", "source")), None)
+        hint = f": did you mean {where}.{named}={values}?" if named and where and isinstance(values, str) else ""
+        raise UserError(f"config section '{where or 'top level'}' must be a mapping of options, not {values!r}{hint}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key, value in _renamed(cls, values, where).items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"config has no option '{dotted}'; the nearest is '{dotted[: len(dotted) - len(str(key))]}{near}' (--help lists all)"
+            )
+        arguments[key] = _coerce(hints[key], value, dotted)
+    for field in dataclasses.fields(cls):
+        if field.name not in arguments and dataclasses.is_dataclass(hints[field.name]):
+            arguments[field.name] = build_config(
+                hints[field.name], {}, f"{where}.{field.name}" if where else field.name
+            )
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"config section '{where}': {error}" if where else f"config: {error}") from error
+
+
+def _renamed(cls: type, values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """``values`` of a kept config with the options' present names.
+
+    Raises:
+        UserError: a person wrote the former name, in an override or as a number of a preset.
+    """
+    present = {name: field.name for field in dataclasses.fields(cls) if (name := field.metadata.get("formerly"))}
+    for key in present.keys() & values.keys():
+        if isinstance(values[key], (Written, WrittenSection, WrittenInt, WrittenFloat)):
+            section = f"{where}." if where else ""
+            raise UserError(
+                f"option '{section}{key}' is called '{section}{present[key]}': write {section}{present[key]}="
+            )
+    return {present.get(key, key): value for key, value in values.items()}
+
+
+def _coerce(hint: Any, value: Any, dotted: str) -> Any:
+    """``value`` as the annotated type, where that loses nothing."""
+    if isinstance(value, (Written, WrittenSection)):
+        value = read_written(hint, value, dotted)
+    if dataclasses.is_dataclass(hint):
+        return build_config(hint, value if value is not None else {}, dotted)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(next(a for a in arguments if a is not type(None)), value, dotted)
+    if origin is Literal:
+        if value not in arguments:
+            quotes = (
+                " (yes and no are true and false in a YAML file, unless in quotes)" if isinstance(value, bool) else ""
+            )
+            raise UserError(f"option '{dotted}' is one of {', '.join(map(str, arguments))}, not {value!r}{quotes}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"option '{dotted}' is a list such as [1, 2], not {value!r}")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise UserError(f"option '{dotted}' is a list of {len(arguments)} values, not {value!r}")
+        return tuple(_coerce(arguments[0], item, dotted) for item in value)
+    try:
+        if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value)
+        if hint is int and not isinstance(value, bool):
+            if isinstance(value, int):  # a float holds no more than 53 bits of it
+                return int(value)
+            if float(value) == int(float(value)):
+                return int(float(value))
+        if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(getattr(value, "text", value))
+        if hint is bool and isinstance(value, bool):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word (in quotes, in a YAML file)"}
+    raise UserError(f"option '{dotted}' is {names.get(hint, hint)}, not {value!r}")
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
+    """The mapping in a YAML file, constructed by ``loader``; a :class:`UserError` if there is none."""
+    try:
+        if path.stat().st_size > LARGEST_YAML_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
+        values = construct(path.read_text(), loader)
+        if _unfolded_size(values) > LARGEST_YAML_BYTES:
+            raise ValueError("its aliases unfold without end")
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
+        raise UserError(f"cannot read the config {path}: {one_line(error, limit=None)}") from error
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"the config {path} must hold 'option: value' lines")
+    return values or {}
+
+
+def _unfolded_size(value: Any, known: dict[int, int] | None = None) -> int:
+    """Values in ``value``, every alias counted as often as it is used; a RecursionError where one holds itself."""
+    known = {} if known is None else known
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded_size(part, known) for part in parts)
+    return known[id(value)]
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """``values`` with every ``a.b=value`` put in, as it is written: :func:`build_config` reads it once it knows the option's type."""
+    for text in overrides:
+        dotted, equals, raw = text.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"'{text}' is not an override: write option=value, e.g. optim.lr=2e-4")
+        *parents, leaf = dotted.split(".")
+        node = values
+        for parent in parents:
+            if node.get(parent) is None:  # absent, or a section that the preset leaves empty
+                node[parent] = {}
+            child = node[parent]
+            if isinstance(child, WrittenSection):  # no longer what was written
+                child = node[parent] = dict(child)
+            if not isinstance(child, dict):
+                raise UserError(f"override '{text}' goes into '{parent}', which has no options of its own")
+            node = child
+        node[leaf] = as_written(raw)
+    return values
+
+
+def list_options(cls: type, where: str = "") -> list[tuple[str, Any, str]]:
+    """``(dotted name, default, meaning)`` of every leaf of a config tree."""
+    hints, rows = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        dotted = f"{where}.{field.name}" if where else field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            rows += list_options(hints[field.name], dotted)
+        else:
+            rows.append((dotted, field.default, field.metadata.get("help", "")))
+    return rows
+
+
+def changed_options(cls: type, old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
+    """``name: old -> new`` for every differing option that changes a run's result.
+
+    An option that ``old`` does not have yet counts as its default, or as what :func:`option` was told of. Sections of a registry that are
+    not chosen do not count, nor one whose ``SWITCH``, the name of an option of it, is 0 in both.
+    """
+    hints, rows, old = typing.get_type_hints(cls), [], _renamed(cls, old)
+    selector, switch = getattr(cls, "SELECTOR", None), getattr(cls, "SWITCH", None)
+    if switch and not (old.get(switch) or new.get(switch)):
+        return []
+    chosen = str(new.get(selector)).split("+")
+    for field in dataclasses.fields(cls):
+        if selector and dataclasses.is_dataclass(hints[field.name]) and field.name not in chosen:
+            continue
+        default = _plain(field.default) if field.default is not dataclasses.MISSING else None
+        later = field.name not in old and "before" in field.metadata
+        before = field.metadata["before"] if later else old.get(field.name, default)
+        after = new.get(field.name, default)
+        dotted = f"{where}.{field.name}" if where else field.name
+        if not field.metadata.get("changes_result", True):
+            continue
+        if dataclasses.is_dataclass(hints[field.name]):
+            rows += changed_options(hints[field.name], before or {}, after or {}, dotted)
+        elif before != after:
+            goes_on = later and not isinstance(before, str)
+            hint = f", where {dotted}={str(before).lower()} goes on with it" if goes_on else ""
+            rows.append(f"{dotted}: {before} -> {after}{hint}")
+    return rows
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values (tuples become lists), as YAML and JSON write them."""
+
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def registry_section(
+    name: str, selector: str, default: str, registry: dict[str, type], help: str, several: bool = False
+) -> type:
+    """A config section that chooses from a registry, with a sub-section of options for each entry.
+
+    Args:
+        name: of the dataclass that is made.
+        selector: the option that chooses, ``name`` say.
+        default: its default.
+        registry: config dataclass by entry.
+        help: of the selector.
+        several: entries may be joined by ``+``, and ``none`` stands for none of them.
+    """
+    options = ", ".join(registry)
+
+    def check(self: Any) -> None:
+        value = getattr(self, selector)
+        words = value.split("+") if several and value != "none" else [] if several else [value]
+        if set(words) - set(registry) or len(set(words)) != len(words):
+            raise ValueError(
+                f"{selector} is {f'none, or one or more of {options} joined by +' if several else f'one of {options}'}, not '{value}'"
+            )
+
+    fields = [
+        (selector, str, option(default, f"{help}: {'none, or some joined by + of' if several else 'one of'} {options}"))
+    ]
+    fields += [(entry, config, dataclasses.field(default_factory=config)) for entry, config in registry.items()]
+    return dataclasses.make_dataclass(
+        name, fields, namespace={"__post_init__": check, "SELECTOR": selector, "__doc__": help}
+    )

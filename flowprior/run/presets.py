@@ -1,0 +1,100 @@
+"""Presets: YAML files by name, which may be based on each other, and the config that a command line asks for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flowprior.errors import UserError
+from flowprior.run.config import apply_overrides, build_config, list_options, read_yaml
+from flowprior.run.written import NumbersAsWritten
+
+C = TypeVar("C")
+
+
+def find_preset(name: str, folder: Path, families: bool = False) -> Path:
+    """The YAML file of a preset: a name in ``folder`` or the path of a file of one's own.
+
+    With ``families``, where there is no ``a_b.yaml`` the family's ``a.yaml`` serves.
+    """
+    own = Path(name)
+    if own.suffix in (".yaml", ".yml"):
+        if not own.is_file():
+            raise UserError(f"there is no preset file {own}")
+        return own
+    path, stem = folder / f"{name}.yaml", name
+    while families and not path.is_file() and "_" in stem:
+        stem = stem.rsplit("_", 1)[0]
+        path = folder / f"{stem}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise UserError(
+            f"there is no preset '{name}' for this stage: choose one of {there}, or the path of a .yaml file"
+        )
+    return path
+
+
+def read_preset(path: Path, folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A preset's options. ``base: NAME`` in it names another preset, found as :func:`find_preset` does, whose options it changes.
+
+    Raises:
+        UserError: a file cannot be read, a base is not there, or presets are each other's base.
+    """
+    values = read_yaml(path, NumbersAsWritten)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"'base' in {path} is the name of another preset, not {base!r}")
+    own = path.parent / base  # beside a preset of one's own
+    below = find_preset(str(own) if own.is_file() else base, folder)
+    if below.resolve() in {p.resolve() for p in (path, *above)}:
+        raise UserError(f"the preset {path} is based on itself, by way of {below.name}")
+    return _merged(read_preset(below, folder, (path, *above)), values)
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``changes`` over them, section by section."""
+    both = {
+        k: _merged(values[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(values.get(k), dict)
+    }
+    return {**values, **changes, **both}
+
+
+def config_from_command_line(
+    cls: type[C], presets: Path, description: str, argv: list[str] | None = None, families: bool = False
+) -> C:
+    """The config that a command line asks for: ``[--preset NAME] [option=value ...]``; ``--help`` prints every field.
+
+    ``run_dir``, which every stage's config has, is ``runs/<preset>`` unless it is given. A yes-or-no option of the top level, ``dry_run`` say,
+    is also a flag, ``--dry-run``.
+    """
+    width = max(len(name) for name, _, _ in list_options(cls))
+    fields = "\n".join(f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(cls))
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"options, with their defaults before the preset is applied:\n{fields}",
+    )
+    parser.add_argument(
+        "--preset", default="digits", help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [digits]"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="option=value", help="dotted overrides, e.g. optim.lr=2e-4 train.steps=1000"
+    )
+    for field in dataclasses.fields(cls):
+        if typing.get_type_hints(cls)[field.name] is bool:
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", action="store_true", help=field.metadata.get("help", "")
+            )
+    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
+    arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
+    preset = find_preset(arguments.preset, presets, families)
+    values = apply_overrides(read_preset(preset, presets), arguments.overrides)
+    values |= {name: True for name, given in vars(arguments).items() if given is True}
+    values.setdefault("run_dir", f"runs/{Path(arguments.preset).stem}")
+    return build_config(cls, values)

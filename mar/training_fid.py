@@ -1,0 +1,71 @@
+"""FID of a few images in the course of training: for a curve, not for a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowprior.data.image_sizes import ImageSize
+from flowprior.metrics import Extractor, ImageSet, Statistics, StreamingMoments, frechet_distance
+from flowprior.metrics.image_set import BATCH
+from flowprior.run.files import read_json, write_json
+from mar.config import MARStageConfig
+from mar.labels import choose_shares
+from mar.reference import open_reference
+from mar.sample_drawer import EXACT_GROUP, SampleDrawer
+
+
+class TrainingFID:
+    """``evaluate.online_count`` images at the preview's guidance against the evaluation's reference, by all processes together.
+
+    So few images read too high; ``python -m mar.evaluate`` measures the trained generator.
+
+    Args:
+        config: of the stage.
+        drawer: draws with the weights of the moment.
+        saved: what the generator's ``config.json`` will say: ``about`` and ``shape``.
+    """
+
+    def __init__(self, config: MARStageConfig, drawer: SampleDrawer, saved: dict[str, Any]) -> None:
+        self.config, self.drawer = config, drawer
+        evaluate, world = config.evaluate, drawer.world
+        self.extractor = Extractor(evaluate.extractor, device=world.device, weights_path=evaluate.weights or None)
+        with self._float32():
+            size = ImageSize(*[drawer.autoencoder.config.image_size] * 2)
+            reference = open_reference(config, self.extractor, size, world)
+            images = reference.images
+            self.reference = images if isinstance(images, Statistics) else self._moments(images, reference.identity)
+        shares, classes = choose_shares(config, saved), drawer.bundle.model.num_classes
+        self.labels = shares.labels(classes, evaluate.online_count + EXACT_GROUP)
+
+    def _moments(self, reference: ImageSet, identity: dict[str, Any]) -> Statistics:
+        """Of the reference's images, kept in the run's folder: a resumed run does not look at all of them again."""
+        file = Path(self.config.run_dir) / "mar" / "reference.npz"
+        note, made_from = file.with_suffix(".json"), identity | {"weights": self.extractor.fingerprint}
+        if not (file.is_file() and note.is_file() and read_json(note, "note") == made_from):
+            moments = reference.statistics()
+            if self.drawer.world.is_main:
+                note.unlink(missing_ok=True)
+                moments.save(file)
+                write_json(note, made_from)
+            self.drawer.world.barrier()
+        return Statistics.load(file)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """One figure, named after the number of images."""
+        world, count = self.drawer.world, self.config.evaluate.online_count
+        moments = StreamingMoments()
+        for first in range(world.rank * BATCH, count, world.size * BATCH):
+            indices = range(first, min(first + BATCH, count))
+            images = self.drawer.draw(indices, self.labels, self.config.sample.preview_cfg)
+            with self._float32():
+                moments.update(self.extractor(images).fid)
+        moments.sum_over(world)
+        return {f"fid_of_{count}": frechet_distance(moments.statistics(self.extractor.name), self.reference)}
+
+    def _float32(self) -> torch.autocast:
+        """Training's autocast does not reach the extractor."""
+        return torch.autocast(self.drawer.world.device.type, enabled=False)

@@ -1,0 +1,75 @@
+import io
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_strategies
+
+from flowprior.errors import UserError
+from flowprior.run.archives import archive_members, load_pt, read_arrays
+
+ARRAYS = numpy_strategies.arrays(
+    st.sampled_from(["<f4", ">f8", "<i2", "|u1", "<U5", "|b1"]),
+    numpy_strategies.array_shapes(min_dims=0, min_side=0, max_side=4),
+)
+
+
+@given(array=ARRAYS, compressed=st.booleans(), fortran=st.booleans())
+def test_arrays_are_read_as_numpy_reads_them(array, compressed, fortran, tmp_path_factory):
+    file = tmp_path_factory.mktemp("arrays") / "a.npz"
+    array = np.asfortranarray(array) if fortran else array
+    (np.savez_compressed if compressed else np.savez)(file, first=array, other=np.arange(3))
+    read = read_arrays(file, "file", ("first",))
+    with np.load(file, allow_pickle=False) as whole:
+        assert read["first"].dtype == whole["first"].dtype and read["first"].shape == whole["first"].shape
+        assert read["first"].tobytes() == whole["first"].tobytes()
+    assert read["other"] is None and archive_members(file) == ["first.npy", "other.npy"]
+
+
+def packed(file, name: str, shape: tuple[int, ...], data: bytes) -> None:
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.npy", member.getvalue() + data)
+
+
+@pytest.mark.parametrize("shape", [(1 << 40,), (1 << 33, 1 << 33), (3,), (1,)])
+def test_an_array_that_is_not_as_large_as_its_header_says_is_refused_before_it_is_read(shape, tmp_path):
+    packed(tmp_path / "a.npz", "mu", shape, bytes(16))
+    with pytest.raises(UserError, match="a.npz cannot be read"):
+        read_arrays(tmp_path / "a.npz", "file")
+
+
+def test_an_archive_that_would_unpack_to_far_more_than_it_is_is_refused(tmp_path):
+    packed(tmp_path / "bomb.npz", "mu", (1 << 24,), bytes(1 << 27))
+    assert (tmp_path / "bomb.npz").stat().st_size < 1 << 20
+    with pytest.raises(UserError, match="would unpack to 0.1 GB"):
+        read_arrays(tmp_path / "bomb.npz", "file")
+    torch.save(torch.zeros(1 << 25), tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w", 8) as bomb:
+        for member in plain.infolist():
+            bomb.writestr(member.filename, plain.read(member))
+    with pytest.raises(UserError, match="would unpack"):
+        load_pt(tmp_path / "bomb.pt", "file")
+    assert load_pt(tmp_path / "plain.pt", "file").shape == (1 << 25,)
+
+
+def test_an_archive_that_claims_several_disks_is_refused_in_one_sentence(tmp_path):
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)
+    (tmp_path / "a.pt").write_bytes(locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0))
+    with pytest.raises(UserError, match="a.pt is damaged"):
+        load_pt(tmp_path / "a.pt", "file")
+
+
+def test_what_is_no_archive_has_no_members_and_is_refused(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK\x05\x06" + bytes(30))
+    (tmp_path / "b.npz").write_bytes(b"text")
+    for name in ("a.npz", "b.npz", "missing.npz"):
+        assert archive_members(tmp_path / name) == []
+        if name != "a.npz":
+            with pytest.raises(UserError, match=name):
+                read_arrays(tmp_path / name, "file")

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flowprior.data.latent_cache import CacheConfig
+from flowprior.errors import UserError
+from flowprior.run.config import apply_overrides, build_config, changed_options, to_dict
+from flowprior.run.presets import read_preset
+from flowprior.training.loop import TrainConfig
+
+
+@pytest.mark.parametrize("words", [["workers=3"], ["workers="], ["workers={a: 1}"]])
+def test_an_option_typed_by_its_former_name_is_refused_with_its_present_one(words):
+    with pytest.raises(UserError, match="^option 'workers' is called 'loader_workers': write loader_workers=$"):
+        build_config(TrainConfig, apply_overrides({}, words))
+
+
+def test_the_present_name_stands_in_its_section(tmp_path: Path):
+    preset = tmp_path / "own.yaml"
+    preset.write_text("workers: 3\n")
+    with pytest.raises(
+        UserError, match="'train.workers' is called 'train.loader_workers': write train.loader_workers=$"
+    ):
+        build_config(TrainConfig, read_preset(preset, tmp_path), "train")
+
+
+@pytest.mark.parametrize("cls", [TrainConfig, CacheConfig])
+def test_a_kept_config_with_the_former_name_is_read_and_goes_on(cls):
+    kept = yaml.safe_load(yaml.safe_dump(to_dict(cls(loader_workers=3))))
+    kept["workers"] = kept.pop("loader_workers")
+    assert build_config(cls, kept) == cls(loader_workers=3)
+    assert changed_options(cls, kept, to_dict(cls())) == []

@@ -1,0 +1,1 @@
+"""Stage 1: targets, and the flow prior that is trained on them."""

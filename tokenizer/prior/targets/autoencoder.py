@@ -1,0 +1,60 @@
+"""The low-level target: latents of a trained autoencoder of this project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from flowprior.data.images import ImageConfig, open_images, to_model
+from flowprior.errors import UserError
+from flowprior.run.config import option
+from flowprior.run.files import read_json
+from tokenizer.prior.targets.base import TargetContext, TargetFeatures
+from tokenizer.prior.targets.extraction import Encode, ExtractionOptions, extracted_features
+
+
+@dataclass
+class AutoencoderTarget(ExtractionOptions):
+    """source=autoencoder: latent tokens of the images of the data section; of a KL autoencoder, the posterior's means."""
+
+    path: str = option("", "folder of a trained autoencoder, <run_dir>/ae/autoencoder", changes_result=False)
+
+    def load(self, context: TargetContext) -> TargetFeatures:
+        if not self.path:
+            raise UserError(
+                "target.source=autoencoder needs target.autoencoder.path=<run_dir>/ae/autoencoder: train one with "
+                "`bash scripts/train_ae.sh regulariser.name=kl run_dir=<another folder>`"
+            )
+        return autoencoder_latents(Path(self.path), self, context)
+
+
+def autoencoder_latents(
+    folder: Path, options: ExtractionOptions, context: TargetContext, data: ImageConfig | None = None
+) -> TargetFeatures:
+    """Latent tokens ``(N, channels)`` of the images that ``data`` (by default the context's) names, at the autoencoder's own size.
+
+    Raises:
+        UserError: the folder is not an autoencoder, or is damaged.
+    """
+    about = read_json(folder / "config.json", "autoencoder")
+    try:
+        size, fingerprint = int(about["sizes"]["image_size"]), str(about["fingerprint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} is not an autoencoder's config") from error
+    images = open_images(replace(data or context.data, size=size))
+
+    def make_encoder() -> Encode:
+        from tokenizer.autoencoder import Autoencoder
+
+        model = Autoencoder.load(folder).to(context.world.device)
+        return _encoder(model.encode)
+
+    name = f"latents of the autoencoder {fingerprint}"
+    return extracted_features(context, name, f"autoencoder {fingerprint}", images, options, make_encoder)
+
+
+def _encoder(encode: Callable[[Tensor], Tensor]) -> Encode:
+    return lambda images: encode(to_model(images))  # (B, 3, H, H) -> (B, T, C)

@@ -1,0 +1,99 @@
+"""What a target source is given and gives: a table of features and where it came from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from flowprior.data.images import ImageConfig
+from flowprior.distributed import World
+from flowprior.run.files import tensors_fingerprint, write_tensors
+from flowprior.run.fingerprints import accept_earlier
+
+
+def spread_rows(total: int, wanted: int) -> Tensor:
+    """Up to ``wanted`` row numbers of a table of ``total`` rows, spread evenly from the first to the last."""
+    if total > 1 << 24:  # float32 does not hold the last row's number
+        return torch.arange(wanted) * (total - 1) // (wanted - 1)
+    return torch.linspace(0, total - 1, min(wanted, total)).long()
+
+
+class TargetFeatures(NamedTuple):
+    """Features that the flow prior learns the distribution of."""
+
+    features: Tensor  # (N, d2), floating point; may be memory-mapped
+    name: str
+    rows_per_sample: int = 1  # neighbouring rows that come from one image: held out together or not at all
+    known_finite: bool = False  # whether every row was looked at when it was made
+
+    def fingerprint(self) -> str:
+        """16 hex digits of shape and of up to 4,096 rows spread over the table."""
+        rows = spread_rows(len(self.features), 4096)
+        return tensors_fingerprint({"rows": self.features[rows], "shape": torch.tensor(self.features.shape)})
+
+
+def _no_other_source(name: str) -> TargetFeatures:
+    raise ValueError(f"there is no source '{name}' beside this one")
+
+
+class TargetContext(NamedTuple):
+    """What a source's ``load`` may use."""
+
+    seed: int
+    folder: Path  # of the stage: for features that are worth keeping
+    world: World
+    data: ImageConfig = ImageConfig()  # the images, for sources that take features of images
+    loaders: int = 0  # data loading processes per training process
+    other: Callable[[str], TargetFeatures] = (
+        _no_other_source  # the features of another source, by name, as it is configured
+    )
+
+
+def computed_once(
+    context: TargetContext, recipe: object, make: Callable[[], TargetFeatures], shown: str = ""
+) -> TargetFeatures:
+    """Features that the first process makes alone, once, and that lie in the stage's folder from then on.
+
+    The others wait meanwhile. Features of many images are made by all processes together, see :mod:`tokenizer.prior.targets.extraction`.
+
+    Args:
+        context: see the class.
+        recipe: what determines the features besides the seed; its ``repr`` is kept with them, and those of another are made anew.
+        make: makes them.
+        shown: the fingerprint of the images that they are made from, as it stands in ``recipe``.
+    """
+    file, made_from = context.folder / "target.safetensors", f"{recipe!r} seed {context.seed}"
+    if (kept := _kept_recipe(file)) is not None and accept_earlier(kept, shown, file) == made_from:
+        made_from = kept
+    context.world.barrier()  # nobody writes before everybody has looked
+    if context.world.is_main and not _is_kept(file, made_from):
+        made = make()
+        about = {"name": made.name, "made_from": made_from, "rows_per_sample": str(made.rows_per_sample)}
+        write_tensors(file, {"features": made.features}, about)
+    while not _is_kept(file, made_from):  # a barrier alone would give up on a computation of more than some minutes
+        time.sleep(1)
+    context.world.barrier()
+    with safe_open(file, "pt") as kept:
+        about = kept.metadata()
+        return TargetFeatures(kept.get_tensor("features"), about["name"], int(about.get("rows_per_sample", 1)))
+
+
+def _is_kept(file: Path, made_from: str) -> bool:
+    return _kept_recipe(file) == made_from
+
+
+def _kept_recipe(file: Path) -> str | None:
+    """What the features in ``file`` were made from; None where there are none."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as kept:
+            return (kept.metadata() or {}).get("made_from")
+    except (SafetensorError, OSError):
+        return None

@@ -1,0 +1,170 @@
+"""The semantic target: patch or pooled features of any timm model over images, e.g. DINOv2's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowprior.data.images import open_images
+from flowprior.errors import UserError, one_line
+from flowprior.notes import note
+from flowprior.pretrained.timm_models import build_timm, hub_weights, timm_config
+from flowprior.run.config import option
+from flowprior.run.files import file_sha256
+from flowprior.training.randomness import stream_seed
+from tokenizer.prior.targets.base import TargetContext, TargetFeatures
+from tokenizer.prior.targets.extraction import ExtractionOptions, extracted_features
+from tokenizer.vit import whole_patches
+
+REMEDY = "write target.timm.weights=<the file>"
+
+
+@dataclass
+class TimmTarget(ExtractionOptions):
+    """source=timm: features of the images of the data section, which are given to the model at data.size, or resampled to the nearest
+    multiple of its patches."""
+
+    model: str = option("vit_base_patch14_dinov2.lvd142m", "any timm model")
+    features: Literal["patch", "pooled", "cls"] = option(
+        "patch", "a row for every position, one as the model pools them, or the class token"
+    )
+    pretrained: bool = option(True, "false: random weights")
+    weights: str = option(
+        "", "the model's weight file (.safetensors or .pth), in place of the hub", changes_result=False
+    )
+
+    def load(self, context: TargetContext) -> TargetFeatures:
+        images = open_images(context.data)
+        weights = "random"
+        if self.pretrained:
+            weights = file_sha256(_weight_file(self.weights)) if self.weights else "hub"
+        facts = _facts(self.model, context.data.size)
+        recipe = f"{self.model} {self.features} {weights} size {context.data.size}"
+        if facts.size != context.data.size:
+            recipe += f" at {facts.size}"
+        if facts.late_norm and self.features != "pooled":
+            recipe += " normed"
+        name = f"{self.model} {self.features} features"
+        return extracted_features(context, name, recipe, images, self, lambda: self.build(context))
+
+    def build(self, context: TargetContext) -> TimmEncoder:
+        """The model, on the device.
+
+        Raises:
+            UserError: timm knows no such model, it does not take images of this size, or its weights cannot be had.
+        """
+        file, size, device = None, context.data.size, context.world.device
+        if self.pretrained:
+            file = _weight_file(self.weights) if self.weights else hub_weights(self.model, REMEDY)
+        at = _facts(self.model, size).size
+        if at != size:
+            note(f"images of {size} px are resampled to {at} px for '{self.model}', a multiple of its patches")
+        # timm draws weights from the global generator, which is the caller's
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            torch.default_generator.manual_seed(stream_seed(context.seed, "timm"))
+            model = build_timm(self.model, file, **_sizes(self.model, at))
+        encoder = TimmEncoder(model, self.features, at).to(device).eval().requires_grad_(False)
+        try:
+            if unseen := _unseen_border(encoder, size, device):
+                note(
+                    f"'{self.model}' does not see {unseen} of images of {size} px: another data.size may suit it better"
+                )
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"'{self.model}' takes no images of data.size={size} pixels ({one_line(error, limit=120)})"
+            ) from error
+        return encoder
+
+
+class TimmEncoder(nn.Module):
+    """uint8 images ``(B, 3, S, S)`` to features ``(B, P, d)``, normalised as the model was trained.
+
+    Args:
+        model: of timm, without a classifier.
+        features: ``patch``, ``pooled`` or ``cls``.
+        size: pixels on a side that other images are resampled to; 0: as they come.
+
+    Raises:
+        UserError: ``cls`` of a model without a class token.
+    """
+
+    def __init__(self, model: nn.Module, features: str, size: int = 0) -> None:
+        super().__init__()
+        if features == "cls" and getattr(model, "cls_token", None) is None:
+            raise UserError("this model has no class token: write target.timm.features=pooled")
+        self.model, self.features, self.size = model, features, size
+        # Models that norm what they have pooled give tokens without their trained norm.
+        self.norm = model.fc_norm if features != "pooled" and _norms_late(model) else nn.Identity()
+        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float()
+        if self.size and x.shape[-1] != self.size:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, s, s)
+            x = x.clamp(0, 255)
+        x = self.model.forward_features((x - self.mean) / self.std)
+        x = self.norm(x) if x.dim() == 3 else x
+        if self.features == "pooled":
+            return self.model.forward_head(x, pre_logits=True).flatten(1).unsqueeze(1)  # (B, 1, d)
+        if self.features == "cls":
+            return x[:, :1]  # (B, 1, d)
+        if x.dim() == 4:  # a map; most of timm's have channels first
+            last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+            return x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)  # (B, P, d)
+        return x[:, getattr(self.model, "num_prefix_tokens", 0) :]  # (B, P, d)
+
+
+def _weight_file(path: str) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"there is no weight file at '{path}' (target.timm.weights)")
+    return Path(path)
+
+
+class _Facts(NamedTuple):
+    """What is known of a model before it is built in full."""
+
+    size: int  # pixels on a side that it is given
+    late_norm: bool  # whether its last norm lies behind the pooling
+
+
+def _facts(name: str, size: int) -> _Facts:
+    """Of the timm model ``name`` for images of ``size`` pixels; :class:`UserError` where timm cannot build it."""
+    with torch.device("meta"):
+        try:
+            model = build_timm(name)
+        except UserError:
+            timm_config(name)  # what is unknown to timm is said; some models cannot be built without numbers
+            return _Facts(size, False)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    patch = patch[0] if isinstance(patch, tuple | list) else patch
+    return _Facts(whole_patches(size, patch) if isinstance(patch, int) else size, _norms_late(model))
+
+
+def _norms_late(model: nn.Module) -> bool:
+    late = getattr(model, "fc_norm", None)
+    own = getattr(model, "norm", None)
+    return late is not None and not isinstance(late, nn.Identity) and isinstance(own, nn.Identity)
+
+
+def _sizes(name: str, size: int) -> dict[str, int]:
+    config = timm_config(name)
+    return {"img_size": size} if config is not None and config.fixed_input_size else {}
+
+
+def _unseen_border(encoder: TimmEncoder, size: int, device: torch.device) -> str:
+    """Which rows and columns of an image no feature depends on, in words; empty where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    image = (torch.rand(1, 3, size, size, generator=generator) * 255).to(device).requires_grad_()
+    with torch.enable_grad():
+        features = encoder(image).float()
+        mixed = features * torch.randn(features.shape, generator=generator).to(device)
+        seen = torch.autograd.grad(mixed.sum(), image)[0].abs().sum((0, 1)) > 0  # (S, S)
+    rows, columns = int((~seen.any(1)).sum()), int((~seen.any(0)).sum())
+    return f"{rows} rows and {columns} columns" if rows or columns else ""
