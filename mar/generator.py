@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
 
 
@@ -30,12 +31,12 @@ class Generator(nn.Module, ABC):
         """Normalised latents ``(B, T, C)`` for labels ``(B,)``; sample i depends on its label, ``seeds[i]`` and ``cfg`` only."""
 
 
-class GeneratorObjective(nn.Module):
+class GeneratorObjective(Objective):
     """Stage 3's objective: the generator's loss on normalised latents."""
 
     def __init__(self, model: Generator, normaliser: LatentNormaliser) -> None:
         super().__init__()
         self.model, self.normaliser = model, normaliser
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        return {"loss": self.model.loss(self.normaliser(batch["latents"]), batch["label"], random)}
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
+        return StepOutput(self.model.loss(self.normaliser(batch["latents"]), batch["label"], random))

@@ -79,19 +79,19 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
     objective.train()(batch, random)  # what is computed once and kept for many steps is no part of one
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            terms = objective.train()(batch, random)
-        terms["loss"].backward()
+            output = objective.train()(batch, random)
+        output.loss.backward()
     flop: dict[str, float] = by_part(counter, objective)
     if objective.adversary is not None:
         adversary = objective.adversary
         adversary.discriminator.train().trained.requires_grad_(True)
         with FlopCounterMode(display=False) as counter:
-            losses = adversary.discriminator_terms(terms["images"], terms["reconstruction"], random)
+            losses = adversary.discriminator_terms(output.samples["images"], output.samples["reconstruction"], random)
             losses["discriminator"].backward()
         flop["discriminator, its own step"] = counter.get_total_flops()
     for regulariser in objective.regularisers:
         with FlopCounterMode(display=False) as counter:
-            loss = regulariser.auxiliary_loss(terms["latents"], random)
+            loss = regulariser.auxiliary_loss(output.samples["latents"], random)
             if loss is not None:
                 loss.backward()
                 flop[f"regulariser {regulariser.name}, its own step"] = counter.get_total_flops()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from flowprior.data.images import to_model
 from flowprior.distributed import World
 from flowprior.run.config import option
+from flowprior.training.checkpoint import Stateful
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.features import FeatureModel
@@ -51,7 +54,7 @@ class LossConfig:
             raise ValueError(f"latent_noise_std is a finite number from 0 on, not {self.latent_noise_std}")
 
 
-class AutoencoderObjective(nn.Module):
+class AutoencoderObjective(Objective):
     """``pixel + perceptual + adversarial + sum of regularisers``, each with its weight.
 
     Args:
@@ -86,9 +89,10 @@ class AutoencoderObjective(nn.Module):
         if config.perceptual_weight:
             self.perceptual = PerceptualLoss(config.perceptual_weights, require_weights=require_weights)
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        """``loss``; every term raw under its name and weighted under ``weighted/``; at the logging interval the norm of the gradient that
-        the weighted term sends to the encoder's output under ``latent_gradient/``; and detached tensors for the auxiliary networks."""
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
+        """The loss, every term raw under its name and weighted under ``weighted/``, and at the logging interval the norm of the gradient
+        that the weighted term sends to the encoder's output under ``latent_gradient/``. Samples are ``latents``, and ``images`` and
+        ``reconstruction`` in steps that train the discriminator."""
         images = to_model(batch["image"])  # (B, 3, H, H)
         model = self.autoencoder.config
         noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.gaussian else None
@@ -97,10 +101,10 @@ class AutoencoderObjective(nn.Module):
 
         terms, weighted = self._image_terms(reconstruction, images, random.step)
         rebuilt = sum(weighted.values())
-        extra = {"latents": encoded.latents.detach().float()}
+        samples = {"latents": encoded.latents.detach().float()}
         if self.adversary is not None and random.step >= self.adversary.config.start_step:
             self._weigh_adversary(terms, weighted, reconstruction, rebuilt, random)
-            extra |= {"images": images, "reconstruction": reconstruction.detach()}
+            samples |= {"images": images, "reconstruction": reconstruction.detach()}
         if self.features is not None:
             patches, whole = self.features(images)
             batch = batch | {"feature_patches": patches, "feature_global": whole}
@@ -114,7 +118,23 @@ class AutoencoderObjective(nn.Module):
         if self.log_steps and (random.step + 1) % self.log_steps == 0 and torch.is_grad_enabled():
             for name, value in weighted.items():
                 metrics[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.world)
-        return {"loss": sum(weighted.values()), **terms, **metrics, **extra}
+        return StepOutput(sum(weighted.values()), terms | metrics, samples)
+
+    def train_auxiliary(
+        self, output: StepOutput, step: int, autocast: AbstractContextManager[None]
+    ) -> dict[str, Tensor]:
+        """One step of the discriminator, from its start on, and of the networks that regularisers own."""
+        samples, metrics = output.samples, {}
+        if "reconstruction" in samples:
+            losses = self.adversary.update(samples["images"], samples["reconstruction"], step, autocast)
+            metrics |= {f"discriminator/{name}": value for name, value in losses.items()}
+        for regulariser in self.regularisers:
+            metrics |= regulariser.before_optimizer_step(samples["latents"], step)
+        return metrics
+
+    def auxiliary_state(self) -> dict[str, Stateful]:
+        owners = [*self.regularisers, *([self.adversary] if self.adversary else [])]
+        return {name: item for owner in owners for name, item in owner.saved().items()}
 
     def _latent_noise(self, images: int, random: StepRandom) -> Tensor | None:
         """``(B, T, C)``, of another level for every image, as Zheng et al. (arXiv 2510.11690) train the decoder of a frozen encoder.

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from flowprior.data.image_contents import FILES_READ
 from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
@@ -253,39 +252,27 @@ def train(
         note_missing_weights(config)
         for line in filter(None, (regulariser.note for regulariser in objective.regularisers)):
             print(line)
-    autoencoder, regularisers, adversary = objective.autoencoder, list(objective.regularisers), objective.adversary
-    saved = {
-        name: item
-        for part in [*regularisers, *([adversary] if adversary else [])]
-        for name, item in part.saved().items()
-    }
-    loop = TrainingLoop(objective, autoencoder, config.train, config.optim, world, folder.path, saved, "autoencoder")
+    autoencoder = objective.autoencoder
+    loop = TrainingLoop(
+        objective, autoencoder, config.train, config.optim, world, folder.path, description="autoencoder"
+    )
     target_samples = config.prior_folder.parent / "target_samples.safetensors"
     meters = config.meter_context(len(held_out), world.device)
     monitor = Monitor(config.monitor, folder, held_out, prior, target_samples, meters, world)
-
-    def train_auxiliary(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        latents, metrics = terms.pop("latents"), {}
-        if "reconstruction" in terms:
-            losses = adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
-            metrics |= {f"discriminator/{name}": value for name, value in losses.items()}
-        for regulariser in regularisers:
-            metrics |= regulariser.before_optimizer_step(latents, step)
-        return metrics
 
     def evaluate(step: int) -> dict[str, float]:
         return monitor(autoencoder, step) if world.is_main else {}
 
     with stopwatch.kept(world):
         batches = training_batches(images, config.train, world, loop.step)
-        metrics = loop.run(batches, evaluate, before_optimizer_step=train_auxiliary)
+        metrics = loop.run(batches, evaluate)
     if world.is_main:
         with loop.averaged_weights():
             metrics = metrics or monitor(autoencoder.eval(), loop.step)
             autoencoder.about = {
                 "data": {name: getattr(config.data, name) for name in ("size", "crop", "source")}
                 | {"num_classes": images.num_classes},
-                "regularisers": [r.describe() for r in regularisers],
+                "regularisers": [r.describe() for r in objective.regularisers],
                 "prior": prior.fingerprint if prior else None,
                 "latents": {name: value for name, value in metrics.items() if name.startswith("latent_")},
                 "latent_std": metrics["latent_std"],

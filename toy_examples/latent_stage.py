@@ -20,6 +20,7 @@ from flowprior.run.config import option
 from flowprior.run.files import read_tensors, write_tensors
 from flowprior.run.run_folder import RunFolder, Stopwatch
 from flowprior.training.loop import TrainingLoop
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom, stream_seed
 from toy_examples.config import LatentConfig
 from toy_examples.flow_stage import CHANNELS, REMEDY, FrozenFlow
@@ -69,7 +70,7 @@ class Latents(nn.Module):
         self.points = nn.Parameter(std * torch.randn(number, CHANNELS, generator=generator))
 
 
-class AlignmentObjective(nn.Module):
+class AlignmentObjective(Objective):
     """Eq. 5, or the divergence that an online flow takes, as a function of the latents alone."""
 
     def __init__(
@@ -89,14 +90,14 @@ class AlignmentObjective(nn.Module):
         points = self.latents.points
         return points.view(-1, group_size_for(len(points), self.config.group_size), CHANNELS)
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         config, groups = self.config, self.groups()
         noise = random.normal("noise", len(groups), config.pairs, *groups.shape[1:])
         t = random.times("t", len(groups), config.pairs, 1)
         draws = {"pairs": config.pairs, "group_size": groups.shape[1], "noise": noise, "t": t}
         if self.online is None:
-            return {"loss": alignment_loss(self.velocity, groups, **draws)}
-        return {"loss": self.online.loss(self.velocity, groups, both=config.objective == "both", **draws)}
+            return StepOutput(alignment_loss(self.velocity, groups, **draws))
+        return StepOutput(self.online.loss(self.velocity, groups, both=config.objective == "both", **draws))
 
 
 class Snapshots:
@@ -150,7 +151,7 @@ def align_latents(flow: FrozenFlow, config: LatentConfig, run_dir: Path, device:
             snapshots.record(step, points, alignment)
             return {"alignment": alignment}
 
-        def follow(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        def follow(output: StepOutput, step: int) -> dict[str, Tensor]:
             return online.update(objective.groups())
 
         with stopwatch.kept(world):

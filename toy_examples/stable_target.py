@@ -12,10 +12,11 @@ Eq. 3's at any batch size; at one given ``x_t`` it is an estimate. In many dimen
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowprior.flow.path import group_size_for, path_sample
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
 
 SMALLEST_REMAINDER = 1e-4  # of 1 - t: a batch of distinct samples has long been told apart there
@@ -40,7 +41,7 @@ def stable_target(noise: Tensor, data: Tensor, t: Tensor, reference: Tensor) -> 
     return path.velocity + (mean - data) / left
 
 
-class StableTargetObjective(nn.Module):
+class StableTargetObjective(Objective):
     """Eq. 3 with :func:`stable_target` over the batch; the batch is drawn fresh in every step.
 
     Args:
@@ -53,7 +54,7 @@ class StableTargetObjective(nn.Module):
         super().__init__()
         self.velocity, self.pairs, self.group_size = velocity, pairs, group_size
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         samples = batch["features"]  # (B, C)
         size = group_size_for(len(samples), self.group_size)
         data = samples.view(-1, 1, size, samples.shape[-1])  # (B / size, 1, size, C)
@@ -62,4 +63,4 @@ class StableTargetObjective(nn.Module):
         with torch.no_grad():
             target = stable_target(noise, data, t, samples)
         predicted = self.velocity(path_sample(noise, data, t).x_t, t)  # (B / size, P, size, C)
-        return {"loss": (predicted.float() - target).square().mean()}
+        return StepOutput((predicted.float() - target).square().mean())

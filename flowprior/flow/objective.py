@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_size_for
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
 
 
-class FlowMatchingObjective(nn.Module):
+class FlowMatchingObjective(Objective):
     """Eq. 3 over batches of raw features.
 
     Args:
@@ -35,10 +36,10 @@ class FlowMatchingObjective(nn.Module):
         self.velocity, self.target_map = velocity, target_map
         self.pairs, self.group_size, self.times = pairs, group_size, times or TimeConfig()
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         data = self.target_map(batch["features"])  # (B, C)
         size = group_size_for(len(data), self.group_size)
         data = data.view(-1, size, data.shape[-1])  # (B / size, size, C)
         noise = random.normal("noise", len(data), self.pairs, *data.shape[1:])
         t = self.times.quantile(random.times("t", len(data), self.pairs, 1))
-        return {"loss": flow_matching_loss(self.velocity, data, pairs=self.pairs, group_size=size, noise=noise, t=t)}
+        return StepOutput(flow_matching_loss(self.velocity, data, pairs=self.pairs, group_size=size, noise=noise, t=t))

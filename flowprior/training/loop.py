@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,11 @@ from flowprior.training.checkpoint import Checkpoints, Stateful
 from flowprior.training.compilation import compile_parts, compiler_failures_told
 from flowprior.training.ema import EMA
 from flowprior.training.non_finite import SkippedSteps, what_is_not_finite
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig, learning_rate, make_optimizer
 from flowprior.training.randomness import StepRandom
 from flowprior.training.step_window import StepWindow
+from flowprior.training.stop_signals import StopSignals
 
 # Buffers are alike in all processes without DDP's help; since torch 2.14 the option has another name.
 OWN_BUFFERS = next(
@@ -87,15 +88,6 @@ class TrainConfig:
         return self.global_batch // slots
 
 
-class Objective(Protocol):
-    """A module whose forward takes a batch and its noise, and returns named scalar terms; ``loss`` is the one that is minimised.
-
-    One whose forward asks for gradients itself has ``backward_again = True``, see :func:`~flowprior.training.compilation.compile_parts`.
-    """
-
-    def __call__(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]: ...
-
-
 class CompilerInterrupted(Exception):
     """Ctrl-C has ended the compiler as well, and with it the step or evaluation under way."""
 
@@ -109,14 +101,14 @@ class TrainingLoop:
         config, optim: see the classes.
         world: this process among those of the run.
         folder: of the stage, for checkpoints and the log; None keeps nothing (a library call).
-        saved: what a resumed run needs besides the model, optimiser and average: a regulariser's own networks, say.
+        saved: what a resumed run needs besides the model, optimiser and average, and the objective's auxiliary networks.
         description: before the progress bar.
         progress: show the bar.
     """
 
     def __init__(
         self,
-        objective: nn.Module,
+        objective: Objective,
         model: nn.Module,
         config: TrainConfig,
         optim: OptimConfig,
@@ -132,7 +124,7 @@ class TrainingLoop:
         self.optimizer = make_optimizer(objective, optim)
         self.ema = EMA(model, optim.ema_decay) if optim.ema_decay else None
         if config.compile:
-            compile_parts(model, backward_again=getattr(objective, "backward_again", False))
+            compile_parts(model, backward_again=objective.backward_again)
         forward: nn.Module = objective
         if world.size > 1:
             devices = [world.device.index] if world.device.type == "cuda" else None
@@ -140,7 +132,7 @@ class TrainingLoop:
         self.objective, self.forward = objective, forward
         self.skipped = SkippedSteps(config.non_finite_steps)
         objects: dict[str, Stateful] = {"model": model, "optimizer": self.optimizer, "skipped": self.skipped}
-        objects |= saved or {}
+        objects |= (saved or {}) | objective.auxiliary_state()
         if self.ema is not None:
             objects["ema"] = self.ema
         self.checkpoints = Checkpoints(folder / "checkpoints", objects, config.keep_checkpoints) if folder else None
@@ -156,7 +148,7 @@ class TrainingLoop:
         self.log = RunLog(folder, self.step, config.tensorboard) if folder and world.is_main else None
         bf16 = config.uses_bf16(world.device)
         self.autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-        self.stop_signal: int | None = None
+        self.signals = StopSignals()
         self.stopping = False
         # For a single step, which a benchmark makes by itself: run() opens its own.
         self.window = StepWindow(world, self.step)
@@ -165,8 +157,7 @@ class TrainingLoop:
         self,
         batches: Iterable[dict[str, Tensor]],
         evaluate: Callable[[int], dict[str, float]] | None = None,
-        after_optimizer_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
-        before_optimizer_step: Callable[[dict[str, Tensor], int], dict[str, Tensor]] | None = None,
+        after_optimizer_step: Callable[[StepOutput, int], dict[str, Tensor]] | None = None,
     ) -> dict[str, float]:
         """Train until ``config.steps``.
 
@@ -177,10 +168,8 @@ class TrainingLoop:
             batches: micro-batches from position ``step * accumulation`` on, this process's share of each.
             evaluate: called in every process, every ``eval_steps`` and at the end, with averaged weights in place and no
                 gradients; its metrics are logged.
-            after_optimizer_step: called with the step's terms and the step. Terms that are not scalars are those of all of this process's
-                micro-batches, one after the other.
-            before_optimizer_step: called likewise, but before the model's weights move, to train auxiliary networks; the metrics that it returns
-                are logged. If it raises :class:`NonFiniteLoss`, in all processes, the model keeps still as well.
+            after_optimizer_step: called with the step's output, whose samples are this process's, and the step; the metrics that it returns
+                are logged.
 
         Returns:
             The last evaluation's metrics; empty where this call had no step left to make.
@@ -200,12 +189,14 @@ class TrainingLoop:
             disable=not self.progress,
         )
         self.window = StepWindow(self.world, self.step)
-        with contextlib.suppress(CompilerInterrupted), self._signals_noted(), bar:
+        noted = self.signals.noted(self.world.is_main) if self.folder else contextlib.nullcontext()
+        with contextlib.suppress(CompilerInterrupted), noted, bar:
             while self.step < config.steps and not self.stopping:
-                terms = self._train_step(stream, before_optimizer_step)
-                if terms and after_optimizer_step is not None:
-                    terms |= after_optimizer_step(terms, self.step)
-                self.window.add(terms)
+                output = self._train_step(stream)
+                if output is not None:
+                    if after_optimizer_step is not None:
+                        output.terms |= after_optimizer_step(output, self.step)
+                    self.window.add(output.scalars)
                 self.step += 1
                 bar.update()
                 last = self.step == config.steps
@@ -220,21 +211,20 @@ class TrainingLoop:
                     self._write(evaluated)
                 # Several processes stop together, after the step in which all have heard of it.
                 if self.world.size == 1:
-                    self.stopping = self.stop_signal is not None
+                    self.stopping = self.signals.number is not None
                 if self.stopping or last or (config.checkpoint_steps and self.step % config.checkpoint_steps == 0):
                     self.save()
             if not self.stopping:  # a signal that came behind the last step stops what would follow
-                [self.stopping] = self.world.any(self.stop_signal is not None)
+                [self.stopping] = self.world.any(self.signals.number is not None)
         if self.log is not None:
             self.log.close()
         if self.stopping:
             self._say_stopped()
-            raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))
+            raise SystemExit(128 + (self.signals.number or signal.SIGTERM))
         return evaluated
 
-    def _train_step(self, stream: Any, before_optimizer_step: Callable | None = None) -> dict[str, Tensor]:
-        """One optimiser step over ``accumulation`` micro-batches; returns the mean of their scalar terms and all rows of the others,
-        or nothing where the step was skipped."""
+    def _train_step(self, stream: Iterator[dict[str, Tensor]]) -> StepOutput | None:
+        """One optimiser step over ``accumulation`` micro-batches; returns what they came to, or None where the step was skipped."""
         rate = learning_rate(self.step, self.config.steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -242,20 +232,21 @@ class TrainingLoop:
         if not self.objective.training:
             self.objective.train()
         with self._compiling():
-            sums, whole = self._accumulate(stream)
+            output = self._accumulate(stream)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         bad_somewhere, self.stopping = self.world.any(
-            ~torch.isfinite(norm + sums["loss"]), self.stop_signal is not None
+            ~torch.isfinite(norm + output.loss), self.signals.number is not None
         )
         if bad_somewhere:
-            return self._skip(what_is_not_finite({**sums, **whole}, self.objective, self.world))
-        terms = {**sums, **whole, "grad_norm": norm.detach(), "lr": torch.tensor(rate)}
-        if before_optimizer_step is not None:
-            try:
-                terms |= before_optimizer_step(terms, self.step)
-            except NonFiniteLoss as error:
-                return self._skip(str(error))
+            self._skip(what_is_not_finite(output.scalars | output.samples, self.objective, self.world))
+            return None
+        output.terms |= {"grad_norm": norm.detach(), "lr": torch.tensor(rate)}
+        try:
+            output.terms |= self.objective.train_auxiliary(output, self.step, self.autocast)
+        except NonFiniteLoss as error:
+            self._skip(str(error))
+            return None
         if self.optim.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         self.optimizer.step()
@@ -263,13 +254,11 @@ class TrainingLoop:
         if self.ema is not None:
             self.ema.update(self.step)
         self.skipped.in_a_row = 0
-        return terms
+        return output
 
-    def _accumulate(self, stream: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Gradients of all micro-batches' mean loss; returns the mean of their scalar terms, and all rows of the others."""
-        config, world = self.config, self.world
-        sums: dict[str, Tensor] = {}
-        samples: dict[str, list[Tensor]] = {}
+    def _accumulate(self, stream: Iterator[dict[str, Tensor]]) -> StepOutput:
+        """Gradients of all micro-batches' mean loss; returns what they come to together, detached."""
+        config, world, outputs = self.config, self.world, []
         for micro in range(config.accumulation):
             start = time.perf_counter()
             batch = next(stream)
@@ -281,20 +270,15 @@ class TrainingLoop:
             last = micro + 1 == config.accumulation
             with contextlib.nullcontext() if last or world.size == 1 else self.forward.no_sync():
                 with self.autocast:
-                    terms = self.forward(batch, random)
-                (terms["loss"] / config.accumulation).backward()
-            for name, value in terms.items():
-                if value.dim() == 0:
-                    sums[name] = sums.get(name, 0) + value.detach() / config.accumulation
-                else:
-                    samples.setdefault(name, []).append(value.detach())
-        return sums, {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in samples.items()}
+                    output = self.forward(batch, random)
+                (output.loss / config.accumulation).backward()
+            outputs.append(output.detached())
+        return StepOutput.of_step(outputs)
 
-    def _skip(self, problem: str) -> dict[str, Tensor]:
+    def _skip(self, problem: str) -> None:
         """Leave everything as it was before this step."""
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped.add(self.step, problem, tell=self.world.is_main)
-        return {}
 
     @torch.no_grad()
     def _evaluated(self, evaluate: Callable[[int], dict[str, float]]) -> dict[str, float]:
@@ -317,7 +301,7 @@ class TrainingLoop:
             with compiler_failures_told():
                 yield
         except (UserError, RuntimeError) as error:
-            if self.stop_signal is None:
+            if self.signals.number is None:
                 raise
             if saves and self.world.size == 1:
                 self.save()
@@ -341,26 +325,3 @@ class TrainingLoop:
     def _write(self, metrics: dict[str, float]) -> None:
         if self.log is not None:
             self.log.write(self.step, metrics)
-
-    @contextlib.contextmanager
-    def _signals_noted(self) -> Any:
-        """SIGTERM and Ctrl-C end the run after the step under way, with a checkpoint; a second one ends it at once."""
-
-        def note(number: int, frame: Any) -> None:
-            if self.stop_signal is not None:
-                raise KeyboardInterrupt
-            self.stop_signal = number
-            # At once: an evaluation may take minutes to end. Not by sys.stderr, whose buffer may be in the middle of a line.
-            if self.world.is_main:
-                with contextlib.suppress(OSError):
-                    os.write(2, b"\nstopping after this step; a second Ctrl-C or SIGTERM stops at once\n")
-
-        if self.folder is None:
-            yield
-            return
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

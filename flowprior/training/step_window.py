@@ -28,9 +28,8 @@ class StepWindow:
         self.first, self.start, self.waited = step, time.perf_counter(), 0.0
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Keep a step's scalar terms; of a skipped step there are none."""
-        if terms:
-            self.terms.append({name: value.detach() for name, value in terms.items() if value.dim() == 0})
+        """Keep the scalars of a step that was not skipped."""
+        self.terms.append({name: value.detach() for name, value in terms.items()})
 
     def leave_out(self, seconds: float) -> None:
         """Time that is not the steps' own, an evaluation's."""

@@ -56,7 +56,7 @@ def gradients(
     objective.zero_grad(set_to_none=True)
     batch = {name: value.to(device) for name, value in subject.batch.items()}
     with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
-        loss = objective(batch, HostDraws(device))["loss"]
+        loss = objective(batch, HostDraws(device)).loss
     loss.backward()
     computed = {"loss": loss.detach()}
     computed |= {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from flowprior.distributed import World
 from flowprior.training.compilation import compile_parts
@@ -40,17 +39,13 @@ def run(context: Context) -> None:
         images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=context.device)
         stream = itertools.repeat({"image": images})
 
-        def before_optimizer_step(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-            objective.adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
-            return {}
-
         def call() -> object:
             for name, part in parts.items():
                 setattr(objective, name, part if full else None)
             encoder.again = decoder.again = again
             stance = contextlib.nullcontext() if compiled else torch.compiler.set_stance("force_eager")
             with stance:
-                return loop._train_step(stream, before_optimizer_step if full else None)
+                return loop._train_step(stream)
 
         return call
 

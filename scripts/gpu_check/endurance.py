@@ -27,16 +27,12 @@ def run(context: Context, name: str) -> None:
     train = TrainConfig(steps=steps, global_batch=len(batch), log_steps=10**9, eval_steps=0, non_finite_steps=10**6)
     optim = replace(subject.optim, warmup_steps=0, schedule="constant")
     loop = TrainingLoop(objective, subject.model, train, optim, world, progress=False)
-    adversary, losses = getattr(objective, "adversary", None), []
-
-    def before_optimizer_step(terms: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        losses.append(terms["loss"].detach())
-        if adversary is not None:
-            adversary.update(terms.pop("images"), terms.pop("reconstruction"), step, loop.autocast)
-        return {}
-
+    losses: list[Tensor] = []
     start = time.perf_counter()
-    loop.run(itertools.repeat(subject.batch), before_optimizer_step=before_optimizer_step)
+    loop.run(
+        itertools.repeat(subject.batch),
+        after_optimizer_step=lambda output, step: (losses.append(output.loss), {})[1],
+    )
     seconds = time.perf_counter() - start
     weights_finite = all(bool(torch.isfinite(p).all()) for p in objective.parameters())
     context.report(

@@ -18,6 +18,7 @@ from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import build_config
 from flowprior.run.presets import read_preset
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from mar.config import PRESETS as MAR_PRESETS
@@ -38,7 +39,7 @@ TINY_MAR = dict(width=32, encoder_depth=1, decoder_depth=1, heads=2, buffer_toke
 class Subject:
     """An objective, the part of it that is handed on, a batch on the CPU, the preset's optimiser, and what was left out."""
 
-    objective: nn.Module
+    objective: Objective
     model: nn.Module
     batch: dict[str, Tensor]
     optim: OptimConfig
@@ -46,7 +47,7 @@ class Subject:
     left_out: str = ""
 
 
-class LatentAlignment(nn.Module):
+class LatentAlignment(Objective):
     """An alignment loss of latents that are themselves what is trained."""
 
     def __init__(self, prior: FlowPrior, latents: Tensor, objective: str, online: OnlineFlow | None) -> None:
@@ -54,14 +55,14 @@ class LatentAlignment(nn.Module):
         self.prior, self.kind, self.online = prior, objective, online
         self.latents = nn.Parameter(latents)
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         images, tokens, channels = self.latents.shape
         noise = random.normal("noise", images, 4, tokens, channels)
         t = random.times("t", images, 4, tokens)
         loss = self.prior.alignment_loss(
             self.latents, pairs=4, noise=noise, t=t, objective=self.kind, online=self.online
         )
-        return {"loss": loss}
+        return StepOutput(loss)
 
 
 def randomise(module: nn.Module, std: float = 0.02) -> None:

@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # torchrun's processe
 from flowprior.distributed import distributed_world
 from flowprior.run.files import tensors_fingerprint
 from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
@@ -31,15 +32,15 @@ def small_model(name: str, **options) -> nn.Module:
     return create_model(name, **options)
 
 
-class Reconstruct(nn.Module):
+class Reconstruct(Objective):
     """An autoencoder's squared error."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
-        return {"loss": (self.autoencoder(batch["image"])[0] - batch["image"]).square().mean()}
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
+        return StepOutput((self.autoencoder(batch["image"])[0] - batch["image"]).square().mean())
 
 
 def train(name: str, world) -> dict[str, object]:

@@ -70,10 +70,8 @@ def train_steps(
     loop = TrainingLoop(objective, objective.autoencoder, config.train, config.optim, World(), progress=False)
     size, rows, start = config.data.size, [], [time.perf_counter()]
 
-    def before_optimizer_step(terms, step):
-        terms.pop("latents")
-        losses = objective.adversary.update(terms.pop("images"), terms.pop("reconstruction"), step)
-        rows.append({name: value.item() for name, value in (terms | losses).items()})
+    def note(output, step):
+        rows.append({name.removeprefix("discriminator/"): value.item() for name, value in output.scalars.items()})
         rows[-1]["seconds"] = time.perf_counter() - start[0]
         start[0] = time.perf_counter()
         return {}
@@ -83,7 +81,7 @@ def train_steps(
     )
     loop.run(
         iter([{"image": images}] * config.train.steps * config.train.accumulation),
-        before_optimizer_step=before_optimizer_step,
+        after_optimizer_step=note,
     )
     return rows
 

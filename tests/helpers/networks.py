@@ -1,9 +1,11 @@
 """Small velocity networks whose output is not zero, unlike a fresh one's."""
 
 import torch
+from torch import Tensor
 
 from flowprior import FlowPrior, VelocityMLP
 from flowprior.flow.target_map import TargetMapSettings, fit_target_map
+from flowprior.training.objective import StepOutput
 
 
 def random_velocity(
@@ -21,3 +23,8 @@ def random_prior(channels: int = 3, feature_channels: int = 5, seed: int = 0, **
     features = torch.randn(64, feature_channels, generator=torch.Generator().manual_seed(seed)) * 2 + 1
     target_map = fit_target_map(features, TargetMapSettings(channels, "random", seed=seed))
     return FlowPrior(random_velocity(channels, seed=seed, **sizes), target_map, {"name": "noise"})
+
+
+def values(output: StepOutput) -> dict[str, Tensor]:
+    """Loss, terms and samples of a step in one dictionary."""
+    return output.scalars | output.samples

@@ -18,6 +18,7 @@ from flowprior.run import files
 from flowprior.run.files import tensors_fingerprint
 from flowprior.training import checkpoint
 from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 
@@ -38,7 +39,7 @@ class Points:
         return {"x": self.points[index], "index": index}
 
 
-class Denoise(nn.Module):
+class Denoise(Objective):
     """Guess a point from a noisy copy of it, through dropout."""
 
     def __init__(self, dropout: float = 0.3) -> None:
@@ -48,11 +49,11 @@ class Denoise(nn.Module):
             self.net = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, 2))
         self.seen: list[list[int]] = []
 
-    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         self.seen.append(batch["index"].tolist())
         guess = self.net(batch["x"] + 0.5 * random.normal("noise", *batch["x"].shape))
         loss = (guess - batch["x"]).square().mean()
-        return {"loss": loss, "guess_size": guess.square().mean()}
+        return StepOutput(loss, {"guess_size": guess.square().mean()})
 
 
 def make_loop(folder: Path | None, config: TrainConfig, world: World, dropout: float = 0.3) -> TrainingLoop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.run import files
 from flowprior.run.lock import NAME as LOCK
 from flowprior.training import checkpoint, loop
+from flowprior.training.objective import StepOutput
 from mar.generator import GeneratorObjective
 from soak.processes import Instrument
 from tokenizer.losses.adversarial import Adversary
@@ -102,9 +104,9 @@ def poison(name: str, where: str, value: float, steps: list[int], rank: int | No
             return
         forward = OBJECTIVES[name].forward
 
-        def poisoned_forward(self: torch.nn.Module, batch: dict[str, Tensor], random: object) -> dict[str, Tensor]:
-            losses = forward(self, batch, random)
-            return losses | {"loss": bad(losses["loss"], random.step, where == "gradient")}
+        def poisoned_forward(self: torch.nn.Module, batch: dict[str, Tensor], random: object) -> StepOutput:
+            output = forward(self, batch, random)
+            return replace(output, loss=bad(output.loss, random.step, where == "gradient"))
 
         OBJECTIVES[name].forward = poisoned_forward
 

@@ -14,6 +14,7 @@ from flowprior.run.reporting import TIMINGS, read_log
 from flowprior.run.run_folder import RunFolder
 from flowprior.training.loop import TrainConfig
 from flowprior.training.randomness import StepRandom
+from networks import values
 from tokenizer import train_ae
 from tokenizer.losses.adversarial import AdversarialConfig, Adversary
 
@@ -237,7 +238,7 @@ def test_the_adaptive_weight_makes_both_pull_equally_at_the_decoders_last_layer(
     config = make_config(tmp_path, adaptive=True, start_step=0)
     objective = train_ae.build_objective(config, tmp_path, World(), 10, None)
     batch = {"image": torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)}
-    terms = objective(batch, StepRandom(0, 0))
+    terms = values(objective(batch, StepRandom(0, 0)))
     weight = objective.autoencoder.decoder.to_pixels.weight
     pulls = [torch.autograd.grad(terms[name], weight, retain_graph=True)[0].norm() for name in ("l2", "adversarial")]
     expected = 0.2 * pulls[0] / (pulls[1] + 1e-4)

@@ -10,7 +10,7 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import build_config
 from flowprior.training.randomness import StepRandom
-from networks import random_prior
+from networks import random_prior, values
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
 from tokenizer.features import FeatureConfig, FeatureContext, load_features
 from tokenizer.features.timm import TimmFeatures
@@ -179,7 +179,7 @@ def test_an_adaptive_regulariser_pulls_at_the_encoders_last_layer_as_the_reconst
         context(features),
     )
     objective = AutoencoderObjective(Autoencoder(MODEL), [regulariser], LossConfig(), features=features)
-    terms = objective({"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}, StepRandom(0, 0))
+    terms = values(objective({"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}, StepRandom(0, 0)))
     weight = objective.autoencoder.encoder.to_latent.weight
     pulls = [torch.autograd.grad(terms[name], weight, retain_graph=True)[0].norm() for name in ("l2", "vavae")]
     torch.testing.assert_close(terms["weighted/vavae"], 0.3 * pulls[0] / (pulls[1] + 1e-4) * terms["vavae"].detach())
@@ -228,7 +228,7 @@ def test_any_one_and_any_two_regularisers_train_every_parameter_in_one_objective
     for regulariser in built:
         model = regulariser.adapt(model)
     objective = AutoencoderObjective(Autoencoder(model), built, LossConfig(), features=features, log_steps=1)
-    terms = objective({"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}, StepRandom(0, 0))
+    terms = values(objective({"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}, StepRandom(0, 0)))
     terms["loss"].backward()
     assert [n for n, p in objective.named_parameters() if p.requires_grad and p.grad is None] == []
     for part in name.split("+"):
@@ -242,10 +242,10 @@ def test_the_logged_gradient_is_that_of_the_weighted_term_at_the_encoders_output
     )
     objective = AutoencoderObjective(Autoencoder(MODEL), built, LossConfig(), features=features, log_steps=4)
     batch = {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}
-    assert not any("gradient" in name for step in (0, 1, 2) for name in objective(batch, StepRandom(0, step)))
-    terms = objective(batch, StepRandom(0, 3))
+    assert not any("gradient" in name for step in (0, 1, 2) for name in values(objective(batch, StepRandom(0, step))))
+    terms = values(objective(batch, StepRandom(0, 3)))
     codes = []
     objective.autoencoder.encoder.register_forward_hook(lambda m, i, output: codes.append(output))
-    terms_again = objective(batch, StepRandom(0, 3))
+    terms_again = values(objective(batch, StepRandom(0, 3)))
     [gradient] = torch.autograd.grad(terms_again["reals"], codes[0])
     torch.testing.assert_close(terms["latent_gradient/reals"], 0.2 * gradient.norm())

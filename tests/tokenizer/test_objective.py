@@ -12,6 +12,7 @@ from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import build_config
 from flowprior.training.randomness import StepRandom
+from networks import values
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded, ViTConfig
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.objective import AutoencoderObjective, LossConfig
@@ -60,7 +61,7 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("pixel", ["l1", "l2"])
 def test_the_loss_is_the_weighted_sum_of_its_terms(prior, batch, pixel):
     objective = make("flow+kl", prior, pixel=pixel, pixel_weight=0.7, perceptual_weight=0.3)
-    terms = objective(batch, StepRandom(0, 5))
+    terms = values(objective(batch, StepRandom(0, 5)))
     names = {pixel, "lpips", "flow", "kl"}
     assert set(terms) == {"loss", "latents", *names, *(f"weighted/{name}" for name in names)}
     torch.testing.assert_close(terms["loss"], sum(terms[f"weighted/{name}"] for name in names))
@@ -72,7 +73,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(prior, batch, pixel):
 
 def test_without_regularisers_the_loss_is_the_pixels_alone(batch):
     objective = make("none", None)
-    terms = objective(batch, StepRandom(0, 0))
+    terms = values(objective(batch, StepRandom(0, 0)))
     assert set(terms) == {"loss", "l2", "weighted/l2", "latents"} and terms["loss"] == terms["l2"]
     images = batch["image"].float() / 127.5 - 1
     torch.testing.assert_close(terms["l2"], torch.nn.functional.mse_loss(objective.autoencoder(images)[0], images))
@@ -80,7 +81,8 @@ def test_without_regularisers_the_loss_is_the_pixels_alone(batch):
 
 @pytest.mark.parametrize("ramp, step, share", [(0, 0, 1), (10, 0, 0.1), (10, 4, 0.5), (10, 9, 1), (10, 500, 1)])
 def test_lpips_grows_linearly_to_its_weight(batch, ramp, step, share):
-    terms = make("none", None, perceptual_weight=2.0, perceptual_ramp_steps=ramp)(batch, StepRandom(0, step))
+    objective = make("none", None, perceptual_weight=2.0, perceptual_ramp_steps=ramp)
+    terms = values(objective(batch, StepRandom(0, step)))
     torch.testing.assert_close(terms["loss"] - terms["l2"], 2.0 * share * terms["lpips"])
 
 
@@ -198,7 +200,7 @@ def test_what_a_regulariser_says_of_itself_is_json_with_its_weight_and_prior(pri
 def test_latent_noise_of_another_level_for_every_image_reaches_the_decoder_and_no_regularisers_term(prior, batch):
     clean, noisy = make("flow", prior), make("flow", prior, latent_noise_std=0.3)
     random = StepRandom(0, 5)
-    terms, disturbed = clean(batch, random), noisy(batch, random)
+    terms, disturbed = values(clean(batch, random)), values(noisy(batch, random))
     assert torch.equal(terms["flow"], disturbed["flow"]) and torch.equal(terms["latents"], disturbed["latents"])
     level = 0.3 * random.normal("latent noise level", 2, 1, 1).abs()
     noise = level * random.normal("latent noise", 2, TOKENS, CHANNELS)

@@ -75,7 +75,7 @@ def test_the_objective_trains_the_network_alone_and_is_a_function_of_seed_and_st
     velocity = VelocityMLP(2, width=8, depth=1, generator=torch.Generator().manual_seed(0))
     objective = StableTargetObjective(velocity, pairs=2, group_size=4)
     batch = {"features": pairs(16)[1]}
-    first, again, other = (objective(batch, StepRandom(0, step))["loss"] for step in (3, 3, 4))
+    first, again, other = (objective(batch, StepRandom(0, step)).loss for step in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
     first.backward()
     assert velocity.output.linear.weight.grad is not None

@@ -82,7 +82,7 @@ def losses(make, evaluate, compiled, steps=STEPS):
     loop.run(
         repeat(batch),
         evaluate=lambda step: (evaluate(model), {})[1],
-        after_optimizer_step=lambda terms, _: (seen.append(terms["loss"].item()), {})[1],
+        after_optimizer_step=lambda output, _: (seen.append(output.loss.item()), {})[1],
     )
     return seen
 

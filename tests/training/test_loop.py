@@ -18,6 +18,7 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.reporting import TIMINGS, read_log
 from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
+from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig, learning_rate
 from small_run import Points, make_loop, small_config, state_hash, train
 
@@ -29,7 +30,7 @@ class Stop(Exception):
 def stop_before(step):
     """An ``after_optimizer_step`` that ends the run, its checkpoint of ``step`` in place."""
 
-    def after_optimizer_step(terms, done):
+    def after_optimizer_step(output, done):
         if done == step:
             raise Stop
         return {}
@@ -158,7 +159,7 @@ def test_sigterm_saves_the_step_under_way_and_exits_143_and_the_run_goes_on_bit_
 
 
 def test_a_signal_before_a_far_checkpoint_still_saves_where_it_is(tmp_path):
-    def signal_at_5(terms, step):
+    def signal_at_5(output, step):
         if step == 4:
             signal.raise_signal(signal.SIGTERM)
         return {}
@@ -309,7 +310,7 @@ def test_a_value_that_is_not_finite_on_one_process_stops_all_of_them_before_the_
     assert all(rank["unchanged"] and f"step {step}" in rank["message"] for rank in ranks)
 
 
-class Constant(torch.nn.Module):
+class Constant(Objective):
     """A loss with gradient 2 whose value at the third step is what the test wants."""
 
     def __init__(self, value, slope):
@@ -321,10 +322,8 @@ class Constant(torch.nn.Module):
         self.calls += 1
         special = self.calls == 3
         weights = self.net.weight.sum() + self.net.bias.sum()
-        return {
-            "loss": weights * (self.slope if special else 2.0) + (self.value if special else 0.0),
-            "other": weights.detach(),
-        }
+        loss = weights * (self.slope if special else 2.0) + (self.value if special else 0.0)
+        return StepOutput(loss, {"other": weights.detach()})
 
 
 @pytest.mark.parametrize(
@@ -350,8 +349,8 @@ class Flawed(small_run.Denoise):
         self.bad = steps
 
     def forward(self, batch, random):
-        terms = super().forward(batch, random)
-        return terms | {"loss": terms["loss"] * (float("nan") if random.step in self.bad else 1.0)}
+        output = super().forward(batch, random)
+        return replace(output, loss=output.loss * (float("nan") if random.step in self.bad else 1.0))
 
 
 def flawed_loop(folder, steps, **options):
@@ -370,7 +369,7 @@ def test_a_step_that_is_not_finite_is_skipped_whole_and_the_run_goes_on_with_the
     loop = flawed_loop(tmp_path, [5, 6])
     hashes, seen = [], []
 
-    def note(terms, step):
+    def note(output, step):
         hashes.append(state_hash(loop))
         seen.append(step)
         return {}
@@ -411,13 +410,14 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resumption(tm
 def test_a_network_beside_the_model_that_is_not_finite_keeps_the_model_still(tmp_path):
     loop, states = make_loop(tmp_path, small_config(), World()), []
 
-    def before_optimizer_step(terms, step):
+    def train_auxiliary(output, step, autocast):
         states.append(state_hash(loop))
         if step == 4:
             raise NonFiniteLoss("process 0: the critic's loss")
         return {"critic": torch.tensor(float(step))}
 
-    loop.run(training_batches(Points(), loop.config, World()), before_optimizer_step=before_optimizer_step)
+    loop.objective.train_auxiliary = train_auxiliary
+    loop.run(training_batches(Points(), loop.config, World()))
     assert states[4] == states[5] != states[6]
     assert [row.get("critic") for row in metrics(tmp_path)] == [0.0, 1.0, 2.0, 3.0, None, *map(float, range(5, 12))]
 
@@ -459,7 +459,7 @@ def test_evaluation_sees_the_averaged_weights_and_training_goes_on_with_its_own(
 def test_the_average_follows_the_weights_of_every_step():
     weights = []
 
-    def note(terms, step):
+    def note(output, step):
         weights.append(loop.model[0].weight.detach().double().clone())
         return {}
 
@@ -479,7 +479,7 @@ def test_a_global_batch_that_does_not_divide_is_a_user_error():
     assert TrainConfig(global_batch=12, accumulation=3).micro_batch(2) == 2
 
 
-class Sometimes(torch.nn.Module):
+class Sometimes(Objective):
     """A term that only some steps have, and rows of every micro-batch."""
 
     def __init__(self):
@@ -489,7 +489,7 @@ class Sometimes(torch.nn.Module):
     def forward(self, batch, random):
         loss = self.net(batch["x"]).square().mean()
         sometimes = {"sometimes": torch.tensor(float(random.step))} if random.step in (1, 2) else {}
-        return {"loss": loss, **sometimes, "rows": batch["index"].float()}
+        return StepOutput(loss, sometimes, {"rows": batch["index"].float()})
 
 
 def test_a_term_that_not_every_step_has_is_logged_as_the_mean_of_the_steps_that_have_it(tmp_path):
@@ -507,7 +507,7 @@ def test_after_a_step_the_rows_of_all_its_micro_batches_are_there_in_their_order
         seen = rows[accumulation] = []
         loop.run(
             training_batches(Points(), config, World()),
-            after_optimizer_step=lambda terms, step, seen=seen: seen.append(terms.pop("rows").tolist()) or {},
+            after_optimizer_step=lambda output, step, seen=seen: seen.append(output.samples["rows"].tolist()) or {},
         )
     assert rows[1] == rows[2] and all(len(step) == 8 for step in rows[1])
 
