@@ -129,7 +129,7 @@ class AutoencoderObjective(Objective):
             losses = self.adversary.update(samples["images"], samples["reconstruction"], step, autocast)
             metrics |= {f"discriminator/{name}": value for name, value in losses.items()}
         for regulariser in self.regularisers:
-            metrics |= regulariser.before_optimizer_step(samples["latents"], step)
+            metrics |= regulariser.train_auxiliary(samples["latents"], step)
         return metrics
 
     def auxiliary_state(self) -> dict[str, Stateful]:

@@ -38,7 +38,7 @@ class OnlineCritic(Regulariser):
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
         return self.auxiliary.module(encoded.latents).mean()
 
-    def before_optimizer_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
+    def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         assert not latents.requires_grad and latents.dtype == torch.float32
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
         loss = (

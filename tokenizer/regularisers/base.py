@@ -34,7 +34,7 @@ class Regulariser(nn.Module, ABC):
 
     A subclass implements :meth:`term`. Parameters that it registers are trained with the autoencoder's optimiser. One that trains
     a network by a loss of its own holds it in an :class:`~flowprior.training.auxiliary_network.AuxiliaryNetwork`, steps that in
-    :meth:`before_optimizer_step`, and names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
+    :meth:`train_auxiliary`, and names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
     :mod:`tokenizer.latent_maps` in :meth:`adapt`: the map belongs to the autoencoder, which applies it wherever it encodes.
     """
 
@@ -59,13 +59,13 @@ class Regulariser(nn.Module, ABC):
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
         """The unweighted term, a scalar. Where the config says ``needs_features``, ``batch`` holds ``feature_patches`` and ``feature_global``."""
 
-    def before_optimizer_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
+    def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         """Called in every step, just before the autoencoder's weights move, with its detached float32 latents ``(B, T, C)``; returns
         metrics to log. A NonFiniteLoss that it raises, as an AuxiliaryNetwork does in all processes, makes the step be skipped."""
         return {}
 
     def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        """What :meth:`before_optimizer_step` minimises, where it trains a network: for a step's arithmetic to be counted."""
+        """What :meth:`train_auxiliary` minimises, where it trains a network: for a step's arithmetic to be counted."""
         return None
 
     def saved(self) -> dict[str, Stateful]:

@@ -88,7 +88,7 @@ class FlowRegulariser(Regulariser):
             draws["grid"] = TimeGrid(config.time_grid, random.uniform_of_period("alignment grid", config.grid_steps))
         return self.prior.alignment_loss(encoded.latents, objective=config.objective, online=self.online, **draws)
 
-    def before_optimizer_step(self, latents: Tensor, step: int) -> dict[str, Tensor]:
+    def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         return self.online.update(latents) if self.online is not None else {}
 
     def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
