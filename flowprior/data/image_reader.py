@@ -44,7 +44,8 @@ def read_image(file: Path) -> Image.Image:
                 raise UserError(f"the image {file} holds {frames} frames: save the one that is meant, or remove it")
             deep_colours = "16" in _raw_mode(opened)
             opened.load()
-            turn = TURNS.get(_orientation(opened))
+            # Pillow turns a TIFF when it loads it, and older versions leave its orientation as it was.
+            turn = TURNS.get(_orientation(opened)) if opened.format != "TIFF" else None
             image = _rgb(opened, file, deep_colours)
     except UserError:
         raise

@@ -147,7 +147,13 @@ def test_palettes_bits_cmyk_and_ycbcr_are_what_pillow_shows(tmp_path):
     }  # fmt: skip
     for name, image in files.items():
         file = saved(tmp_path, image, name)
-        assert np.array_equal(read(file), np.asarray(Image.open(file).convert("RGB"))), name
+        try:
+            shown = np.asarray(Image.open(file).convert("RGB"))
+        except OSError:  # Pillow 10.0 cannot read the YCbCr TIFF that it writes
+            with pytest.raises(UserError, match="cannot be read"):
+                read(file)
+            continue
+        assert np.array_equal(read(file), shown), name
     assert np.unique(read(tmp_path / "b.png")).tolist() == [0, 255]
 
 
