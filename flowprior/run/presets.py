@@ -92,7 +92,10 @@ def config_from_command_line(
                 f"--{field.name.replace('_', '-')}", action="store_true", help=field.metadata.get("help", "")
             )
     parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
-    arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
+    except AttributeError as error:  # a signal that came within argparse, whose cleaning up then fails
+        raise error.__context__ or error from None
     preset = find_preset(arguments.preset, presets, families)
     values = apply_overrides(read_preset(preset, presets), arguments.overrides)
     values |= {name: True for name, given in vars(arguments).items() if given is True}

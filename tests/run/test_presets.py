@@ -1,3 +1,5 @@
+import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -5,8 +7,8 @@ import yaml
 
 from flowprior.data.latent_cache import CacheConfig
 from flowprior.errors import UserError
-from flowprior.run.config import apply_overrides, build_config, changed_options, to_dict
-from flowprior.run.presets import read_preset
+from flowprior.run.config import apply_overrides, build_config, changed_options, option, to_dict
+from flowprior.run.presets import config_from_command_line, read_preset
 from flowprior.training.loop import TrainConfig
 
 
@@ -31,3 +33,20 @@ def test_a_kept_config_with_the_former_name_is_read_and_goes_on(cls):
     kept["workers"] = kept.pop("loader_workers")
     assert build_config(cls, kept) == cls(loader_workers=3)
     assert changed_options(cls, kept, to_dict(cls())) == []
+
+
+@dataclass
+class Stage:
+    run_dir: str = option("", "folder of the run")
+
+
+def test_a_signal_within_argparse_ends_the_command_as_anywhere_else(monkeypatch, tmp_path):
+    def interrupted(self):
+        raise SystemExit(143)
+
+    # In some versions of Python it comes before argparse has noted down what its cleaning up puts back.
+    monkeypatch.setattr(argparse.ArgumentParser, "format_usage", interrupted)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", lambda *arguments: interrupted(None))
+    with pytest.raises(SystemExit) as stop:
+        config_from_command_line(Stage, tmp_path, "", [])
+    assert stop.value.code == 143
