@@ -120,11 +120,11 @@ class AEConfig:
         name, own_weights = self.evaluate.extractor, bool(self.evaluate.weights)
         return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
 
-    def says_of_held_out(self, held_out: ImageSource) -> str:
+    def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
         """What to say where images of the folder ``held_out`` are trained on as well; else empty."""
         if not (self.held_out and self.holds_out and self.data.source == "folder"):
             return ""
-        copies = held_out.copies_of(open_images(self.data))  # type: ignore[attr-defined]
+        copies = held_out.copies_of(images or open_images(self.data))  # type: ignore[attr-defined]
         looked_at = min(len(held_out), FILES_READ)
         return f"{copies} of the {looked_at} held-out images looked at are training images as well" if copies else ""
 
@@ -164,13 +164,13 @@ def main() -> None:
         images = open_images(config.data, config.train.seed)
         measured = config.held_out_data()
         held_out = images if measured == config.data else open_images(measured)  # without augmentation in either case
-        if world.is_main and (told := config.says_of_held_out(held_out)):
-            note(told)
         fingerprint = shared_fingerprint(images, world)
         folder.open(config, world, {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {}))
         if folder.is_complete():
             folder.say_complete()
         else:
+            if world.is_main and (told := config.says_of_held_out(held_out, images)):
+                note(told)
             train(config, folder, world, images, held_out, prior)
 
 

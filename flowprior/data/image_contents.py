@@ -67,8 +67,16 @@ def count_copies(root: Path, names: np.ndarray, of_root: Path, of_names: np.ndar
         parts = [of_names[first : first + NAMES_AT_ONCE] for first in range(0, len(of_names), NAMES_AT_ONCE)]
         sizes = [size for part in pool.map(lambda part: _lengths(of_root, part), parts) for size in part]
         alike = [of_root / os.fsdecode(name) for name, size in zip(of_names, sizes) if size in lengths]
+        # Of a million images many share a length: their first bytes tell nearly all of them apart.
+        starts = set(pool.map(_start, wanted))
+        alike = [file for file, start in zip(alike, pool.map(_start, alike)) if start in starts]
         others = set(pool.map(file_sha256, alike))
         return sum(contents in others for contents in pool.map(file_sha256, wanted))
+
+
+def _start(file: Path) -> bytes:
+    with open(file, "rb") as opened:
+        return opened.read(4096)
 
 
 def _lengths(root: Path, names: np.ndarray) -> list[int]:

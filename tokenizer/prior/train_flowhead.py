@@ -197,7 +197,7 @@ def describe_normalisation(config: FlowPriorConfig, target: TargetFeatures, targ
     projected = target_map(rows)
     shares = torch.linalg.eigvalsh(torch.cov(projected.double().T).reshape(config.channels, -1)).clamp_min(1e-30)
     shares = shares / shares.sum()
-    told_apart = rows.double() @ torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+    told_apart = rows @ torch.randn(rows.shape[1], generator=generator)
     return {
         "count": len(target.features),
         "feature_channels": rows.shape[1],
