@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
@@ -227,16 +228,8 @@ class MAR(Generator):
         masked, known = order[:, :masked_count], order[:, masked_count:]
         labels = torch.where(random.uniform("label drop", images) < config.label_drop, self.num_classes, labels)
         cond = self.condition(latents, labels, known, masked, config.skip_unread)  # (B, n, W)
-        noise = random.normal("noise", images, config.pairs, masked_count, self.channels)
-        return flow_matching_loss(
-            self.head,
-            gather_tokens(latents, masked),
-            pairs=config.pairs,
-            group_size=1,
-            cond=cond,
-            noise=noise,
-            t=random.times("t", images, config.pairs, masked_count),
-        )
+        data = gather_tokens(latents, masked)  # (B, n, C)
+        return flow_matching_loss(self.head, data, draw_path_of_step(random, data, pairs=config.pairs), cond)
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         return sample_latents(self, labels, seeds, cfg, self.config.sampler)
