@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from generation.generator import Generator
 from torch import Tensor
 
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
-from mar.generator import Generator
 from simflow.flow import AutoregressiveFlow
 from simflow.guidance import Guidance, GuidanceKind
 
@@ -101,7 +101,7 @@ class TarFlow(Generator):
         """The negative log-likelihood of the latents ``(B, T, C)``, with noise of ``noise_std``, in nats per dimension."""
         images, tokens, channels = latents.shape
         if self.config.noise_std:
-            latents = latents + self.config.noise_std * random.normal("latent noise", images, tokens, channels)
+            latents = latents + self.config.noise_std * random.normal("flow noise", images, tokens, channels)
         dropped = random.uniform("label drop", images) < self.config.label_drop
         labels = torch.where(dropped, self.num_classes, labels)
         return -self.flow.log_prob(latents, labels).mean() / (tokens * channels)

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from flows import latents_and_labels, random_flow
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows import latents_and_labels, random_flow
 from simflow.guidance import Affine, Guidance
 
 numbers = st.floats(-2, 2)

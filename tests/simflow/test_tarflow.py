@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flows import CHANNELS, CLASSES, TOKENS, latents_and_labels, shake
 
 from flowprior.training.randomness import StepRandom
-from simflow.model import TarFlow, TarFlowConfig, SamplerConfig
+from flows import CHANNELS, CLASSES, TOKENS, latents_and_labels, shake
+from simflow.model import SamplerConfig, TarFlow, TarFlowConfig
 
 SMALL = dict(width=16, depths=(1, 1), heads=2)
 
