@@ -1,10 +1,9 @@
 """The commands of stage 3 with the autoregressive flow."""
 
-from generation import train
-from generation.commands import run
-
 from flowprior.errors import UserError
 from flowprior.run.files import read_json
+from generation import train
+from generation.commands import run
 from simflow.config import SimFlowStageConfig
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from generation.config import GenerationConfig
-
 from flowprior.run.config import option, registry_section
+from generation.config import GenerationConfig
 from simflow.model import TarFlowConfig
 
 GENERATORS = {"tarflow": TarFlowConfig}

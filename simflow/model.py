@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from generation.generator import Generator
 from torch import Tensor
 
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
+from generation.generator import Generator
 from simflow.flow import AutoregressiveFlow
 from simflow.guidance import Guidance, GuidanceKind
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from generation.generator import GeneratorObjective
-from generation.reference import class_counts
-from generation.saved import save_generator
 from torch import Tensor, nn
 
 from flowprior.data.images import ImageSource
@@ -19,6 +16,9 @@ from flowprior.run.config import option
 from flowprior.run.lock import sole_writer
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.randomness import StepRandom
+from generation.generator import GeneratorObjective
+from generation.reference import class_counts
+from generation.saved import save_generator
 from simflow.config import GeneratorConfig, SimFlowStageConfig
 from simflow.model import TarFlowConfig
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
