@@ -4,6 +4,7 @@ from flowprior.errors import UserError
 from flowprior.run.files import read_json
 from generation import train
 from generation.commands import run
+from simflow import likelihood
 from simflow.config import SimFlowStageConfig
 
 
@@ -19,5 +20,7 @@ def train_alone(stage: type[SimFlowStageConfig]) -> None:
     train.main(stage)
 
 
+COMMANDS = {"train": train_alone, "likelihood": likelihood.main}
+
 if __name__ == "__main__":
-    run(SimFlowStageConfig, {"train": train_alone})
+    run(SimFlowStageConfig, COMMANDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowprior.training.precision import full_precision
 from simflow.guidance import Affine, Guidance
 from simflow.layer import CausalLayer, KeyValueCache
 
@@ -108,5 +109,6 @@ class AffineBlock(nn.Module):
         return 0.0 if self.class_embed is None else self.class_embed(labels).unsqueeze(1)  # (B, 1, W)
 
     def _read(self, h: Tensor, dtype: torch.dtype) -> Affine:
-        # Not in bfloat16: the two directions must agree.
-        return Affine(*self.to_affine(self.norm(h)).to(dtype).chunk(2, dim=-1))
+        # Never in bfloat16, whose steps are wider than what the flow resolves.
+        with full_precision(h.device):
+            return Affine(*self.to_affine(self.norm(h).to(dtype)).chunk(2, dim=-1))

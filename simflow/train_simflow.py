@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowprior.errors import entry_point
+from flowprior.errors import UserError, entry_point
 from flowprior.run.config import option, registry_section
+from flowprior.run.run_folder import RunFolder
+from simflow.config import SimFlowStageConfig
 from simflow.regulariser import JointFlowConfig
 from tokenizer.regularisers import REGULARISERS
 from tokenizer.train_ae import AEConfig, run_stage
@@ -55,6 +57,11 @@ class SimFlowAEConfig(AEConfig):
                 f"model.posterior_std {self.model.posterior_std} is not regulariser.simflow.std {self.regulariser.simflow.std}: "
                 "leave out the former"
             )
+
+    def check_run(self) -> None:
+        alone = RunFolder(self.run_dir, SimFlowStageConfig.NAME)
+        if alone.has_begun():
+            raise UserError(f"{alone.path} holds a flow that was trained on cached latents: {alone.remedy}")
 
 
 @entry_point

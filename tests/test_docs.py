@@ -19,6 +19,7 @@ from generation.commands import COMMANDS as GENERATION_COMMANDS
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
+from simflow.__main__ import COMMANDS as SIMFLOW_COMMANDS
 from simflow.config import PRESETS as SIMFLOW_PRESETS
 from simflow.config import SimFlowStageConfig
 from simflow.train_simflow import PRESETS as JOINT_PRESETS
@@ -45,7 +46,7 @@ STAGES: dict[str, tuple[type, Path]] = {
     "scripts/train_simflow.sh": (SimFlowAEConfig, JOINT_PRESETS),
     "scripts/train_tarflow.sh": (SimFlowStageConfig, SIMFLOW_PRESETS),
     "simflow generate": (SimFlowStageConfig, SIMFLOW_PRESETS),
-    "simflow evaluate": (SimFlowStageConfig, SIMFLOW_PRESETS),
+    "simflow likelihood": (SimFlowStageConfig, SIMFLOW_PRESETS),
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),
@@ -85,7 +86,7 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
-                if what in ("mar", "simflow") and words[0] in GENERATION_COMMANDS:
+                if what in ("mar", "simflow") and words[0] in {*GENERATION_COMMANDS, *SIMFLOW_COMMANDS}:
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found

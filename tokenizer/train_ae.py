@@ -136,6 +136,9 @@ class AEConfig:
             return Path(measured.path).resolve() != Path(self.data.path).resolve()
         return measured != self.data
 
+    def check_run(self) -> None:
+        """Called before anything is written: a :class:`UserError` where the run holds what a stage based on this one would overwrite."""
+
     def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
         """What measures of ``image_count`` reconstructions are built from."""
         return MeterContext(
@@ -170,6 +173,7 @@ def run_stage(config_class: type[AEConfig], presets: Path, description: str, def
     if config.dry_run:
         print(dry_run(config))
         return
+    config.check_run()
     folder = RunFolder(config.run_dir, "ae")
     with distributed_world() as world, folder.held(world):
         prior = find_prior(config)

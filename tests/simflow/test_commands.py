@@ -40,8 +40,7 @@ def call(monkeypatch, capfd):
     """A function from a command and its words to its exit code and what it said."""
 
     def run(command, *words: str) -> tuple[int, str]:
-        own = {"train": room.train_alone}
-        main = command if callable(command) else lambda: commands.run(SimFlowStageConfig, own)
+        main = command if callable(command) else lambda: commands.run(SimFlowStageConfig, room.COMMANDS)
         named = [] if callable(command) else [command]
         monkeypatch.setattr(sys, "argv", ["x", *named, "--preset=digits_simflow", *words])
         try:
@@ -63,6 +62,7 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_
         (evaluate_ae.main, JOINT),
         ("generate", SAMPLE),
         ("evaluate", SAMPLE),
+        ("likelihood", SAMPLE),
     ):
         code, said = call(command, run, *words)
         assert code == 0, said
@@ -80,6 +80,10 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_
     with np.load(tmp_path / "simflow" / "samples" / "cfg_2.npz", allow_pickle=False) as arrays:
         assert arrays["arr_0"].shape == (20, 32, 32, 3)
     assert json.loads((tmp_path / "simflow" / "evaluation.json").read_text())["metrics"]["1"]["fid"] > 0
+
+    # Far from trained, the flow is near the standard normal, and latents of std 0.5 and more have at least their noise's entropy.
+    bits = json.loads((tmp_path / "simflow" / "likelihood.json").read_text())["metrics"]["bits_per_dimension"]
+    assert 1.0 < bits < 4
 
     code, said = call(train_simflow.main, run, *JOINT)
     assert code == 0 and "complete" in said
@@ -106,3 +110,6 @@ def test_a_flow_on_cached_latents_goes_through_the_stage_like_any_generator(call
     rows = map(json.loads, (tmp_path / "alone" / "simflow" / "log.jsonl").read_text().splitlines())
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0]
+    code, said = call(train_simflow.main, second, *JOINT)
+    assert code == 2 and f"{tmp_path / 'alone' / 'simflow'} holds a flow that was trained on cached latents" in said
+    assert not (tmp_path / "alone" / "ae").exists()

@@ -157,3 +157,16 @@ def test_the_denoised_sample_is_tweedies_for_gaussian_data():
         flow.blocks[0].to_affine.bias[CHANNELS:] = 0.5 * math.log(1 + std**2)
     x, _ = latents_and_labels()
     torch.testing.assert_close(flow.denoised(x, None, std), x / (1 + std**2))
+
+
+def test_under_bfloat16_autocast_parameters_and_likelihood_are_float32_and_near_the_exact_ones():
+    flow = random_flow(0.2)
+    x, labels = latents_and_labels(32)
+    with torch.no_grad():
+        exact = flow.log_prob(x, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = flow.log_prob(x, labels)
+            assert flow.blocks[0].affine(x, labels).mean.dtype == found.dtype == torch.float32
+            back = flow.inverse(flow(x, labels)[0], labels)
+    assert (found - exact).abs().max() < 0.05 * TOKENS * CHANNELS
+    assert (back - x).norm() < 0.05 * x.norm()
