@@ -28,7 +28,12 @@ from tokenizer.train_ae import PRESETS, AEConfig
 
 @entry_point
 def main() -> None:
-    config = config_from_command_line(AEConfig, PRESETS, __doc__)
+    run_evaluation(AEConfig, PRESETS, __doc__)
+
+
+def run_evaluation(config_class: type[AEConfig], presets: Path, description: str, default: str = "digits") -> None:
+    """What the command does; arguments as for :func:`tokenizer.train_ae.run_stage`."""
+    config = config_from_command_line(config_class, presets, description, default=default)
     if config.dry_run:
         return
     folder = Path(config.run_dir) / "ae"

@@ -16,6 +16,7 @@ import mar.estimate_scale
 import mar.evaluate
 import mar.generate
 import mar.train_mar
+import simflow.train_simflow
 import tokenizer.evaluate
 import tokenizer.prior.train_flowhead
 import tokenizer.train_ae
@@ -27,6 +28,7 @@ MAINS = {
     "cache": mar.cache_latents.main,
     "scale": mar.estimate_scale.main,
     "mar": mar.train_mar.main,
+    "simflow": simflow.train_simflow.main,
     "generate": mar.generate.main,
     "evaluate": mar.evaluate.main,
 }

@@ -53,6 +53,19 @@ WORDS = {
         "evaluate.extractor=",
         *TRAIN,
     ],
+    "simflow": [
+        "data.size=16",
+        "data.crop=random_resized",
+        "data.flip=true",
+        "model={image_size: 16, patch_size: 8, tokens: 2, channels: 4}",
+        f"model.encoder={VIT}",
+        f"model.decoder={VIT}",
+        "regulariser.simflow.flow={width: 12, heads: 2, depths: [1, 1], dropout: 0.1}",
+        "monitor={images: 8, picture_images: 4, metrics: [fidelity]}",
+        "evaluate.metrics=[fidelity]",
+        "evaluate.extractor=",
+        *TRAIN,
+    ],
 } | dict.fromkeys(("cache", "mar", "generate", "evaluate", "scale"), [*MAR, *TRAIN])
 NEEDS = {
     "flowhead": [],
@@ -61,8 +74,9 @@ NEEDS = {
     "mar": ["ae", "latents"],
     "generate": ["ae", "mar/generator"],
     "evaluate": ["mar/samples"],
+    "simflow": [],
 }
-TRAINED = {"flowhead": "prior", "ae": "autoencoder", "mar": "generator"}
+TRAINED = {"flowhead": "prior", "ae": "autoencoder", "mar": "generator", "simflow": "autoencoder"}
 STAGES = list(NEEDS)
 
 
@@ -202,7 +216,7 @@ def leftovers(run: Path) -> list[str]:
 
 def stage_folder(name: str, run: Path) -> Path:
     """Where the stage writes."""
-    return run / {"cache": "latents", "generate": "mar", "evaluate": "mar"}.get(name, name)
+    return run / {"cache": "latents", "generate": "mar", "evaluate": "mar", "simflow": "ae"}.get(name, name)
 
 
 def steps_saved(name: str, run: Path) -> list[int]:
@@ -237,7 +251,9 @@ def result_hash(name: str, run: Path) -> str:
     folder = stage_folder(name, run)
     if name in TRAINED:
         last = folder / "checkpoints" / f"step_{STEPS:08d}"
-        return tensors_fingerprint(load_file(folder / TRAINED[name] / "model.safetensors")) + checkpoint_hash(last)
+        made = tensors_fingerprint(load_file(folder / TRAINED[name] / "model.safetensors")) + checkpoint_hash(last)
+        beside = run / name / "generator" / "model.safetensors"
+        return made + (tensors_fingerprint(load_file(beside)) if name == "simflow" else "")
     if name == "cache":
         manifest = json.loads((folder / "manifest.json").read_text())
         shards = [load_file(folder / entry["file"]) for entry in manifest["shards"]]
