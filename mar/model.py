@@ -14,8 +14,8 @@ from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
+from generation.generator import Generator
 from mar.attention import block_at, gather_tokens
-from mar.generator import Generator
 from mar.masking import masked_count
 from mar.sampler import SamplerConfig, sample_latents
 

@@ -16,7 +16,7 @@ from flowprior.training.compilation import compile_parts
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
-from mar.generator import GeneratorObjective
+from generation.generator import GeneratorObjective
 from mar.masking import masked_count
 from mar.model import SIZES, MARConfig
 from mar.sampler import SamplerConfig, sample_latents
