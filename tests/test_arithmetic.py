@@ -70,16 +70,17 @@ def test_alignment_of_128_tokens_and_its_gradient_with_its_share_of_a_grid_renew
     assert 26 < kept + (first - kept) / 100 < 27
 
 
-@pytest.mark.parametrize("skip_unread, most", [(False, 1217), (True, 1196)])
-def test_a_training_step_of_mar_b_with_the_mean_number_of_masked_tokens(skip_unread, most):
+@pytest.mark.parametrize("skip_unread, times, most", [(False, 4, 1217), (True, 4, 1196), (True, 1, 1017)])
+def test_a_training_step_of_mar_b_with_the_mean_number_of_masked_tokens(skip_unread, times, most):
     with META:
-        model = MARConfig(skip_unread=skip_unread).build(64, 32, 1000)
+        model = MARConfig(skip_unread=skip_unread, pairs_share_time=times == 1).build(64, 32, 1000)
     masked = math.ceil(0.867 * 64)
     latents, labels, order = empty(8, 64, 32), empty(8, dtype=torch.long), empty(8, 64, dtype=torch.long)
 
     def step():
         cond = model.condition(latents, labels, order[:, masked:], order[:, :masked], skip_unread)
-        data, draw = gather_tokens(latents, order[:, :masked]), PathDraw(empty(8, 4, masked, 32), empty(8, 4, masked))
+        data = gather_tokens(latents, order[:, :masked])
+        draw = PathDraw(empty(8, 4, masked, 32), empty(8, times, masked))
         flow_matching_loss(model.head, data, draw, cond).backward()
 
     assert 0.99 * most < gflop(step) < most

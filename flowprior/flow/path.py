@@ -65,18 +65,28 @@ def draw_path(
 
 
 def draw_path_of_step(
-    random: StepRandom, tokens: Tensor, *, pairs: int = 1, group_size: int = 1, name: str = ""
+    random: StepRandom,
+    tokens: Tensor,
+    *,
+    pairs: int = 1,
+    group_size: int = 1,
+    pairs_share_time: bool = False,
+    name: str = "",
 ) -> PathDraw:
     """:func:`draw_path` of a training step, for ``tokens (B, n, C)`` by their places in the global batch.
 
     Args:
         random: of the micro-batch.
         tokens, pairs, group_size: as there.
+        pairs_share_time: the pairs of a token differ in their noise alone.
         name: tells this draw from others of the step.
     """
     batch, n, channels = tokens.shape
     noise = random.normal(f"{name} noise".lstrip(), batch, pairs, n, channels)
-    return PathDraw(noise, random.times(f"{name} t".lstrip(), batch, pairs, n // group_size_for(n, group_size)))
+    times = random.times(
+        f"{name} t".lstrip(), batch, 1 if pairs_share_time else pairs, n // group_size_for(n, group_size)
+    )
+    return PathDraw(noise, times)
 
 
 def group_size_for(count: int, wanted: int) -> int:
