@@ -49,7 +49,7 @@ class MARConfig:
     pairs: int = option(4, "(t, noise) pairs per masked token")
     pairs_share_time: bool = option(
         False,
-        "one time for the pairs of a token, which then share the head's modulation, most of its arithmetic; the expectation stays",
+        "one time for the pairs of a token, whose noises are opposite two by two: the head's modulation, most of its arithmetic, is made once",
     )
     label_drop: float = option(0.1, "share of labels that are dropped, for classifier-free guidance")
     dropout: float = option(0.1, "dropout of attention and projections")

@@ -78,15 +78,17 @@ def draw_path_of_step(
     Args:
         random: of the micro-batch.
         tokens, pairs, group_size: as there.
-        pairs_share_time: the pairs of a token differ in their noise alone.
+        pairs_share_time: the pairs of a token differ in their noise alone, which comes in twos of opposite sign. Each is as normal as the
+            other, so that the expectation stays; but the gradient loses about as much variance as the shared times bring in.
         name: tells this draw from others of the step.
     """
     batch, n, channels = tokens.shape
-    noise = random.normal(f"{name} noise".lstrip(), batch, pairs, n, channels)
-    times = random.times(
-        f"{name} t".lstrip(), batch, 1 if pairs_share_time else pairs, n // group_size_for(n, group_size)
-    )
-    return PathDraw(noise, times)
+    groups = n // group_size_for(n, group_size)
+    drawn, times = ((pairs + 1) // 2, 1) if pairs_share_time else (pairs, pairs)
+    noise = random.normal(f"{name} noise".lstrip(), batch, drawn, n, channels)
+    if pairs_share_time:
+        noise = torch.cat([noise, -noise], dim=1)[:, :pairs]  # (B, P, n, C)
+    return PathDraw(noise, random.times(f"{name} t".lstrip(), batch, times, groups))
 
 
 def group_size_for(count: int, wanted: int) -> int:

@@ -174,6 +174,9 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
     count, times = masked_count(model.config, TOKENS, random), 1 if model.config.pairs_share_time else 3
     order = random.uniform("order", 4, TOKENS).argsort(1)
     noise, t = random.normal("noise", 4, 3, count, CHANNELS), random.times("t", 4, times, count)
+    if model.config.pairs_share_time:
+        first, second = random.normal("noise", 4, 2, count, CHANNELS).unbind(1)
+        noise = torch.stack([first, second, -first], dim=1)
     cond = model.condition(latents, LABELS, order[:, count:], torch.arange(TOKENS).expand(4, -1))
     terms = []
     for image in range(4):
