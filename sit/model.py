@@ -13,7 +13,7 @@ from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import TIME_FREQUENCIES, time_features
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
-from mar.generator import Generator
+from generation.generator import Generator
 from sit.blocks import Block, OutputLayer, sinusoids
 from sit.sampler import SamplerConfig, sample_latents
 from sit.time_shift import shift_factor, shifted
