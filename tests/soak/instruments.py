@@ -22,7 +22,12 @@ from soak.processes import Instrument
 from tokenizer.losses.adversarial import Adversary
 from tokenizer.objective import AutoencoderObjective
 
-OBJECTIVES = {"flowhead": FlowMatchingObjective, "ae": AutoencoderObjective, "mar": GeneratorObjective}
+OBJECTIVES = {
+    "flowhead": FlowMatchingObjective,
+    "ae": AutoencoderObjective,
+    "mar": GeneratorObjective,
+    "sit": GeneratorObjective,
+}
 
 
 def slow_saves(seconds: float) -> Instrument:

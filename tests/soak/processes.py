@@ -9,8 +9,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import generation.train
 import mar.cache_latents
 import mar.estimate_scale
 import mar.evaluate
@@ -19,6 +21,8 @@ import mar.train_mar
 import tokenizer.evaluate
 import tokenizer.prior.train_flowhead
 import tokenizer.train_ae
+from flowprior.errors import entry_point
+from sit.config import SiTStageConfig
 
 MAINS = {
     "flowhead": tokenizer.prior.train_flowhead.main,
@@ -27,6 +31,7 @@ MAINS = {
     "cache": mar.cache_latents.main,
     "scale": mar.estimate_scale.main,
     "mar": mar.train_mar.main,
+    "sit": entry_point(partial(generation.train.main, SiTStageConfig)),
     "generate": mar.generate.main,
     "evaluate": mar.evaluate.main,
 }
