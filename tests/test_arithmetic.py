@@ -17,6 +17,9 @@ from mar.attention import gather_tokens
 from mar.config import PRESETS, MARStageConfig
 from mar.model import MARConfig
 from mar.sampler import Head, SamplerConfig, TimeCodes, sample_latents
+from sit.model import SiTConfig
+from sit.sampler import SamplerConfig as SiTSamplerConfig
+from sit.sampler import sample_latents as sample_sit_latents
 
 META = torch.device("meta")
 
@@ -98,3 +101,31 @@ def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps(preset, evaluatio
     head = Head(model.head, TimeCodes(model, True), False)
     again = gflop(lambda: head(empty(2, 64, 32), 0.5, empty(4, 64, 1024)))
     assert 0.99 * most < once + (evaluations - 1) * again < most
+
+
+@pytest.mark.parametrize("size, billions", [("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64)])
+def test_a_forward_pass_of_sit_takes_the_published_multiplications_and_additions(size, billions):
+    """Of DiT (arXiv 2212.09748), whose blocks and sizes SiT has, at 256 tokens; it counts one multiplication and its addition as one."""
+    with META:
+        model = SiTConfig(size=size).build(256, 16, 1000)
+    forward = gflop(lambda: model(empty(1, 256, 16), empty(1), empty(1, dtype=torch.long)))
+    assert forward / 2 == pytest.approx(billions, rel=2e-3)
+
+
+@pytest.mark.parametrize("size, block, most", [("B", "plain", 268), ("B", "lightning", 268), ("XL", "plain", 1400)])
+def test_a_training_step_of_sit_on_8_images_of_64_tokens(size, block, most):
+    with META:
+        model = SiTConfig(size=size, block=block).build(64, 32, 1000)
+    step = gflop(lambda: model(empty(8, 64, 32), empty(8), empty(8, dtype=torch.long)).square().mean().backward())
+    assert 0.99 * most < step < most
+
+
+@pytest.mark.parametrize(
+    "options, most", [({}, 1866), ({"cfg_interval": (0.0, 0.75)}, 1750), ({"solver": "sde", "steps": 8}, 1866)]
+)
+def test_sampling_two_images_of_sit_xl_with_guidance_in_8_evaluations(options, most):
+    with META:
+        model = SiTConfig(size="XL").build(64, 32, 1000).eval().requires_grad_(False)
+    config = SiTSamplerConfig(**{"steps": 4, **options})
+    drawn = gflop(lambda: sample_sit_latents(model, empty(2, dtype=torch.long), [0, 1], 1.5, config))
+    assert 0.99 * most < drawn < most

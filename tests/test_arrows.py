@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "generation": {"flowprior", "tokenizer"},
     "mar": {"flowprior", "tokenizer", "generation"},
     "simflow": {"flowprior", "tokenizer", "generation"},
+    "sit": {"flowprior", "tokenizer", "generation"},
 }
 
 

@@ -27,6 +27,7 @@ OBJECTIVES = {
     "ae": AutoencoderObjective,
     "mar": GeneratorObjective,
     "simflow": AutoencoderObjective,
+    "sit": GeneratorObjective,
 }
 
 

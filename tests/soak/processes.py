@@ -9,8 +9,10 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import generation.train
 import mar.cache_latents
 import mar.estimate_scale
 import mar.evaluate
@@ -20,6 +22,8 @@ import simflow.train_simflow
 import tokenizer.evaluate
 import tokenizer.prior.train_flowhead
 import tokenizer.train_ae
+from flowprior.errors import entry_point
+from sit.config import SiTStageConfig
 
 MAINS = {
     "flowhead": tokenizer.prior.train_flowhead.main,
@@ -29,6 +33,7 @@ MAINS = {
     "scale": mar.estimate_scale.main,
     "mar": mar.train_mar.main,
     "simflow": simflow.train_simflow.main,
+    "sit": entry_point(partial(generation.train.main, SiTStageConfig)),
     "generate": mar.generate.main,
     "evaluate": mar.evaluate.main,
 }

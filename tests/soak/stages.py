@@ -27,14 +27,17 @@ TRAIN = [
     "optim={lr: 2e-3, warmup_steps: 6, ema_decay: 0.99, weight_decay: 0.01}",
 ]
 VIT = "{width: 12, depth: 1, heads: 3}"
-MAR = [
+GENERATION = [
     "data.size=16",
     "cache={flips: true, shard_images: 4, batch: 2, scale_samples: 50, scale_per: channel}",
-    "model.mar={width: 16, heads: 2, encoder_depth: 1, decoder_depth: 1, buffer_tokens: 2, head_width: 16, head_depth: 1, pairs: 2}",
-    "model.mar.sampler={ar_steps: 2, head_steps: 2}",
     "sample={count: 20, cfg: [2], batch: 4, preview_images: 4}",
     "evaluate={extractor: digits, metrics: [fid, inception_score], half_half_splits: 1}",
 ]
+MAR = [
+    "model.mar={width: 16, heads: 2, encoder_depth: 1, decoder_depth: 1, buffer_tokens: 2, head_width: 16, head_depth: 1, pairs: 2}",
+    "model.mar.sampler={ar_steps: 2, head_steps: 2}",
+]
+SIT = ["model.sit={size: '', width: 16, heads: 2, depth: 2, pairs: 2}", "model.sit.sampler.steps=2"]
 WORDS = {
     "flowhead": ["channels=4", "width=16", "depth=1", "pairs=2", "group_size=4", *TRAIN],
     "ae": [
@@ -66,17 +69,25 @@ WORDS = {
         "evaluate.extractor=",
         *TRAIN,
     ],
-} | dict.fromkeys(("cache", "mar", "generate", "evaluate", "scale"), [*MAR, *TRAIN])
+    "sit": [*GENERATION, *SIT, *TRAIN],
+} | dict.fromkeys(("cache", "mar", "generate", "evaluate", "scale"), [*GENERATION, *MAR, *TRAIN])
 NEEDS = {
     "flowhead": [],
     "ae": ["flowhead"],
     "cache": ["ae"],
     "mar": ["ae", "latents"],
+    "sit": ["ae", "latents"],
     "generate": ["ae", "mar/generator"],
     "evaluate": ["mar/samples"],
     "simflow": [],
 }
-TRAINED = {"flowhead": "prior", "ae": "autoencoder", "mar": "generator", "simflow": "autoencoder"}
+TRAINED = {
+    "flowhead": "prior",
+    "ae": "autoencoder",
+    "mar": "generator",
+    "sit": "generator",
+    "simflow": "autoencoder",
+}
 STAGES = list(NEEDS)
 
 
