@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.flow.velocity import VelocityMLP
-from mar.model import MAR
 from mar.head import Head
+from mar.model import MAR
 from mar.sampler import SamplerConfig, guidance, known_after_steps, sample_latents
 from slow_mar import LABELS, SEEDS, TOKENS, settings, slowly, small_mar
 
