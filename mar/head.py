@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class TokenDrawer(Protocol):
     """From noise to tokens."""
 
-    def __call__(self, noise: Tensor, conds: list[Tensor], scale: float, evaluations: int) -> Tensor:
+    def __call__(self, noise: Tensor, conds: list[Tensor], scale: float | Tensor, evaluations: int) -> Tensor:
         """Tokens ``(B, n, C)`` from ``noise (B, n, C)``.
 
         Args:
             noise: where they start.
             conds: ``(B, n, W)`` alone, the two halves in one tensor ``(2 B, n, W)``, or one after the other.
-            scale: of the guidance.
+            scale: of the guidance, a number or ``(B, 1, 1)``.
             evaluations: of the network; 0: as many as the sampler's steps take.
         """
         ...
@@ -45,12 +45,12 @@ class FlowDrawer:
         self.network, self.config = network, config
         self.head = Head(network, partial(_time_code, network), config)
 
-    def __call__(self, noise: Tensor, conds: list[Tensor], scale: float, evaluations: int) -> Tensor:
+    def __call__(self, noise: Tensor, conds: list[Tensor], scale: float | Tensor, evaluations: int) -> Tensor:
         # The condition does not depend on time: it is embedded once for all evaluations.
         embedded = [self.network.embed_condition(cond) for cond in conds]
         return solve(self.velocity(embedded, len(noise), scale), noise, evaluations, self.config)
 
-    def velocity(self, embedded: list[Tensor], batch: int, scale: float) -> Callable[[Tensor, float], Tensor]:
+    def velocity(self, embedded: list[Tensor], batch: int, scale: float | Tensor) -> Callable[[Tensor, float], Tensor]:
         """The guided velocity ``v(x, t)`` of tokens ``x (B, n, C)``, B the ``batch``, under embedded conditions."""
         config = self.config
         guided = sum(map(len, embedded)) == 2 * batch
@@ -76,7 +76,7 @@ class MapDrawer:
         self.network = network
         self.head = Head(network.velocity, network.time_code, config)
 
-    def __call__(self, noise: Tensor, conds: list[Tensor], scale: float, evaluations: int) -> Tensor:
+    def __call__(self, noise: Tensor, conds: list[Tensor], scale: float | Tensor, evaluations: int) -> Tensor:
         halves = conds if len(conds) == 2 else conds[0].split(len(noise))
         x, embedded = noise, self.network.embed_guided(*halves, scale=scale)
         for step in range(evaluations):

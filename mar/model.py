@@ -251,5 +251,9 @@ class MAR(Generator):
         )
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
-        sampler = self.config.sampler if self.flow_map else self.config.sampler.of_flow()
+        sampler = self.config.sampler
+        if self.flow_map is None:  # which comes after training
+            sampler = sampler.of_flow()
+        elif sampler.head == "map":
+            self.flow_map.check_guidance(cfg)
         return sample_latents(self, labels, seeds, cfg, sampler)

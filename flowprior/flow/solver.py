@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -34,6 +35,19 @@ def integrate(
     Raises:
         ValueError: for an unknown method or fewer than one step.
     """
+    [last] = deque(states(velocity, x, steps, method, t_start, t_end), maxlen=1)
+    return last
+
+
+def states(
+    velocity: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    steps: int = 50,
+    method: str = "euler",
+    t_start: float = 0.0,
+    t_end: float = 1.0,
+) -> Iterator[Tensor]:
+    """The states that :func:`integrate` comes through, one after each step; arguments as there."""
     if method not in EVALUATIONS_PER_STEP:
         raise ValueError(f"solver {method!r} is unknown: write one of {', '.join(EVALUATIONS_PER_STEP)}")
     if steps < 1:
@@ -55,7 +69,7 @@ def integrate(
         elif method == "heun":
             v = 0.5 * (v + velocity(x + length * v, at(step + 1)))
         x = x + length * v
-    return x
+        yield x
 
 
 @torch.no_grad()
