@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mar.cache_latents
+import mar.distil_head
 import mar.estimate_scale
 import mar.evaluate
 import mar.generate
@@ -27,6 +28,7 @@ MAINS = {
     "cache": mar.cache_latents.main,
     "scale": mar.estimate_scale.main,
     "mar": mar.train_mar.main,
+    "distil": mar.distil_head.main,
     "generate": mar.generate.main,
     "evaluate": mar.evaluate.main,
 }
