@@ -60,7 +60,8 @@ def load_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, d
     """The run's generator and autoencoder, and what the generator's ``config.json`` says."""
     autoencoder = load_autoencoder(config, world.device)
     bundle, saved = load_generator(config, autoencoder, world.device)
-    return SampleDrawer(bundle, autoencoder, config.sample, world), saved
+    config.equip(bundle.model, saved)
+    return SampleDrawer(bundle.to(world.device), autoencoder, config.sample, world), saved
 
 
 def draw_sets(config: GenerationConfig, world: World) -> None:
@@ -109,6 +110,7 @@ def protocol(config: GenerationConfig, saved: dict[str, Any], cfg: float, labels
         "sampler": to_dict(getattr(config.model, saved["generator"]["name"]).sampler),
         "precision": config.sample.precision,
         "exact": config.sample.exact,
+        **config.equipment(saved),
     }
 
 

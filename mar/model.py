@@ -17,6 +17,7 @@ from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from generation.generator import Generator
 from mar.attention import block_at, gather_tokens
+from mar.flow_map import FlowMap
 from mar.masking import masked_count
 from mar.sampler import SamplerConfig, sample_latents
 
@@ -157,6 +158,7 @@ class MAR(Generator):
         ):
             nn.init.normal_(parameter, std=config.token_std)
         self.head = VelocityMLP(channels, config.head_width, config.head_depth, cond_channels=width)
+        self.flow_map: FlowMap | None = None  # of the trained head, for sampling
 
     def _blocks(self, depth: int) -> nn.Sequential:
         c = self.config
@@ -192,8 +194,11 @@ class MAR(Generator):
         Returns:
             ``(B, n, width)``.
         """
-        x = self.encoder_norm(self.encoder(self.encoder_input(latents, labels, known)))  # (B, buffer + k, W)
-        return self.decode(x, known, wanted, skip_unread)
+        return self.decode(self.encode(latents, labels, known), known, wanted, skip_unread)
+
+    def encode(self, latents: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+        """The encoder's output ``(B, buffer + k, W)``; arguments as for :meth:`condition`."""
+        return self.encoder_norm(self.encoder(self.encoder_input(latents, labels, known)))
 
     def encoder_input(self, latents: Tensor, labels: Tensor, known: Tensor) -> Tensor:
         """The class's buffer tokens and the known latents, ``(B, buffer + k, W)``; arguments as for :meth:`condition`."""
@@ -209,18 +214,25 @@ class MAR(Generator):
 
         With ``skip_unread`` the last block makes no outputs for the other positions; the result is the same but for rounding.
         """
+        buffer, x = self.config.buffer_tokens, self.decoder_input(encoded, known)  # (B, buffer + T, W)
+        if skip_unread:
+            for block in self.decoder[:-1]:
+                x = block(x)  # (B, buffer + T, W)
+            return self.read_out(block_at(self.decoder[-1], x, wanted + buffer), wanted)
+        x = self.decoder_norm(self.decoder(x))[:, buffer:]  # (B, T, W)
+        return gather_tokens(x + self.head_positions, wanted)  # (B, n, W)
+
+    def decoder_input(self, encoded: Tensor, known: Tensor) -> Tensor:
+        """The encoder's output among mask tokens, ``(B, buffer + T, W)``."""
         buffer = self.config.buffer_tokens
         x = self.decoder_embed(encoded)  # (B, buffer + k, W)
         full = self.mask_token.to(x.dtype).expand(len(x), self.tokens, -1)
         full = full.scatter(1, known.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x[:, buffer:])  # (B, T, W)
-        x = torch.cat([x[:, :buffer], full], dim=1) + self.decoder_positions  # (B, buffer + T, W)
-        if skip_unread:
-            for block in self.decoder[:-1]:
-                x = block(x)  # (B, buffer + T, W)
-            x = self.decoder_norm(block_at(self.decoder[-1], x, wanted + buffer))  # (B, n, W)
-            return x + gather_tokens(self.head_positions.expand(len(x), -1, -1), wanted)
-        x = self.decoder_norm(self.decoder(x))[:, buffer:]  # (B, T, W)
-        return gather_tokens(x + self.head_positions, wanted)  # (B, n, W)
+        return torch.cat([x[:, :buffer], full], dim=1) + self.decoder_positions
+
+    def read_out(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """The head's condition ``(B, n, W)`` from the last block's outputs ``x (B, n, W)`` at ``wanted (B, n)``."""
+        return self.decoder_norm(x) + gather_tokens(self.head_positions.expand(len(x), -1, -1), wanted)
 
     def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:
         """Flow matching of the masked tokens given the others; the head sees masked tokens only."""
@@ -235,4 +247,9 @@ class MAR(Generator):
         return flow_matching_loss(self.head, data, draw, cond)
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
-        return sample_latents(self, labels, seeds, cfg, self.config.sampler)
+        sampler = self.config.sampler
+        if self.flow_map is None:  # which comes after training
+            sampler = sampler.of_flow()
+        elif sampler.head == "map":
+            self.flow_map.check_guidance(cfg)
+        return sample_latents(self, labels, seeds, cfg, sampler)

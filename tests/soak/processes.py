@@ -14,6 +14,7 @@ from pathlib import Path
 
 import generation.train
 import mar.cache_latents
+import mar.distil_head
 import mar.estimate_scale
 import mar.evaluate
 import mar.generate
@@ -34,6 +35,7 @@ MAINS = {
     "mar": mar.train_mar.main,
     "simflow": simflow.train_simflow.main,
     "sit": entry_point(partial(generation.train.main, SiTStageConfig)),
+    "distil": mar.distil_head.main,
     "generate": mar.generate.main,
     "evaluate": mar.evaluate.main,
 }

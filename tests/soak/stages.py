@@ -71,12 +71,15 @@ WORDS = {
     ],
     "sit": [*GENERATION, *SIT, *TRAIN],
 } | dict.fromkeys(("cache", "mar", "generate", "evaluate", "scale"), [*GENERATION, *MAR, *TRAIN])
+WORDS["distil"] = [*GENERATION, *MAR, "distil={jumps: 3, solver_steps: 4}", *TRAIN]
+SECTIONS = {"distil": "distil."}  # of a config that holds the stage's train and optim, where these are not its own
 NEEDS = {
     "flowhead": [],
     "ae": ["flowhead"],
     "cache": ["ae"],
     "mar": ["ae", "latents"],
     "sit": ["ae", "latents"],
+    "distil": ["ae", "latents", "mar/generator"],
     "generate": ["ae", "mar/generator"],
     "evaluate": ["mar/samples"],
     "simflow": [],
@@ -85,6 +88,7 @@ TRAINED = {
     "flowhead": "prior",
     "ae": "autoencoder",
     "mar": "generator",
+    "distil": "map",
     "sit": "generator",
     "simflow": "autoencoder",
 }
@@ -146,7 +150,7 @@ class Soak:
     def build(self) -> Path:
         """The run folder with every stage complete, made once."""
         if not (self.base / "mar" / "evaluation.json").is_file():
-            for name in ("flowhead", "ae", "cache", "scale", "mar", "generate", "evaluate"):
+            for name in ("flowhead", "ae", "cache", "scale", "mar", "distil", "generate", "evaluate"):
                 start = time.perf_counter()
                 process = self.start(name, self.base)
                 if process.wait() != 0:
@@ -179,7 +183,12 @@ class Soak:
         self.count += 1
         output = self.folder / "output" / f"{self.count:05d}_{name}"
         own = [f"data.path={data}"] if data else []
-        return command(name, [*self.words(name, run), *own, *words], output, instrument, ranks)
+        return command(name, self._placed(name, [*self.words(name, run), *own, *words]), output, instrument, ranks)
+
+    def _placed(self, name: str, words: list[str]) -> list[str]:
+        """Words with the options of training where the stage's config has them."""
+        section = SECTIONS.get(name, "")
+        return [f"{section}{word}" if word.startswith(("train", "optim")) else word for word in words]
 
     def fresh(self, name: str, *more: str) -> Path:
         """A new run folder with what the stage needs."""
@@ -227,7 +236,8 @@ def leftovers(run: Path) -> list[str]:
 
 def stage_folder(name: str, run: Path) -> Path:
     """Where the stage writes."""
-    return run / {"cache": "latents", "generate": "mar", "evaluate": "mar", "simflow": "ae"}.get(name, name)
+    folders = {"cache": "latents", "distil": "mar/flow_map", "generate": "mar", "evaluate": "mar", "simflow": "ae"}
+    return run / folders.get(name, name)
 
 
 def steps_saved(name: str, run: Path) -> list[int]:
