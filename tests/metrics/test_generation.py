@@ -15,19 +15,18 @@ from flowprior.metrics.image_set import ImageSet
 from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import METRICS, MetricSpec
 from flowprior.metrics.statistics import Statistics, StreamingMoments
+from image_sets import OfFeatures
 
 DIGITS = Extractor("digits")
 
 
 def set_of(points: torch.Tensor, logits: torch.Tensor | None = None) -> ImageSet:
     points = points.float()
-    return ImageSet.of_features(
-        Features(points, torch.zeros(len(points), 10) if logits is None else logits, points, "digits")
-    )
+    return OfFeatures(Features(points, torch.zeros(len(points), 10) if logits is None else logits, points, "digits"))
 
 
 def subset(images: ImageSet, indices: torch.Tensor) -> ImageSet:
-    return ImageSet.of_features(images.features().subset(indices))
+    return OfFeatures(images.features().subset(indices))
 
 
 def with_moments(

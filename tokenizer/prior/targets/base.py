@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -69,23 +68,18 @@ def computed_once(
         shown: the fingerprint of the images that they are made from, as it stands in ``recipe``.
     """
     file, made_from = context.folder / "target.safetensors", f"{recipe!r} seed {context.seed}"
-    if (kept := _kept_recipe(file)) is not None and accept_earlier(kept, shown, file) == made_from:
+    kept = _kept_recipe(file)
+    if kept is not None and accept_earlier(kept, shown, file) == made_from:
         made_from = kept
     context.world.barrier()  # nobody writes before everybody has looked
-    if context.world.is_main and not _is_kept(file, made_from):
+    if context.world.is_main and kept != made_from:
         made = make()
         about = {"name": made.name, "made_from": made_from, "rows_per_sample": str(made.rows_per_sample)}
         write_tensors(file, {"features": made.features}, about)
-    while not _is_kept(file, made_from):  # a barrier alone would give up on a computation of more than some minutes
-        time.sleep(1)
     context.world.barrier()
-    with safe_open(file, "pt") as kept:
-        about = kept.metadata()
-        return TargetFeatures(kept.get_tensor("features"), about["name"], int(about.get("rows_per_sample", 1)))
-
-
-def _is_kept(file: Path, made_from: str) -> bool:
-    return _kept_recipe(file) == made_from
+    with safe_open(file, "pt") as table:
+        about = table.metadata()
+        return TargetFeatures(table.get_tensor("features"), about["name"], int(about.get("rows_per_sample", 1)))
 
 
 def _kept_recipe(file: Path) -> str | None:
