@@ -11,7 +11,7 @@ from flowprior.metrics import ImageSet, evaluate_generation, extractors, missing
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import ExtractorSpec
 from flowprior.run.files import write_tensors
-from image_sets import OfFeatures
+from known_features import OfFeatures
 
 
 def extract(batches, name: str = "digits", **options) -> extractors.Features:

@@ -15,7 +15,7 @@ from flowprior.metrics.image_set import ImageSet
 from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import METRICS, MetricSpec
 from flowprior.metrics.statistics import Statistics, StreamingMoments
-from image_sets import OfFeatures
+from known_features import OfFeatures
 
 DIGITS = Extractor("digits")
 

@@ -64,10 +64,6 @@ class Regulariser(nn.Module, ABC):
         metrics to log. A NonFiniteLoss that it raises, as an AuxiliaryNetwork does in all processes, makes the step be skipped."""
         return {}
 
-    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        """What :meth:`train_auxiliary` minimises, where it trains a network: for a step's arithmetic to be counted."""
-        return None
-
     def saved(self) -> dict[str, Stateful]:
         """What a resumed run needs: by default this module's state, if it has any."""
         return {self.name: self} if self.state_dict() else {}

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.path import group_size_for
 from flowprior.flow.prior import Alignment
@@ -90,16 +89,6 @@ class FlowRegulariser(Regulariser):
 
     def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         return self.online.update(latents) if self.online is not None else {}
-
-    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        if self.online is None:
-            return None
-        (images, tokens, channels), config = latents.shape, self.online.config
-        size = self.online.group_size(tokens, config.group_size)
-        noise = random.normal("online noise", images, config.pairs, tokens, channels)
-        t = random.times("online t", images, config.pairs, tokens // size)
-        draws = {"group_size": size, "noise": noise, "t": t}
-        return sum(flow_matching_loss(self.online.velocity, latents, **draws) for _ in range(config.steps))
 
     def saved(self) -> dict[str, Stateful]:
         return {"online_flow": self.online} if self.online is not None else {}  # the prior lies in its own folder
