@@ -39,7 +39,7 @@ from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics import METERS, MeterContext, check_meters
 from tokenizer.monitor import Monitor, MonitorConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
-from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers, chosen_configs
+from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers
 
 MAKE_PRIOR = "bash scripts/train_flowhead.sh"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -184,7 +184,7 @@ def build_objective(
     Without a folder, features and LPIPS keep random weights: everything is there to be counted.
     """
     features = None
-    if any(getattr(section, "needs_features", False) for section in chosen_configs(config.regulariser)):
+    if any(getattr(section, "needs_features", False) for section in config.regulariser.chosen):
         features = build_features(config.features, config.data.size)
         if folder is not None:
             features.prepare(FeatureContext(config.train.seed, folder, world))
@@ -219,7 +219,7 @@ def dry_run(config: AEConfig) -> str:
         loss=replace(config.loss, adversarial=replace(config.loss.adversarial, discriminator=discriminator)),
         features=replace(config.features, timm=replace(config.features.timm, **untrained)),
     )
-    needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
+    needed = any(section.needs_prior for section in config.regulariser.chosen)
     there = needed and (config.prior_folder / "config.json").is_file()
     sizes = find_prior(config).velocity.sizes if there else {"channels": config.model.channels}
     world, prior = World(device=torch.device("meta")), None
@@ -313,7 +313,7 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
     Raises:
         UserError: a regulariser needs a prior and there is none, or the prior is over other channels.
     """
-    needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
+    needed = any(section.needs_prior for section in config.regulariser.chosen)
     if not (config.prior_folder / "config.json").is_file():
         if not (needed or config.prior):
             return None

@@ -10,7 +10,6 @@ from flowprior.run.config import build_config
 from flowprior.run.presets import read_preset
 from networks import random_prior
 from tokenizer.features import build_features
-from tokenizer.regularisers import chosen_configs
 from tokenizer.regularisers.kl import kl_divergence
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective, dry_run
 
@@ -94,7 +93,7 @@ def test_an_imagenet_preset_builds_the_autoencoder_of_the_paper(name):
     config = load(name)
     config.model.encoder.pretrained = config.features.timm.pretrained = False
     config.loss.perceptual_weight = config.loss.adversarial.weight = 0.0
-    needs_prior = any(section.needs_prior for section in chosen_configs(config.regulariser))
+    needs_prior = any(section.needs_prior for section in config.regulariser.chosen)
     prior = random_prior(32, 40).to("meta") if needs_prior else None
     with torch.device("meta"):
         autoencoder = build_objective(config, None, World(device=torch.device("meta")), 1000, prior).autoencoder

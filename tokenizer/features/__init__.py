@@ -23,4 +23,5 @@ FeatureConfig = registry_section(
 
 def build_features(config: FeatureConfig, image_size: int) -> FeatureModel:
     """The frozen model that ``config.source`` names; its ``prepare`` gives it weights of the stage's own."""
-    return getattr(config, config.source).build(image_size)
+    [source] = config.chosen
+    return source.build(image_size)
