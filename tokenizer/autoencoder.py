@@ -23,7 +23,7 @@ from flowprior.run.files import (
 )
 from flowprior.run.hub import push_folder, saved_folder
 from flowprior.run.norms import norm_eps, set_norm_eps
-from tokenizer.latent_maps import LatentMapConfig, build_latent_maps, chosen_maps
+from tokenizer.latent_maps import LatentMapConfig, build_latent_maps
 from tokenizer.tokens import placed, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
@@ -76,7 +76,7 @@ class AutoencoderConfig:
             raise ValueError("input_mean and input_std are three numbers each, or both empty")
         if self.input_std and not min(self.input_std) > 0:
             raise ValueError("input_std is above 0")
-        for section in chosen_maps(self.latent_map):
+        for section in self.latent_map.chosen:
             section.check(self.tokens, self.channels)
 
     @property

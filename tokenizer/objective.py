@@ -74,7 +74,7 @@ class AutoencoderObjective(Objective):
         features: the frozen model that some regularisers align with.
         world: this process among those of the run.
         log_steps: every so many steps the gradient that each term sends to the latents is measured; 0: never.
-        require_weights: False leaves LPIPS's network random, for counting.
+        perceptual: LPIPS, where ``config`` gives it a weight.
     """
 
     backward_again = True  # adaptive weights and the log ask for gradients of single terms, before those of the loss
@@ -88,15 +88,12 @@ class AutoencoderObjective(Objective):
         features: FeatureModel | None = None,
         world: World | None = None,
         log_steps: int = 0,
-        require_weights: bool = True,
+        perceptual: PerceptualLoss | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder, self.config, self.adversary, self.features = autoencoder, config, adversary, features
         self.world, self.log_steps = world or World(), log_steps
-        self.regularisers = nn.ModuleList(regularisers)
-        self.perceptual = None
-        if config.perceptual_weight:
-            self.perceptual = PerceptualLoss(config.perceptual_weights, require_weights=require_weights)
+        self.regularisers, self.perceptual = nn.ModuleList(regularisers), perceptual
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         """The loss, every term raw under its name and weighted under ``weighted/``, and at the logging interval the norm of the gradient

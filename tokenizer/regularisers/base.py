@@ -67,10 +67,6 @@ class Regulariser(nn.Module, ABC):
         metrics to log. A NonFiniteLoss that it raises, as an AuxiliaryNetwork does in all processes, makes the step be skipped."""
         return {}
 
-    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        """What :meth:`train_auxiliary` minimises, where it trains a network: for a step's arithmetic to be counted."""
-        return None
-
     @property
     def product(self) -> nn.Module | None:
         """A network of its own that is averaged and checkpointed with the autoencoder, and so left out of :meth:`saved`."""

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.prior import Alignment
@@ -87,12 +86,6 @@ class FlowRegulariser(Regulariser):
 
     def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         return self.online.update(latents) if self.online is not None else {}
-
-    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        if self.online is None:
-            return None
-        draw = self.online.draw(random, latents)
-        return sum(flow_matching_loss(self.online.velocity, latents, draw) for _ in range(self.online.config.steps))
 
     def saved(self) -> dict[str, Stateful]:
         return {"online_flow": self.online} if self.online is not None else {}  # the prior lies in its own folder
