@@ -18,6 +18,8 @@ from generation import estimate_scale, generate
 from generation.commands import COMMANDS as GENERATION_COMMANDS
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
+from sit.config import PRESETS as SIT_PRESETS
+from sit.config import SiTStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
@@ -41,8 +43,10 @@ STAGES: dict[str, tuple[type, Path]] = {
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),
+    "scripts/train_sit.sh": (SiTStageConfig, SIT_PRESETS),
+    "sit generate": (SiTStageConfig, SIT_PRESETS),
 }
-OPTIONS = {name for cls in (FlowPriorConfig, AEConfig, MARStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
+OPTIONS = {name for cls in (FlowPriorConfig, AEConfig, MARStageConfig, SiTStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
 
 
 class Command(NamedTuple):
@@ -73,7 +77,7 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
-                if what == "mar" and words[0] in GENERATION_COMMANDS:
+                if what in ("mar", "sit") and words[0] in GENERATION_COMMANDS:
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found
@@ -124,7 +128,7 @@ def stage_options(command: Command) -> dict[str, Any]:
         name, words = words[at + 1], words[:at] + words[at + 2 :]
     if name.endswith(".yaml"):  # of the reader's own
         name = "digits"
-    preset = find_preset(name, presets, families=presets == MAR_PRESETS)
+    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIT_PRESETS))
     return apply_overrides(read_preset(preset, presets), [word for word in words if not word.startswith("--")])
 
 
@@ -138,7 +142,7 @@ OF_STAGES = [
 @pytest.mark.parametrize("command", OF_STAGES, ids=lambda command: f"{command.page} {command.what}")
 def test_every_stages_command_names_a_preset_and_options_that_are_there(command):
     words = command.words
-    if command.what == "mar generate":
+    if command.what in ("mar generate", "sit generate"):
         _, words = generate.parse(words)
     flags = {word for word in words if word.startswith("--")}
     assert flags <= ({"--dry-run"} if command.what == "scripts/train_ae.sh" else {"--preset"})
