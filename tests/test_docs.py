@@ -18,6 +18,8 @@ from generation import estimate_scale, generate
 from generation.commands import COMMANDS as GENERATION_COMMANDS
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
+from sit.config import PRESETS as SIT_PRESETS
+from sit.config import SiTStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
 from simflow.__main__ import COMMANDS as SIMFLOW_COMMANDS
 from simflow.config import PRESETS as SIMFLOW_PRESETS
@@ -50,12 +52,18 @@ STAGES: dict[str, tuple[type, Path]] = {
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),
+    "scripts/train_sit.sh": (SiTStageConfig, SIT_PRESETS),
+    "sit generate": (SiTStageConfig, SIT_PRESETS),
 }
+<<<<<<< HEAD
 OPTIONS = {
     name
     for cls in (FlowPriorConfig, AEConfig, MARStageConfig, SimFlowAEConfig, SimFlowStageConfig, ToyConfig)
     for name, _, _ in list_options(cls)
 }
+=======
+OPTIONS = {name for cls in (FlowPriorConfig, AEConfig, MARStageConfig, SiTStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
+>>>>>>> wt-sit
 
 
 class Command(NamedTuple):
@@ -86,7 +94,11 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
+<<<<<<< HEAD
                 if what in ("mar", "simflow") and words[0] in {*GENERATION_COMMANDS, *SIMFLOW_COMMANDS}:
+=======
+                if what in ("mar", "sit") and words[0] in GENERATION_COMMANDS:
+>>>>>>> wt-sit
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found
@@ -138,7 +150,11 @@ def stage_options(command: Command) -> dict[str, Any]:
         name, words = words[at + 1], words[:at] + words[at + 2 :]
     if name.endswith(".yaml"):  # of the reader's own
         name = "digits"
+<<<<<<< HEAD
     preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIMFLOW_PRESETS))
+=======
+    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIT_PRESETS))
+>>>>>>> wt-sit
     return apply_overrides(read_preset(preset, presets), [word for word in words if not word.startswith("--")])
 
 
@@ -152,7 +168,11 @@ OF_STAGES = [
 @pytest.mark.parametrize("command", OF_STAGES, ids=lambda command: f"{command.page} {command.what}")
 def test_every_stages_command_names_a_preset_and_options_that_are_there(command):
     words = command.words
+<<<<<<< HEAD
     if command.what in ("mar generate", "simflow generate"):
+=======
+    if command.what in ("mar generate", "sit generate"):
+>>>>>>> wt-sit
         _, words = generate.parse(words)
     flags = {word for word in words if word.startswith("--")}
     assert flags <= ({"--dry-run"} if command.what == "scripts/train_ae.sh" else {"--preset"})

@@ -32,6 +32,8 @@ from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from generation.generator import GeneratorObjective
 from mar.model import MARConfig
+from sit.model import SiTConfig
+from sit.sampler import SamplerConfig as SiTSamplerConfig
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective
 from tokenizer.vit import ViTConfig
 
@@ -64,17 +66,29 @@ def generator_objective(**options):
     return GeneratorObjective(model, LatentNormaliser(CHANNELS)), model, batch
 
 
+def sit_objective():
+    torch.manual_seed(0)
+    config = SiTConfig(width=16, depth=2, heads=2, block="lightning", sampler=SiTSamplerConfig(steps=4))
+    model = config.build(TOKENS, CHANNELS, 3)
+    batch = {"latents": torch.randn(4, TOKENS, CHANNELS), "label": torch.arange(4) % 3}
+    return GeneratorObjective(model, LatentNormaliser(CHANNELS)), model, batch
+
+
 # What a stage trains, what its evaluation does, and how many graphs it takes at most: one to train and one to evaluate with, for each network; the
 # generator's blocks share theirs, and sizes that change bring one more, as does a single masked token.
 OBJECTIVES = {
     "flow prior": (prior_objective, lambda model: sample(model, (8, CHANNELS), steps=25), 2),
     "autoencoder": (autoencoder_objective, lambda model: model(torch.zeros(3, 3, 32, 32)), 4),
     "generator": (generator_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 6),
+<<<<<<< HEAD
     "generator, few mask counts, pairs that share times": (
         partial(generator_objective, mask_counts=6, pairs_share_time=True),
         lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0),
         6,
     ),
+=======
+    "SiT": (sit_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 2),
+>>>>>>> wt-sit
 }
 
 
