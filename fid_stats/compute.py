@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from flowprior.data.image_sizes import stored_sizes  # noqa: E402
-from flowprior.data.images import FolderImages, ImageConfig, open_images  # noqa: E402
+from flowprior.data.images import ImageConfig, StoredImages, open_images  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import EXTRACTORS, Extractor, ImageSet  # noqa: E402
 from flowprior.metrics.registry import foreign_images  # noqa: E402
@@ -73,9 +73,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 @entry_point
 def main() -> None:
     options = parse()
-    source = {"source": "digits"} if options.source == "digits" else {"source": "folder", "path": options.source}
+    source = {"source": "digits"} if options.source == "digits" else {"source": "files", "path": options.source}
     images = open_images(build_config(ImageConfig, source | {"size": options.size}, "--size"))
-    if isinstance(images, FolderImages):
+    if isinstance(images, StoredImages):
         small = sum(n for size, n in stored_sizes(images).items() if min(size) < options.size)
         if small:
             note(f"{small} of {len(images)} images are smaller than {options.size} and are enlarged")

@@ -8,6 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
 if help_requested "$@" || [[ " $* " == *" --dry-run "* ]]; then NPROC=1 NNODES=1; fi
 arguments=(--preset "$PRESET")
-[[ -n $DATA ]] && arguments+=(data.source=folder "data.path=$DATA")
+[[ -n $DATA ]] && arguments+=(data.source=files "data.path=$DATA")
 launch tokenizer.train_ae "${arguments[@]}" "$@"
 help_requested "$@" || launch_once tokenizer.evaluate "${arguments[@]}" "$@"

@@ -12,7 +12,7 @@ arguments=(--preset "$PRESET")
 if [[ -f $DATA ]]; then
   arguments+=(target.source=file "target.file.path=$DATA")
 elif [[ -d $DATA ]]; then
-  arguments+=(data.source=folder "data.path=$DATA")
+  arguments+=(data.source=files "data.path=$DATA")
 elif [[ -n $DATA ]]; then
   fail "DATA=$DATA is not there"
 fi

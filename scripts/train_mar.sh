@@ -6,7 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
 arguments=(--preset "$PRESET")
-[[ -n $DATA ]] && arguments+=(data.source=folder "data.path=$DATA")
+[[ -n $DATA ]] && arguments+=(data.source=files "data.path=$DATA")
 if help_requested "$@"; then
   NPROC=1 NNODES=1 launch mar.train_mar "${arguments[@]}" "$@"
   exit

@@ -110,7 +110,7 @@ class AEConfig:
     def held_out_data(self) -> ImageConfig:
         """The images that are measured, cropped as they are for evaluation."""
         if self.held_out:
-            return replace(self.data, source="folder", path=self.held_out)
+            return replace(self.data, source="files", path=self.held_out)
         if self.data.source == "digits" and self.data.subset == "train":
             return replace(self.data, subset="val")
         return self.data
@@ -122,7 +122,7 @@ class AEConfig:
 
     def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
         """What to say where images of the folder ``held_out`` are trained on as well; else empty."""
-        if not (self.held_out and self.holds_out and self.data.source == "folder"):
+        if not (self.held_out and self.holds_out and self.data.source == "files"):
             return ""
         copies = held_out.copies_of(images or open_images(self.data))  # type: ignore[attr-defined]
         looked_at = min(len(held_out), FILES_READ)
@@ -132,7 +132,7 @@ class AEConfig:
     def holds_out(self) -> bool:
         """Whether the images that are measured are others than those of training."""
         measured = self.held_out_data()
-        if self.held_out and self.data.source == "folder":  # however the folder is written
+        if self.held_out and self.data.source == "files":  # however the folder is written
             return Path(measured.path).resolve() != Path(self.data.path).resolve()
         return measured != self.data
 

@@ -1,0 +1,74 @@
+"""What every place of encoded images can be asked: how many there are, of which classes, and for the bytes of one of them."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from typing import BinaryIO
+
+import numpy as np
+
+
+class ImageStore(ABC):
+    """Encoded images by number, always in the same order.
+
+    Reading changes nothing: several threads may read at once, and a process that is forked or that gets a pickled copy opens files of
+    its own.
+
+    Attributes:
+        kind: a word for the kind of place, which manifests keep.
+        where: what a person named.
+        class_names: of the classes 0, 1, ...
+        labels: ``(N,)``, whole numbers below the number of classes.
+    """
+
+    kind: str
+    where: str
+    class_names: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def member(self, index: int) -> str:
+        """The image's name within the place, wherever that lies."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Where the image lies, for a message."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+            UserError: it is not there any more, or damaged as far as the place can tell.
+        """
+
+    def open(self, index: int) -> BinaryIO:
+        """The encoded image as a file, of which no more is read than is asked for, where the place can do that."""
+        return io.BytesIO(self.read(index))
+
+    @abstractmethod
+    def lengths(self, first: int, end: int) -> list[int] | None:
+        """Bytes of the images ``first`` to ``end``; None where that takes reading them.
+
+        Raises:
+            UserError: one of them is not there any more.
+        """
+
+    def facts(self, first: int, end: int) -> list[str]:
+        """What tells the images ``first`` to ``end`` from others without reading them, a text for each."""
+        return [
+            f"{self.member(index)} {length}" for index, length in zip(range(first, end), self.lengths(first, end) or [])
+        ]
+
+    def spread(self, most: int) -> np.ndarray:
+        """Up to ``most`` of the images in their order, int64, spread evenly from the first to the last."""
+        return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where the parts begin that are best read one after the other (shards, row groups), int64 ``(parts,)``; the first at 0."""
+        return np.zeros(1, np.int64)
