@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a person says what is what in a place.
+
+    Attributes:
+        image_column: column of a table, or extension in an archive, that holds the images; empty: what is guessed.
+        label_column: column of a table, or what says the label in an archive; empty: what is guessed.
+    """
+
+    image_column: str = ""
+    label_column: str = ""
 
 
 class ImageStore(ABC):
