@@ -1,1 +1,1 @@
-"""Stage 3: cache latents, measure their scale, train a generator on them, sample and evaluate it."""
+"""MAR, a generator of stage 3: a masked autoregressive transformer with a flow head, and its sampler."""

@@ -15,8 +15,8 @@ from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
+from generation.generator import Generator
 from mar.attention import block_at, gather_tokens
-from mar.generator import Generator
 from mar.sampler import SamplerConfig, sample_latents
 
 # Of Li et al. 2024 (arXiv 2406.11838) but for the head, whose MLP is the flow prior's; MAR-B with fewer buffer tokens, whose arithmetic they

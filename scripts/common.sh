@@ -100,3 +100,20 @@ help_requested() {
   for word in "$@"; do [[ $word == --help || $word == -h ]] && return 0; done
   return 1
 }
+
+# train_generator NAME ARGUMENT...: stage 3 with the generator in the package NAME, one command after the other.
+train_generator() {
+  local name=$1 arguments=(--preset "$PRESET")
+  shift
+  [[ -n $DATA ]] && arguments+=(data.source=files "data.path=$DATA")
+  arguments+=("$@")
+  if help_requested "$@"; then
+    NPROC=1 NNODES=1 launch "$name" train "${arguments[@]}"
+    return
+  fi
+  launch "$name" cache_latents "${arguments[@]}"
+  launch_once "$name" estimate_scale "${arguments[@]}"
+  launch "$name" train "${arguments[@]}"
+  launch "$name" generate "${arguments[@]}"
+  launch "$name" evaluate "${arguments[@]}"
+}

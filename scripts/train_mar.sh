@@ -5,14 +5,4 @@
 # DATA is a folder of images, with one sub-folder per class.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
-arguments=(--preset "$PRESET")
-[[ -n $DATA ]] && arguments+=(data.source=files "data.path=$DATA")
-if help_requested "$@"; then
-  NPROC=1 NNODES=1 launch mar.train_mar "${arguments[@]}" "$@"
-  exit
-fi
-launch mar.cache_latents "${arguments[@]}" "$@"
-launch_once mar.estimate_scale "${arguments[@]}" "$@"
-launch mar.train_mar "${arguments[@]}" "$@"
-launch mar.generate "${arguments[@]}" "$@"
-launch mar.evaluate "${arguments[@]}" "$@"
+train_generator mar "$@"

@@ -1,5 +1,6 @@
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ MAY_IMPORT = {
     "flowprior": set(),
     "toy_examples": {"flowprior"},
     "tokenizer": {"flowprior"},
-    "mar": {"flowprior", "tokenizer"},
+    "generation": {"flowprior", "tokenizer"},
+    "mar": {"flowprior", "tokenizer", "generation"},
 }
 
 
@@ -91,6 +93,15 @@ def test_a_package_imports_only_those_that_the_design_lets_it(package):
     for name, file in mine.items():
         reached = {target.split(".")[0] for target, _ in imports_of(name, file, everywhere=True)} & others
         assert reached <= MAY_IMPORT[package] | {package}, name
+
+
+def test_no_module_of_generation_names_a_generator():
+    generators = [package for package, below in MAY_IMPORT.items() if "generation" in below]
+    assert "mar" in generators
+    words = re.compile(rf"(?<![a-z])({'|'.join(generators)})(?![a-z])", re.IGNORECASE)
+    files = sorted((ROOT / "generation").rglob("*.py"))
+    assert len(files) > 10
+    assert {f"{file.name}: {word}" for file in files for word in words.findall(file.read_text())} == set()
 
 
 def test_no_module_imports_itself_by_way_of_others():

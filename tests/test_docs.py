@@ -14,7 +14,8 @@ from flowprior import FlowPrior, VelocityMLP
 from flowprior.flow.target_map import TargetMap
 from flowprior.run.config import apply_overrides, build_config, list_options
 from flowprior.run.presets import find_preset, read_preset
-from mar import estimate_scale, generate
+from generation import estimate_scale, generate
+from generation.commands import COMMANDS as GENERATION_COMMANDS
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
@@ -37,9 +38,9 @@ STAGES: dict[str, tuple[type, Path]] = {
     "scripts/train_flowhead.sh": (FlowPriorConfig, PRIOR_PRESETS),
     "scripts/train_ae.sh": (AEConfig, AE_PRESETS),
     "scripts/train_mar.sh": (MARStageConfig, MAR_PRESETS),
-    "mar.cache_latents": (MARStageConfig, MAR_PRESETS),
-    "mar.generate": (MARStageConfig, MAR_PRESETS),
-    "mar.evaluate": (MARStageConfig, MAR_PRESETS),
+    "mar cache_latents": (MARStageConfig, MAR_PRESETS),
+    "mar generate": (MARStageConfig, MAR_PRESETS),
+    "mar evaluate": (MARStageConfig, MAR_PRESETS),
 }
 OPTIONS = {name for cls in (FlowPriorConfig, AEConfig, MARStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
 
@@ -49,7 +50,7 @@ class Command(NamedTuple):
 
     page: str
     environment: dict[str, str]
-    what: str  # a file, or a module
+    what: str  # a file, a module, or a generator's package and its command
     words: list[str]
 
 
@@ -72,6 +73,8 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
+                if what == "mar" and words[0] in GENERATION_COMMANDS:
+                    what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found
 
@@ -135,7 +138,7 @@ OF_STAGES = [
 @pytest.mark.parametrize("command", OF_STAGES, ids=lambda command: f"{command.page} {command.what}")
 def test_every_stages_command_names_a_preset_and_options_that_are_there(command):
     words = command.words
-    if command.what == "mar.generate":
+    if command.what == "mar generate":
         _, words = generate.parse(words)
     flags = {word for word in words if word.startswith("--")}
     assert flags <= ({"--dry-run"} if command.what == "scripts/train_ae.sh" else {"--preset"})
@@ -150,8 +153,8 @@ def test_every_other_command_is_there_and_takes_the_options_that_it_is_shown_wit
             toy_config(parse_toy(command.words))
         elif command.what == "scripts/benchmark.sh":
             parse_benchmark(command.words)
-        elif command.what == "mar.estimate_scale":
-            estimate_scale.parse(command.words)
+        elif command.what == "mar estimate_scale":
+            estimate_scale.parse(MARStageConfig, command.words)
         else:
             script = command.what if "/" in command.what else f"{command.what.replace('.', '/')}.py"
             assert (ROOT / script).is_file(), command
@@ -177,7 +180,7 @@ def test_every_preset_that_a_page_names_is_there():
 
 
 @pytest.mark.parametrize(
-    "name", ["REGULARISERS", "LATENT_MAPS", "DISCRIMINATORS", "FEATURES", "METERS", "TARGETS", "GENERATORS", "METRICS"]
+    "name", ["REGULARISERS", "LATENT_MAPS", "DISCRIMINATORS", "FEATURES", "METERS", "TARGETS", "METRICS"]
 )
 def test_every_registry_is_in_the_file_that_is_named_for_it(name):
     file = re.search(rf"`{name}` in `([^`]+)`", PAGES["CONTRIBUTING.md"]).group(1)

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-CODE = ("flowprior", "tokenizer", "mar", "toy_examples", "fid_stats", "scripts")
+CODE = ("flowprior", "tokenizer", "generation", "mar", "toy_examples", "fid_stats", "scripts")
 READERS = {
     # Pictures: one reader of files, and the animation's own pages, which lie in memory.
     "Image.open": {"flowprior/data/image_reader.py", "toy_examples/animation.py"},

@@ -256,16 +256,15 @@ class LatentCache:
         folder: of the cache.
         seed: chooses between an image's views, and draws from its moments, by (seed, epoch, index).
         verify: read every shard once and compare its checksum.
+        made_by: the command that makes the cache, for whoever has none.
 
     Raises:
         UserError: there is no whole cache, or a shard is missing, changed or of another shape.
     """
 
-    def __init__(self, folder: Path, seed: int = 0, verify: bool = True) -> None:
+    def __init__(self, folder: Path, seed: int = 0, verify: bool = True, made_by: str = "cache_latents") -> None:
         self.folder, self.seed = folder, seed
-        self.manifest = read_json(
-            folder / "manifest.json", "latent cache (run `bash scripts/train_mar.sh`, which caches first)"
-        )
+        self.manifest = read_json(folder / "manifest.json", f"latent cache (run `{made_by}` first)")
         if self.manifest.get("format") != FORMAT_VERSION:
             raise UserError(f"the latent cache {folder} is of another version of this code: delete it")
         try:

@@ -69,11 +69,15 @@ def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[
     }
 
 
-def check_statistics(cache: LatentCache) -> dict[str, Any]:
-    """The statistics in the cache's manifest; a :class:`UserError` where there are none, or not of its channels."""
+def check_statistics(cache: LatentCache, measured_by: str = "estimate_scale") -> dict[str, Any]:
+    """The statistics in the cache's manifest.
+
+    Raises:
+        UserError: there are none, or not of its channels; the command ``measured_by`` is named, which measures them.
+    """
     file = cache.folder / "manifest.json"
     if "statistics" not in cache.manifest:
-        raise UserError(f"the latent cache {cache.folder} has no scale: run `python -m mar.estimate_scale` first")
+        raise UserError(f"the latent cache {cache.folder} has no scale: run `{measured_by}` first")
     statistics = cache.manifest["statistics"]
     try:
         rows = [statistics["channel_mean"], statistics["channel_std"], [statistics["scale"]] * cache.shape[1]]
@@ -81,7 +85,7 @@ def check_statistics(cache: LatentCache) -> dict[str, Any]:
             return statistics
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         pass
-    raise UserError(f"the statistics in {file} are damaged: delete them there and run `python -m mar.estimate_scale`")
+    raise UserError(f"the statistics in {file} are damaged: delete them there and run `{measured_by}`")
 
 
 def store_statistics(folder: Path, statistics: dict[str, Any]) -> None:

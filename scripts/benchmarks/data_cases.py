@@ -18,7 +18,7 @@ from flowprior.metrics import Extractor, ImageSet, evaluate_generation
 from flowprior.run.config import build_config
 from flowprior.run.presets import read_preset
 from flowprior.training.loop import TrainConfig
-from mar.cache_latents import make_encode
+from generation.cache_latents import make_encode
 from scripts.benchmarks.measure import Case
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.train_ae import PRESETS, AEConfig

@@ -16,7 +16,7 @@ from flowprior.training.compilation import compile_parts
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
-from mar.generator import GeneratorObjective
+from generation.generator import GeneratorObjective
 from mar.model import SIZES, MARConfig, mask_ratio
 from mar.sampler import SamplerConfig, sample_latents
 from scripts.benchmarks.measure import Case

@@ -14,7 +14,7 @@ from flowprior.distributed import World
 from flowprior.training.compilation import compile_parts
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
-from mar.generator import GeneratorObjective
+from generation.generator import GeneratorObjective
 from mar.model import MARConfig
 from scripts.benchmarks.mar_cases import TINY, usual_step
 from scripts.benchmarks.measure import count_flop, finish

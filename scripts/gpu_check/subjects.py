@@ -21,9 +21,9 @@ from flowprior.run.presets import read_preset
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
+from generation.generator import GeneratorObjective
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
-from mar.generator import GeneratorObjective
 from mar.model import MARConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
 from tokenizer.prior.train_flowhead import FlowPriorConfig

@@ -169,8 +169,8 @@ def test_a_missing_shard_and_a_missing_cache_are_named(copy):
     (copy / "latents-00002.safetensors").unlink()
     with pytest.raises(UserError, match="latents-00002"):
         LatentCache(copy)
-    with pytest.raises(UserError, match="train_mar.sh"):
-        LatentCache(copy / "nowhere")
+    with pytest.raises(UserError, match="run `python -m generator cache_latents` first.*nowhere"):
+        LatentCache(copy / "nowhere", made_by="python -m generator cache_latents")
 
 
 def rewrite(folder: Path, change) -> None:

@@ -12,8 +12,8 @@ from flowprior.run.config import build_config, to_dict
 from flowprior.run.presets import read_preset
 from flowprior.run.run_folder import RunFolder
 from flowprior.training.optim import make_optimizer
+from generation.generator import Generator, GeneratorObjective
 from mar.config import PRESETS, MARStageConfig
-from mar.generator import Generator, GeneratorObjective
 
 
 def groups(model: Generator, channels: int, optim) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

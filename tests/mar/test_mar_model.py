@@ -11,8 +11,9 @@ from scipy import stats
 from flowprior.run.config import build_config
 from flowprior.run.presets import config_from_command_line
 from flowprior.training.randomness import StepRandom
+from generation.generator import build_generator
 from mar.attention import block_at, block_with_past, gather_tokens
-from mar.config import GENERATORS, PRESETS, GeneratorConfig, MARStageConfig, build_generator
+from mar.config import GENERATORS, PRESETS, GeneratorConfig, MARStageConfig
 from mar.model import MAR, SIZES, MARConfig, mask_ratio
 
 TOKENS, CHANNELS, CLASSES = 6, 3, 5

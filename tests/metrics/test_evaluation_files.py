@@ -15,12 +15,12 @@ from flowprior.metrics import Extractor, ImageSet, Statistics
 from flowprior.metrics.digit_networks import weights_file
 from flowprior.run.config import build_config
 from flowprior.run.files import read_tensors, write_json, write_tensors
-from mar import evaluate
+from generation import evaluate
+from generation.generate import protocol, samples_file
+from generation.labels import EQUAL
+from generation.reference import open_reference
+from generation.samples import find_samples
 from mar.config import MARStageConfig
-from mar.generate import protocol, samples_file
-from mar.labels import EQUAL
-from mar.reference import open_reference
-from mar.samples import find_samples
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

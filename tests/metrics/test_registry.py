@@ -56,7 +56,7 @@ def test_the_autoencoders_config_refuses_an_unknown_extractor_and_allows_none():
 
 
 def test_the_configs_are_checked_without_torch_fidelity():
-    code = "import sys, mar.config; mar.config.EvaluateConfig('digits'); print('torch_fidelity' in sys.modules)"
+    code = "import sys, mar.config, generation.config; generation.config.EvaluateConfig('digits'); print('torch_fidelity' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"

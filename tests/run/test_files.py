@@ -139,7 +139,9 @@ def test_no_other_place_writes_json_that_could_hold_what_json_has_not():
     root = Path(__file__).resolve().parents[2]
     loose = []
     for file in [
-        f for part in ("flowprior", "tokenizer", "mar", "toy_examples") for f in (root / part).rglob("*.py")
+        f
+        for part in ("flowprior", "tokenizer", "generation", "mar", "toy_examples")
+        for f in (root / part).rglob("*.py")
     ] + [
         *(root / "scripts").glob("*.py"),
         root / "tests" / "soak" / "__main__.py",

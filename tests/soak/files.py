@@ -157,7 +157,14 @@ def no_code(soak: Soak) -> Iterator[Trial]:
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     files = [ROOT / name for name in listed] or sorted(ROOT.rglob("*.py"))
     for file in files:
-        if file.relative_to(ROOT).parts[0] in ("flowprior", "tokenizer", "mar", "toy_examples", "fid_stats"):
+        if file.relative_to(ROOT).parts[0] in (
+            "flowprior",
+            "tokenizer",
+            "generation",
+            "mar",
+            "toy_examples",
+            "fid_stats",
+        ):
             yield str(file.relative_to(ROOT)), "; ".join(code_from_files(file.read_text())) or None
     names, sprung = list(formats(soak, _folder(soak, "hostile_names"))), soak.folder / "sprung"
     contents = hostile(sprung)

@@ -17,7 +17,7 @@ from flowprior.run import files
 from flowprior.run.lock import NAME as LOCK
 from flowprior.training import checkpoint, loop
 from flowprior.training.objective import StepOutput
-from mar.generator import GeneratorObjective
+from generation.generator import GeneratorObjective
 from soak.processes import Instrument
 from tokenizer.losses.adversarial import Adversary
 from tokenizer.objective import AutoencoderObjective

@@ -30,7 +30,7 @@ from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts, compiler_failures_told
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
-from mar.generator import GeneratorObjective
+from generation.generator import GeneratorObjective
 from mar.model import MARConfig
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective
 from tokenizer.vit import ViTConfig

@@ -14,11 +14,11 @@ from flowprior.metrics.digit_networks import weights_file
 from flowprior.metrics.registry import EXTRACTORS, foreign_images
 from flowprior.run.config import build_config
 from flowprior.run.files import write_json
-from mar import evaluate
+from generation import evaluate
+from generation.generate import samples_file
+from generation.reference import open_reference
+from generation.samples import find_samples
 from mar.config import MARStageConfig
-from mar.generate import samples_file
-from mar.reference import open_reference
-from mar.samples import find_samples
 
 DIGITS = Extractor("digits")
 COUNT = 30
@@ -122,7 +122,7 @@ def test_data_of_another_size_are_refused_for_a_folder_and_for_the_runs_own_sets
         with pytest.raises(UserError, match="are 64 x 64 and the data .* cropped to 32: write data.size=64"):
             measured(samples, "data")
     own = build_config(MARStageConfig, {"run_dir": str(tmp_path / "run"), "sample": {"cfg": [1]}})
-    with pytest.raises(UserError, match="no set of samples at .*cfg_1.npz: run `python -m mar.generate`"):
+    with pytest.raises(UserError, match="no set of samples at .*cfg_1.npz: run `python -m mar generate`"):
         find_samples(own)
     samples_file(own, 1).parent.mkdir(parents=True)
     archive(samples_file(own, 1), pictures(64))

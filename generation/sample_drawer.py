@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowprior.distributed import World
 from flowprior.training.randomness import stream_seed
-from mar.config import SampleConfig
-from mar.generator import GeneratorObjective
-from mar.tokenizer import decode_to_uint8
+from generation.autoencoder import decode_to_uint8
+from generation.config import SampleConfig
+from generation.generator import GeneratorObjective
 from tokenizer.autoencoder import Autoencoder
 
 EXACT_GROUP = 16

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from flowprior.data.images import to_uint8
 from flowprior.errors import UserError
-from mar.config import MARStageConfig
+from generation.config import GenerationConfig
 from tokenizer.autoencoder import Autoencoder
 
 
-def load_autoencoder(config: MARStageConfig, device: torch.device) -> Autoencoder:
+def load_autoencoder(config: GenerationConfig, device: torch.device) -> Autoencoder:
     """The frozen autoencoder of this run.
 
     Raises:

@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 
 from flowprior.data.latent_scale import LatentNormaliser
-from mar import generate, sample_drawer
-from mar.config import build_generator, read_config
-from mar.generate import chosen_classes
-from mar.generator import GeneratorObjective
-from mar.saved import save_generator
+from generation import sample_drawer
+from generation.generate import chosen_classes
+from generation.generator import GeneratorObjective, build_generator
+from generation.saved import save_generator
+from mar import generate
+from mar.config import MARStageConfig
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 
 SIZES = dict(width=16, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=2, head_width=12, head_depth=1)
@@ -26,7 +27,7 @@ def run(tmp_path_factory):
     vit = ViTConfig(width=12, depth=1, heads=3)
     autoencoder = Autoencoder(AutoencoderConfig(32, 16, 4, 3, False, vit, vit))
     autoencoder.save(folder / "ae" / "autoencoder")
-    config = read_config("", [f"run_dir={folder}"])
+    config = MARStageConfig.read("", [f"run_dir={folder}"])
     for name, value in SIZES.items():
         setattr(config.model.mar, name, value)
     shape = {"tokens": 4, "channels": 3, "num_classes": 10}

@@ -10,7 +10,6 @@ import torch
 
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
-from flowprior.notes import note
 from flowprior.run.config import build_config
 from flowprior.run.files import (
     build_saved,
@@ -20,23 +19,22 @@ from flowprior.run.files import (
     write_json,
     write_tensors,
 )
-from mar.config import GeneratorConfig, MARStageConfig, build_generator
-from mar.generator import GeneratorObjective
-from mar.model import NORMS_BEFORE
+from generation.config import GenerationConfig
+from generation.generator import GeneratorObjective, build_generator
 from tokenizer.autoencoder import Autoencoder
 
 FORMAT_VERSION = 1
 
 
 def save_generator(
-    folder: Path, bundle: GeneratorObjective, config: GeneratorConfig, shape: dict[str, int], about: dict[str, Any]
+    folder: Path, bundle: GeneratorObjective, section: Any, shape: dict[str, int], about: dict[str, Any]
 ) -> str:
     """Write generator and normaliser; returns the fingerprint of both.
 
     Args:
         folder: where to.
         bundle: generator and normaliser.
-        config: the generator's.
+        section: ``model`` of the stage's config.
         shape: ``tokens``, ``channels``, ``num_classes``.
         about: the autoencoder's fingerprint (``autoencoder``) and what else should be remembered.
     """
@@ -46,7 +44,7 @@ def save_generator(
         folder / "config.json",
         {
             "format": FORMAT_VERSION,
-            "generator": asdict(config),
+            "generator": asdict(section),
             "shape": shape,
             "about": about,
             "fingerprint": fingerprint,
@@ -56,16 +54,16 @@ def save_generator(
 
 
 def load_generator(
-    config: MARStageConfig, autoencoder: Autoencoder, device: torch.device
+    config: GenerationConfig, autoencoder: Autoencoder, device: torch.device
 ) -> tuple[GeneratorObjective, dict[str, Any]]:
     """The run's trained generator with the sampler that ``config`` asks for, and its ``config.json``.
 
     Raises:
         UserError: there is none, it is damaged, or it was trained on the latents of another autoencoder.
     """
-    folder = Path(config.run_dir) / "mar" / "generator"
+    folder = config.folder / "generator"
     if not (folder / "config.json").is_file():
-        raise UserError(f"there is no trained generator at {folder}: run `bash scripts/train_mar.sh` first")
+        raise UserError(f"there is no trained generator at {folder}: run `bash scripts/train_{config.NAME}.sh` first")
     saved = read_json(folder / "config.json", "generator")
     if saved.get("format") != FORMAT_VERSION:
         raise UserError(f"{folder / 'config.json'} is not a generator of format {FORMAT_VERSION}")
@@ -80,34 +78,17 @@ def load_generator(
         raise UserError(
             f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}"
         )
-    trained = build_config(
-        GeneratorConfig, with_norms(saved.get("generator"), f"the generator in {folder}"), str(folder)
-    )
-    section = getattr(trained, trained.name)
-    section.sampler = getattr(config.model, trained.name).sampler
+    what = f"the generator in {folder}"
+    trained = build_config(type(config.model), config.complete_section(saved.get("generator"), what), str(folder))
+    getattr(trained, trained.name).sampler = getattr(config.model, trained.name).sampler
 
     def make() -> GeneratorObjective:
         return GeneratorObjective(build_generator(trained, **shape), LatentNormaliser(shape["channels"]))
 
     tensors = read_tensors(folder / "model.safetensors", "generator's weights")
-    bundle = build_saved(make, [saved["generator"], shape], tensors, f"the generator in {folder}")
+    bundle = build_saved(make, [saved["generator"], shape], tensors, what)
     if tensors_fingerprint(bundle.state_dict()) != saved.get("fingerprint"):
         raise UserError(
             f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"
         )
     return bundle.eval().requires_grad_(False).to(device), saved
-
-
-def with_norms(generator: Any, what: str) -> Any:
-    """A generator's config as plain values, with the eps of the norms that it was trained with where it is from before they stood in it."""
-    if (
-        not isinstance(generator, dict)
-        or not isinstance(section := generator.get("mar"), dict)
-        or "qk_norm_eps" in section
-    ):
-        return generator
-    if generator.get("name", "mar") == "mar":
-        note(
-            f"{what} states no eps of its norms: {NORMS_BEFORE['qk_norm_eps']:g} is taken, as timm's blocks have had it since 1.0.19"
-        )
-    return generator | {"mar": section | NORMS_BEFORE}

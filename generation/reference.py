@@ -18,7 +18,7 @@ from flowprior.metrics import Extractor, ImageSet, Statistics
 from flowprior.notes import note
 from flowprior.run.archives import archive_members
 from flowprior.run.files import file_sha256
-from mar.config import MARStageConfig
+from generation.config import GenerationConfig
 
 ONE_PROCESS = World()
 MOST_COMPARED = 100_000
@@ -42,14 +42,14 @@ class Reference:
 
 
 def open_reference(
-    config: MARStageConfig, extractor: Extractor, size: ImageSize, world: World = ONE_PROCESS
+    config: GenerationConfig, extractor: Extractor, size: ImageSize, world: World = ONE_PROCESS
 ) -> Reference:
     """The reference of ``config.evaluate`` for samples of ``size``.
 
     Raises:
         UserError: it is of another size or crop, of another extractor, or cannot be read.
     """
-    samples = f"the samples in {config.evaluate.samples_of(config.run_dir)} are {size}"
+    samples = f"the samples in {config.evaluate.samples_in(config.folder)} are {size}"
     if config.evaluate.uses_data:
         return _data(config, extractor, size, samples, world)
     file = Path(config.evaluate.reference)
@@ -66,7 +66,7 @@ def open_reference(
     return Reference(statistics, identity | stated, statistics.class_counts)
 
 
-def check_reference(config: MARStageConfig, count: int | None) -> None:
+def check_reference(config: GenerationConfig, count: int | None) -> None:
     """A :class:`UserError` where precision and recall would keep the features of, and compare with, too many images."""
     if count is not None and "precision_recall" in config.evaluate.chosen_metrics() and count > MOST_COMPARED:
         named = [name for name in config.evaluate.chosen_metrics() if name != "precision_recall"]
@@ -92,7 +92,7 @@ def class_counts_of_file(file: Path) -> tuple[int, ...] | None:
     return None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())
 
 
-def _data(config: MARStageConfig, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
+def _data(config: GenerationConfig, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
     wanted = config.data.size
     if size != (wanted, wanted):
         remedy = f"write data.size={size.height}, or" if size.height == size.width else "write"

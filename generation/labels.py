@@ -14,8 +14,8 @@ from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.training.randomness import stream_seed
-from mar.config import MARStageConfig
-from mar.reference import class_counts, class_counts_of_file
+from generation.config import GenerationConfig
+from generation.reference import class_counts, class_counts_of_file
 
 # Shares that are nearer than this in total variation count as equal: i mod classes is within half an image of a class then anyway
 # for thousands of images, and FID's own noise is larger.
@@ -38,7 +38,7 @@ class ClassShares(NamedTuple):
 EQUAL = ClassShares("i mod number of classes")
 
 
-def choose_shares(config: MARStageConfig, saved: dict[str, Any]) -> ClassShares:
+def choose_shares(config: GenerationConfig, saved: dict[str, Any]) -> ClassShares:
     """What ``sample.class_shares`` asks for.
 
     Args:
@@ -67,7 +67,7 @@ def choose_shares(config: MARStageConfig, saved: dict[str, Any]) -> ClassShares:
     return ClassShares(description, counts)
 
 
-def _counts_of_data(config: MARStageConfig, about: dict[str, Any]) -> tuple[int, ...]:
+def _counts_of_data(config: GenerationConfig, about: dict[str, Any]) -> tuple[int, ...]:
     if about.get("class_counts"):
         return tuple(map(int, about["class_counts"]))
     try:
@@ -76,7 +76,7 @@ def _counts_of_data(config: MARStageConfig, about: dict[str, Any]) -> tuple[int,
         raise UserError(f"{error}; or write sample.class_shares=equal") from None
 
 
-def _counts_of_reference(config: MARStageConfig, about: dict[str, Any]) -> tuple[int, ...] | None:
+def _counts_of_reference(config: GenerationConfig, about: dict[str, Any]) -> tuple[int, ...] | None:
     """None where the reference does not tell, or its classes are not the generator's."""
     reference = Path(config.evaluate.reference)
     if reference.suffix == ".npz":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +10,16 @@ from flowprior.data.image_sizes import ImageSize
 from flowprior.metrics import Extractor, ImageSet, Statistics, StreamingMoments, frechet_distance
 from flowprior.metrics.image_set import BATCH
 from flowprior.run.files import read_json, write_json
-from mar.config import MARStageConfig
-from mar.labels import choose_shares
-from mar.reference import open_reference
-from mar.sample_drawer import EXACT_GROUP, SampleDrawer
+from generation.config import GenerationConfig
+from generation.labels import choose_shares
+from generation.reference import open_reference
+from generation.sample_drawer import EXACT_GROUP, SampleDrawer
 
 
 class TrainingFID:
     """``evaluate.online_count`` images at the preview's guidance against the evaluation's reference, by all processes together.
 
-    So few images read too high; ``python -m mar.evaluate`` measures the trained generator.
+    So few images read too high; the command ``evaluate`` measures the trained generator.
 
     Args:
         config: of the stage.
@@ -28,7 +27,7 @@ class TrainingFID:
         saved: what the generator's ``config.json`` will say: ``about`` and ``shape``.
     """
 
-    def __init__(self, config: MARStageConfig, drawer: SampleDrawer, saved: dict[str, Any]) -> None:
+    def __init__(self, config: GenerationConfig, drawer: SampleDrawer, saved: dict[str, Any]) -> None:
         self.config, self.drawer = config, drawer
         evaluate, world = config.evaluate, drawer.world
         self.extractor = Extractor(evaluate.extractor, device=world.device, weights_path=evaluate.weights or None)
@@ -42,7 +41,7 @@ class TrainingFID:
 
     def _moments(self, reference: ImageSet, identity: dict[str, Any]) -> Statistics:
         """Of the reference's images, kept in the run's folder: a resumed run does not look at all of them again."""
-        file = Path(self.config.run_dir) / "mar" / "reference.npz"
+        file = self.config.folder / "reference.npz"
         note, made_from = file.with_suffix(".json"), identity | {"weights": self.extractor.fingerprint}
         if not (file.is_file() and note.is_file() and read_json(note, "note") == made_from):
             moments = reference.statistics()

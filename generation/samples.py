@@ -16,9 +16,9 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet
 from flowprior.run.files import file_sha256, read_json
-from mar.config import MARStageConfig
-from mar.generate import protocols_of_sets, same_protocol, samples_file
-from mar.reference import class_counts
+from generation.config import GenerationConfig
+from generation.generate import protocols_of_sets, same_protocol, samples_file
+from generation.reference import class_counts
 
 ONE_PROCESS = World()
 
@@ -49,7 +49,7 @@ class Samples:
         }
 
 
-def find_samples(config: MARStageConfig, world: World = ONE_PROCESS) -> Samples:
+def find_samples(config: GenerationConfig, world: World = ONE_PROCESS) -> Samples:
     """What ``config.evaluate.samples`` names.
 
     Raises:
@@ -59,7 +59,7 @@ def find_samples(config: MARStageConfig, world: World = ONE_PROCESS) -> Samples:
     if config.evaluate.samples_have_labels:
         files = {f"{cfg:g}": samples_file(config, cfg) for cfg in config.sample.cfg}
         if missing := [file for file in files.values() if not file.is_file()]:
-            raise UserError(f"there is no set of samples at {missing[0]}: run `python -m mar.generate`")
+            raise UserError(f"there is no set of samples at {missing[0]}: run `{config.command('generate')}`")
     elif where.endswith(".npz"):
         files = {Path(where).name: Path(where)}
     else:
@@ -88,7 +88,7 @@ def _only(sizes: Counter[ImageSize], where: str) -> ImageSize:
     return next(iter(sizes))
 
 
-def samples_protocol(config: MARStageConfig, samples: Samples, world: World = ONE_PROCESS) -> dict[str, Any]:
+def samples_protocol(config: GenerationConfig, samples: Samples, world: World = ONE_PROCESS) -> dict[str, Any]:
     """How each set of samples was made, or which file or folder it is; what is stale or not of this count is refused."""
     shape = {"size": str(samples.size), "crop": "none"}
     if (images := samples.folder) is not None:
@@ -101,19 +101,19 @@ def samples_protocol(config: MARStageConfig, samples: Samples, world: World = ON
     made, wanted_of = {}, protocols_of_sets(config)
     for cfg in config.sample.cfg:
         note = samples_file(config, cfg).with_suffix(".json")
-        kept = read_json(note, "set of samples (run `python -m mar.generate`)").get("protocol")
+        kept = read_json(note, f"set of samples (run `{config.command('generate')}`)").get("protocol")
         if cfg in wanted_of and not same_protocol(kept, wanted_of[cfg], config):
             raise UserError(
-                f"the samples {note.with_suffix('.npz')} are of another generator or of other options: run `python -m mar.generate` again"
+                f"the samples {note.with_suffix('.npz')} are of another generator or of other options: run `{config.command('generate')}` again"
             )
         if not isinstance(kept, dict):
-            raise UserError(f"{note} is damaged: run `python -m mar.generate` again")
+            raise UserError(f"{note} is damaged: run `{config.command('generate')}` again")
         made[f"{cfg:g}"] = {**kept, **shape}
     return made
 
 
 def open_samples(
-    config: MARStageConfig, extractor: Extractor, samples: Samples, world: World = ONE_PROCESS
+    config: GenerationConfig, extractor: Extractor, samples: Samples, world: World = ONE_PROCESS
 ) -> dict[str, ImageSet]:
     """Each set of samples by its guidance scale or its file's name; a :class:`UserError` unless it is whole and of this config's count."""
     if (images := samples.folder) is not None:
@@ -124,14 +124,14 @@ def open_samples(
         check_count(ImageArchive(file).count, file, config)
         sets[name] = ImageSet.of_archive(file, extractor, progress=True, world=world)
         if config.evaluate.samples_have_labels and sets[name].labels is None:
-            raise UserError(f"{file} has no labels: delete it and run `python -m mar.generate`")
+            raise UserError(f"{file} has no labels: delete it and run `{config.command('generate')}`")
     return sets
 
 
-def check_count(count: int, where: str | Path, config: MARStageConfig) -> None:
+def check_count(count: int, where: str | Path, config: GenerationConfig) -> None:
     """A :class:`UserError` unless a set has ``sample.count`` images."""
     if count != config.sample.count:
         raise UserError(
-            f"{where} holds {count} images and sample.count is {config.sample.count}: run `python -m mar.generate` again, "
+            f"{where} holds {count} images and sample.count is {config.sample.count}: run `{config.command('generate')}` again, "
             f"or write sample.count={count}"
         )

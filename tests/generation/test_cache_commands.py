@@ -1,4 +1,4 @@
-"""``mar.cache_latents`` and ``mar.estimate_scale`` as commands."""
+"""``cache_latents`` and ``estimate_scale`` as commands."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from flowprior.data.latent_cache import CacheConfig
 from flowprior.errors import UserError
+from generation.cache_latents import make_encode
 from mar import cache_latents, estimate_scale
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 
@@ -74,7 +75,7 @@ def test_moments_of_an_autoencoder_whose_latents_are_mapped_are_refused():
     sizes = AutoencoderConfig(32, 16, 4, 4, True, vit, vit)
     sizes.latent_map.name = "soft_codebook"
     with pytest.raises(UserError, match="soft_codebook.*cache.posterior=mean"):
-        cache_latents.make_encode(Autoencoder(sizes), CacheConfig(posterior="moments"), torch.device("cpu"))
+        make_encode(Autoencoder(sizes), CacheConfig(posterior="moments"), torch.device("cpu"))
 
 
 def test_a_reference_that_is_not_there_yet_is_said_when_images_are_encoded(command, tmp_path):

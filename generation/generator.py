@@ -1,9 +1,10 @@
-"""What a generator of latents is, and the bundle of one with the scale of its latents. MAR is the one that comes with the project."""
+"""What a generator of latents is, and the bundle of one with the scale of its latents."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,6 +30,11 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         """Normalised latents ``(B, T, C)`` for labels ``(B,)``; sample i depends on its label, ``seeds[i]`` and ``cfg`` only."""
+
+
+def build_generator(section: Any, tokens: int, channels: int, num_classes: int) -> Generator:
+    """The generator that a config's ``model`` names."""
+    return getattr(section, section.name).build(tokens, channels, num_classes)
 
 
 class GeneratorObjective(Objective):

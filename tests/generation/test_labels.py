@@ -11,10 +11,10 @@ from flowprior.data.digits import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation
 from flowprior.run.config import build_config
+from generation.labels import EQUAL, choose_shares, class_sequence, mismatch, total_variation
+from generation.sample_drawer import SampleDrawer
+from generation.training_fid import TrainingFID
 from mar.config import MARStageConfig
-from mar.labels import EQUAL, choose_shares, class_sequence, mismatch, total_variation
-from mar.sample_drawer import SampleDrawer
-from mar.training_fid import TrainingFID
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 

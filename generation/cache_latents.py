@@ -1,0 +1,92 @@
+"""Encode every image once, so that the generator trains on latents alone.
+
+    python -m <generator> cache_latents [--preset digits] [option=value ...]
+
+Writes ``<run_dir>/latents``, which all generators of a run share. The options are those of ``cache``: both flips or ten crops, moments of
+a gaussian autoencoder or draws from it, bfloat16 or float16, processes that read images. Interrupted, it goes on with the shards that
+are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowprior.data.images import open_images, shared_fingerprint
+from flowprior.data.latent_cache import CacheConfig, write_latent_cache
+from flowprior.distributed import distributed_world
+from flowprior.errors import UserError
+from flowprior.notes import note
+from flowprior.run.files import read_json
+from flowprior.run.fingerprints import accept_earlier
+from flowprior.run.lock import sole_writer
+from flowprior.run.run_folder import Stopwatch
+from generation.autoencoder import load_autoencoder
+from generation.config import GenerationConfig
+from tokenizer.autoencoder import Autoencoder
+
+
+def main(stage: type[GenerationConfig]) -> None:
+    config = stage.read(__doc__)
+    manifest = config.cache_folder / "manifest.json"
+    with distributed_world() as world, sole_writer(config.cache_folder, world, manifest.is_file()):
+        autoencoder = load_autoencoder(config, world.device)
+        images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
+        origin = {
+            "autoencoder": autoencoder.fingerprint,
+            "images": shared_fingerprint(images, world),
+            "size": config.data.size,
+            **config.cache.describe(),
+        }
+        if manifest.is_file():
+            kept = accept_earlier(read_json(manifest, "latent cache").get("origin") or {}, origin["images"], manifest)
+            if kept != origin:
+                differing = ", ".join(sorted(n for n in kept | origin if kept.get(n) != origin.get(n)))
+                raise UserError(
+                    f"the latent cache {config.cache_folder} was made from another {differing}: delete the folder, or write run_dir=<another>"
+                )
+            if world.is_main:
+                print(f"latents: complete ({config.cache_folder})")
+            return
+        reference = Path(config.evaluate.reference)
+        if world.is_main:  # before hours of training, rather than after them
+            from flowprior.metrics import missing_weights  # brings torch-fidelity: not for a cache that is complete
+
+            if reference.suffix == ".npz" and not reference.is_file():
+                note(f"the evaluation's reference {reference} is not there yet (fid_stats/README.md)")
+            if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
+                note(f"the evaluation after training will stop: {missing}")
+        stopwatch = Stopwatch(config.cache_folder)
+        encode = make_encode(autoencoder, config.cache, world.device)
+        write_latent_cache(config.cache_folder, images, encode, config.cache, origin, world, config.data.size)
+        if world.is_main:
+            stopwatch.save()
+            print(f"latents: {len(images)} images in {config.cache_folder} ({stopwatch.seconds():.0f} s)")
+
+
+def make_encode(autoencoder: Autoencoder, config: CacheConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Model images to what is cached of them; a :class:`UserError` for moments of an autoencoder that has none."""
+    if config.posterior != "mean" and not autoencoder.config.gaussian:
+        raise UserError(
+            f"cache.posterior={config.posterior} needs an autoencoder with a posterior (regulariser kl): write cache.posterior=mean"
+        )
+    if config.posterior != "mean" and len(autoencoder.latent_maps):
+        raise UserError(
+            f"cache.posterior={config.posterior} keeps what the encoder says before the latent map {autoencoder.config.latent_map.name} maps it, "
+            "and the decoder wants it mapped: write cache.posterior=mean"
+        )
+    bf16 = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+            if config.posterior == "mean":
+                return autoencoder.encode(images)
+            encoded = autoencoder.posterior(images)
+            return torch.cat([encoded.mean, encoded.logvar], dim=-1)  # (B, T, 2 C)
+
+    return encode

@@ -1,0 +1,57 @@
+"""Measure the cached latents and store their scale, 1 / std, in the cache's manifest: training and decoding read it there.
+
+python -m <generator> estimate_scale runs/digits/latents [--num_samples 10000]
+python -m <generator> estimate_scale [--preset digits] [option=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from flowprior.data.latent_cache import LatentCache
+from flowprior.data.latent_scale import check_statistics, measure_statistics, store_statistics
+from flowprior.distributed import World
+from flowprior.errors import UserError
+from flowprior.run.lock import sole_writer
+from generation.config import GenerationConfig
+
+
+def main(stage: type[GenerationConfig]) -> None:
+    folder, samples = parse(stage, sys.argv[1:])
+    with sole_writer(folder, World(), may_be_read_only=True):
+        cache = LatentCache(folder, verify=False, made_by=stage.command("cache_latents"))
+        statistics = cache.manifest.get("statistics")
+        if not isinstance(statistics, dict) or statistics.get("images") != min(samples, len(cache)):
+            statistics = measure_statistics(cache, samples)
+            store_statistics(folder, statistics)
+            cache.manifest["statistics"] = statistics
+        check_statistics(cache, stage.command("estimate_scale"))
+    print(describe(statistics))
+
+
+def parse(stage: type[GenerationConfig], words: list[str]) -> tuple[Path, int]:
+    """The cache's folder and how many images to measure, in either form of the command."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_samples", "--num-samples", type=int)
+    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help shows how)"))  # type: ignore
+    arguments, rest = parser.parse_known_args(words)
+    if arguments.num_samples is not None and arguments.num_samples < 1:
+        raise UserError(f"--num_samples is at least 1, not {arguments.num_samples}")
+    if len(rest) == 1 and "=" not in rest[0] and not rest[0].startswith("-"):
+        return Path(rest[0]), arguments.num_samples or 10_000
+    config = stage.read(__doc__, rest)
+    return config.cache_folder, arguments.num_samples or config.cache.scale_samples
+
+
+def describe(statistics: dict[str, Any]) -> str:
+    """The line for the terminal."""
+    spread = " ".join(f"{value:.3f}" for value in statistics["channel_std"])
+    return (
+        "scale: {scale:.4f} = 1 / std of {images} images (min {min:.3f}, max {max:.3f}, mean {mean:.3f}, std {std:.4f}); ".format(
+            **statistics
+        )
+        + f"std per channel: {spread}"
+    )

@@ -1,0 +1,217 @@
+"""Measure sampled images: FID, inception score, precision and recall; sFID and FD of DINOv2 features where they are named.
+
+    python -m <generator> evaluate [--preset digits] [option=value ...]
+    python -m <generator> evaluate evaluate.samples=images.npz evaluate.reference=VIRTUAL_imagenet256_labeled.npz sample.count=50000 ...
+
+Reads what generate wrote, or with evaluate.samples draws it first, or reads an .npz or a folder of anybody's images; there must be
+exactly sample.count of them, all of one size, at which the reference is read. Writes <run_dir>/<generator>/evaluation.json
+(evaluation_<name>.json for an .npz or a folder) with the metrics and their protocol. Under torchrun the images are dealt out to all
+processes; the metrics are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import flowprior.metrics
+from flowprior.data.digits import NUM_CLASSES
+from flowprior.distributed import World, distributed_world
+from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation, half_half_fid
+from flowprior.metrics.inception_score import split_protocol
+from flowprior.metrics.registry import foreign_images
+from flowprior.notes import note
+from flowprior.run.files import file_sha256, read_json, write_json
+from flowprior.run.lock import sole_writer
+from generation.config import GenerationConfig
+from generation.generate import draw_sets
+from generation.labels import mismatch, total_variation
+from generation.reference import Reference, check_reference, open_reference
+from generation.samples import Samples, find_samples, open_samples, samples_protocol
+
+ONE_PROCESS = World()
+
+
+def main(stage: type[GenerationConfig]) -> None:
+    config = stage.read(__doc__)
+    with (
+        distributed_world() as world,
+        sole_writer(config.folder, world, may_be_read_only=result_file(config).is_file()),
+    ):
+        if config.evaluate.samples == "generate":
+            draw_sets(config, world)
+        extractor = Extractor(
+            config.evaluate.extractor, device=world.device, weights_path=config.evaluate.weights or None
+        )
+        samples = find_samples(config, world)
+        reference = open_reference(config, extractor, samples.size, world)
+        check_reference(config, reference.identity["count"])
+        made_by, file = protocol(config, extractor, samples, reference, world), result_file(config)
+        if world.is_main:
+            warn(config, samples, reference)
+        before = read_json(file, "evaluation").get("protocol") if file.is_file() else None
+        complete = before == made_by
+        world.barrier()  # nobody writes before everybody has looked
+        if complete and world.is_main:
+            print(f"evaluation of the generator: complete ({file})")
+        if not complete:
+            if isinstance(before, dict):
+                other = sorted(name for name in before | made_by if before.get(name) != made_by.get(name))
+                note(f"{file} is of another {' and '.join(other)}, and is replaced")
+            result = evaluate(config, extractor, samples, reference, world)
+            if world.is_main:
+                write_json(file, result | {"protocol": made_by})
+        if world.is_main:
+            say(read_json(file, "evaluation"))
+
+
+def say(result: dict[str, Any]) -> None:
+    """The metrics, for the terminal; on stderr why one is missing."""
+    for cfg, metrics in result["metrics"].items():
+        of = f"generator, cfg {cfg}" if "cfg" in result["protocol"]["samples"][cfg] else cfg
+        # Rounding makes the distance of a set to itself a little less than 0.
+        values = (
+            f"{name} {value:.3f}".replace("-0.000", "0.000") for name, value in metrics.items() if value is not None
+        )
+        print(f"{of}: " + "  ".join(values))
+        for name, reason in result.get("not_measured", {}).get(cfg, {}).items():
+            note(f"{of}: no {name}: {reason}")
+    if "half_half_fid" in result:
+        splits = result["half_half_fid"]
+        print(
+            f"FID of one half of the real images against the other, mean of {len(splits['splits'])} splits: {splits['mean']:.3f}"
+        )
+
+
+def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> None:
+    """One line on stderr for each way in which the two sides are not alike, or the extractor not made for them."""
+    own = config.evaluate.samples_have_labels
+    digits = own and config.evaluate.uses_data and config.data.source == "digits"
+    names = class_names(config)
+    others = own and names and reference.class_names not in (None, tuple(names))
+    notes = (
+        ["the reference's classes have other names than the generator's: their shares are not compared"]
+        if others
+        else []
+    )
+    notes += [foreign_images(config.evaluate.extractor, digits or bool(config.evaluate.weights))]
+    for name, counts in samples.class_counts(len(reference.class_counts or ())).items() if not others else ():
+        caveat = mismatch(counts, reference.class_counts or (), names)
+        remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
+        notes.append(caveat and f"{f'cfg {name}' if own else name}: {caveat}{remedy}")
+    for line in dict.fromkeys(filter(None, notes)):
+        note(line)
+
+
+def result_file(config: GenerationConfig) -> Path:
+    samples = config.evaluate.samples
+    return config.folder / (
+        "evaluation.json" if samples in ("", "generate") else f"evaluation_{Path(samples).stem}.json"
+    )
+
+
+def protocol(
+    config: GenerationConfig,
+    extractor: Extractor,
+    samples: Samples,
+    reference: Reference,
+    world: World = ONE_PROCESS,
+) -> dict[str, Any]:
+    """How the metrics come about: equal protocols mean equal metrics. A :class:`UserError` for samples that are not as they should be."""
+    chosen, package = config.evaluate.chosen_metrics(), Path(flowprior.metrics.__file__).parent
+    own_weights = {name: file_sha256(package / METRICS[name].weights) for name in chosen if METRICS[name].weights}
+    made = {
+        "reference": reference.identity | {"classes": classes_text(reference.class_counts)},
+        "extractor": {
+            "name": extractor.name,
+            "weights": extractor.fingerprint,
+            "trained on": extractor.trained_on,
+        },
+        "metrics": list(chosen),
+        "metric_weights": own_weights,
+        "half_half_splits": config.evaluate.half_half_splits if config.evaluate.uses_data else 0,
+        "dtype": "float32 features, float64 moments",
+        "samples": samples_protocol(config, samples, world),
+    }
+    for name, counts in samples.class_counts(len(reference.class_counts or ())).items():
+        about = {"classes": classes_text(counts)}
+        if len(reference.class_counts or ()) == len(counts):
+            about["total variation to the reference's"] = round(total_variation(counts, reference.class_counts), 4)
+        made["samples"][name] |= about
+    if "inception_score" in chosen:
+        made["inception_score"] = split_protocol(config.sample.count, config.evaluate.inception_split)
+    return made
+
+
+def classes_text(counts: tuple[int, ...] | None) -> str:
+    """What a protocol says of a set's classes."""
+    if not counts:
+        return "not stated"
+    least, most = min(counts), max(counts)
+    return f"{len(counts)}, of {least} images each" if least == most else f"{len(counts)}, of {least} to {most} images"
+
+
+def class_names(config: GenerationConfig) -> list[str]:
+    """Of the generator's classes, by their number; none where there is no generator."""
+    file = config.folder / "generator" / "config.json"
+    about = read_json(file, "generator").get("about") if file.is_file() else None
+    return list(map(str, (about or {}).get("class_names") or []))
+
+
+def evaluate(
+    config: GenerationConfig,
+    extractor: Extractor,
+    samples: Samples,
+    reference: Reference,
+    world: World = ONE_PROCESS,
+) -> dict[str, Any]:
+    """Figures of every set of samples, the best of them by FID, and how far one half of the real images lies from the other.
+
+    A metric that cannot be had is null, and ``not_measured`` says why.
+    """
+    result: dict[str, Any] = {"metrics": {}}
+    for name, images in open_samples(config, extractor, samples, world).items():
+        metrics, missing = metrics_of(config, images, reference)
+        result["metrics"][name] = metrics
+        if missing:
+            result.setdefault("not_measured", {})[name] = missing
+    if config.evaluate.half_half_splits and config.evaluate.uses_data and isinstance(reference.images, ImageSet):
+        splits = [half_half_fid(reference.images, seed) for seed in range(config.evaluate.half_half_splits)]
+        result["half_half_fid"] = {"mean": float(np.mean(splits)), "std": float(np.std(splits)), "splits": splits}
+    fids = {cfg: metrics.get("fid") for cfg, metrics in result["metrics"].items()}
+    if config.evaluate.samples_have_labels and None not in fids.values():
+        result["best_cfg"] = min(fids, key=fids.get)  # type: ignore[arg-type]
+    return result
+
+
+def metrics_of(
+    config: GenerationConfig, images: ImageSet, reference: Reference
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The metrics of one set of samples, None for those that cannot be had, and why these cannot."""
+    chosen, missing = list(config.evaluate.chosen_metrics()), {}
+    if "recognised" in chosen and images.labels is not None:
+        digits = digits_of_classes(class_names(config))
+        if digits is None:
+            chosen.remove("recognised")
+            missing["recognised"] = "the judge knows the digits 0 to 9, and the classes here are others"
+        else:
+            images.labels = digits[images.labels]
+    options = {"inception_score": {"split_size": config.evaluate.inception_split}}
+    metrics: dict[str, float | None] = {}
+    if chosen:
+        metrics |= evaluate_generation(images, reference.images, chosen, options)
+    for name, value in metrics.items():
+        if value is not None and not math.isfinite(value):
+            missing[name] = f"its value is {value}"
+    return metrics | dict.fromkeys(missing), missing
+
+
+def digits_of_classes(names: list[str]) -> torch.Tensor | None:
+    """Which digit each class is, int64 ``(classes,)``, by its name; None where some are no digits. Without names class n is digit n."""
+    known = list(map(str, range(NUM_CLASSES)))
+    names = names or known
+    return torch.tensor([known.index(name) for name in names]) if set(names) <= set(known) else None
