@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from flowprior.data.image_reader import conversions, read_by_earlier_versions
 from flowprior.data.stores.base import ImageStore
-from flowprior.data.stores.folder import FolderStore
+from flowprior.data.stores.files import FolderStore
 from flowprior.notes import note
 from flowprior.run.fingerprints import ImagesFingerprint
 

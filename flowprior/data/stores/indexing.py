@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from flowprior.data.stores.archive import Archive
 from flowprior.data.stores.folder_listing import READ, SPLITS, kinds_in_words, some_of
 from flowprior.data.stores.index import COLUMNS, DTYPES, Columns
-from flowprior.data.stores.labels import Classes, classes_of, sorted_classes
+from flowprior.data.stores.labels import NO_LABEL, Classes, classes_of_words, sorted_classes, unlabelled
 from flowprior.data.stores.sample_rule import SampleRule, choose_rule
 from flowprior.data.stores.samples import ShardSamples, collect_samples
 from flowprior.errors import UserError
@@ -115,31 +114,11 @@ class _Table:
 
 def _classes(table: _Table, rule: SampleRule, where: str) -> Classes:
     """The classes, in the place of every written word."""
-    words, asked_for = list(table.words), rule.field or rule.label
+    words = list(table.words)
     if rule.label == "folder":
         return _folder_classes(words, where, table.count)
-    if words == [""] and rule.is_beside and not rule.guessed:
-        raise UserError(
-            f"the images in {where} have no label ({rule.source}), which data.label_column={asked_for} asks for"
-        )
-    counts = table.counts()
-    if "" in words and len(words) > 1:
-        raise UserError(
-            f"{counts[words.index('')]} of {table.count} images in {where} have no label ({rule.source}), first {table.without_label}: "
-            "add these labels, or write data.label_column=none"
-        )
-    if words == [""]:
-        return unlabelled(where, table.count, 1)
-    made = classes_of(words, counts, rule.source, where, rule.guessed)
-    return made if made.names else unlabelled(where, table.count, len(words))
-
-
-def unlabelled(where: str, images: int, words: int, name: str = "") -> Classes:
-    """One class, called as the place is."""
-    name = name or re.split(r"[{*.]", Path(where).name)[0].strip("-_ ") or "images"
-    return Classes(
-        [name], np.zeros(words, np.int32), [f"{where} says no labels: its {images} images are one class, '{name}'"]
-    )
+    guessed = rule.guessed or rule.label == NO_LABEL
+    return classes_of_words(words, table.counts(), rule.source, where, table.without_label, guessed)
 
 
 def _folder_classes(folders: list[str], where: str, images: int) -> Classes:

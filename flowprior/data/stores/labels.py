@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
+LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "class_name", "category", "target")
+NO_LABEL = "none"  # in place of a column's name
 NUMBER = re.compile(r"0|[1-9]\d{0,17}")
 MINUS_ONE = "-1"  # what data sets without labels often say
 MOST_CLASSES = 1 << 20
@@ -104,3 +107,71 @@ def captions(words: int, total: int, source: str, where: str) -> UserError:
         f"{where} holds {words} different texts for {total} images as labels ({source}), which are captions and no classes: write "
         "data.label_column=none for images without labels, or name what holds them"
     )
+
+
+def classes_of_words(
+    words: Sequence[str], counts: np.ndarray, source: str, where: str, first_without: str, guessed: bool
+) -> Classes:
+    """:func:`classes_of` words of which the empty one stands for no label; without any label all images are one class.
+
+    Raises:
+        UserError: as there, or some of the samples have no label, ``first_without`` being the first of them, or none has although somebody
+            has named their source.
+    """
+    total = int(counts.sum())
+    if list(words) == [""]:
+        if not guessed:
+            raise UserError(f"the images in {where} have no label in the {source}, which data.label_column asks for")
+        return unlabelled(where, total, 1)
+    if "" in words:
+        missing = counts[list(words).index("")]
+        raise UserError(
+            f"{missing} of {total} images in {where} have no label ({source}), first {first_without}: add these labels, or write "
+            f"data.label_column={NO_LABEL}"
+        )
+    made = classes_of(words, counts, source, where, guessed)
+    return made if made.names else unlabelled(where, total, len(words))
+
+
+def unlabelled(where: str, images: int, words: int, name: str = "") -> Classes:
+    """One class, called as the place is unless it has a name."""
+    name = name or re.split(r"[{*.:]", Path(where).name)[0].strip("-_ ") or "images"
+    said = f"{where} says no labels: its {images} images are one class, '{name}'"
+    return Classes([name], np.zeros(words, np.int32), [said])
+
+
+def choose_column(
+    names: Sequence[str], asked_for: str, usual: Sequence[str], where: str, option: str, needed: bool = False
+) -> str:
+    """The column that ``asked_for`` names, or the only one with one of the ``usual`` names; empty where there is none.
+
+    Raises:
+        UserError: there is no such column, several may be meant, or none is although one is ``needed``.
+    """
+    if asked_for == NO_LABEL and not needed:
+        return ""
+    if asked_for:
+        if asked_for not in names:
+            raise UserError(f"{where} has no column '{asked_for}' ({option}) but {', '.join(names)}")
+        return asked_for
+    found = [name for name in names if name.lower() in usual]
+    if len(found) > 1:
+        raise UserError(
+            f"{where} has the columns {', '.join(found)}, each of which may be meant: write {option}={found[0]}, say"
+        )
+    if not found and needed:
+        raise UserError(
+            f"{where} has no column of a usual name ({', '.join(usual)}) but {', '.join(names)}: {option}= names it"
+        )
+    return found[0] if found else ""
+
+
+def written_label(value: object, where: str) -> str:
+    """A label of JSON or of a table as a word; empty for none.
+
+    Raises:
+        UserError: it is neither a whole number nor a word.
+    """
+    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+        return "" if value is None else str(value).strip()
+    raise UserError(f"the label {where} is no number and no word: {one_line(ValueError(value), 60)}")

@@ -7,13 +7,16 @@ import re
 from pathlib import Path
 
 from flowprior.data.stores.base import ImageStore, StoreOptions
-from flowprior.data.stores.folder import FolderStore
+from flowprior.data.stores.files import FolderStore
 from flowprior.data.stores.folder_listing import EXTENSIONS, SPLITS, is_system_file, some_of
+from flowprior.data.stores.listed import KINDS as LISTS
+from flowprior.data.stores.listed import ListStore
 from flowprior.data.stores.patterns import is_pattern, matching_files
 from flowprior.data.stores.shards import TarStore, ZipStore
 from flowprior.errors import UserError
 
 ARCHIVES = {".tar": TarStore, ".zip": ZipStore}
+KINDS = {**ARCHIVES, **dict.fromkeys(sorted(LISTS), ListStore)}
 SET = "set DATA= or data.path= to where the images lie"
 
 
@@ -45,11 +48,11 @@ def _of_files(files: list[Path], path: str, options: StoreOptions) -> ImageStore
     if len(splits) > 1:
         pattern = files[0].parent / f"*{splits[0]}*{kind}"
         raise UserError(f"{path} holds files of {' and '.join(splits)}: write DATA='{pattern}', say")
-    if kind not in ARCHIVES:
+    if kind not in KINDS:
         raise UserError(
-            f"images are read from folders and from files that end in {', '.join(ARCHIVES)}, not from {some_of([f.name for f in files])}"
+            f"images are read from folders and from files that end in {', '.join(KINDS)}, not from {some_of([f.name for f in files])}"
         )
-    return ARCHIVES[kind](files, path, options)
+    return KINDS[kind](files, path, options)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from flowprior.data.stores.archive import Archive, Member, data_members, named
 from flowprior.data.stores.folder_listing import EXTENSIONS
+from flowprior.data.stores.labels import LABEL_NAMES, NO_LABEL, written_label
 from flowprior.errors import UserError, one_line
 
 IMAGE_KINDS = {extension[1:] for extension in EXTENSIONS}
 BESIDE = ("cls", "json", "txt")  # members that may say a label, the first of them first
-LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "class_name", "category", "target")
 LONGEST_LABEL, LONGEST_JSON = 4096, 1 << 20  # bytes
 FIRST_LOOK, LONG_LOOK = 1000, 100_000  # members of the first archive by which the kind of labels is told
 
@@ -40,7 +40,7 @@ class SampleRule(NamedTuple):
     @property
     def source(self) -> str:
         """Where labels stand, in words."""
-        names = {"json": f"field '{self.field}' of .json", "folder": "folders", "none": "none"}
+        names = {"json": f"field '{self.field}' of .json", "folder": "folders", NO_LABEL: NO_LABEL}
         return names.get(self.label, f".{self.label}")
 
     @property
@@ -76,7 +76,7 @@ def choose_rule(archive: Archive, image: str, label: str) -> SampleRule:
     Raises:
         UserError: several fields of .json may be the label.
     """
-    if label in ("none", "folder", "cls", "txt"):
+    if label in (NO_LABEL, "folder", "cls", "txt"):
         return SampleRule(image, label, guessed=False)
     if label:
         return SampleRule(image, "json", label, guessed=False)
@@ -116,23 +116,19 @@ def label_of(archive: Archive, member: Member, rule: SampleRule) -> str:
     """The label that a member beside an image says; empty where it says none."""
     if rule.label == "json":
         value = _json_object(archive, member).get(rule.field, "")
-        if value is None or isinstance(value, str | int) and not isinstance(value, bool):
-            return "" if value is None else str(value).strip()
-        raise UserError(
-            f"the field '{rule.field}' of {named(archive, member)} is no number and no word: {one_line(ValueError(value), 60)}"
-        )
+        return written_label(value, f"'{rule.field}' in {named(archive, member)}")
     return _text(archive, member, LONGEST_LABEL).strip()
 
 
 def _text(archive: Archive, member: Member, longest: int) -> str:
     if member.size > longest:
         raise UserError(
-            f"{named(archive, member)} has {member.size} bytes, and is no label: write data.label_column=none"
+            f"{named(archive, member)} has {member.size} bytes, and is no label: write data.label_column={NO_LABEL}"
         )
     try:
         return archive.contents(member).decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{named(archive, member)} is no text in UTF-8: write data.label_column=none") from error
+        raise UserError(f"{named(archive, member)} is no text in UTF-8: write data.label_column={NO_LABEL}") from error
 
 
 def _json_object(archive: Archive, member: Member) -> dict[str, object]:
@@ -141,5 +137,5 @@ def _json_object(archive: Archive, member: Member) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{named(archive, member)} is no JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{named(archive, member)} is no JSON object: write data.label_column=none")
+        raise UserError(f"{named(archive, member)} is no JSON object: write data.label_column={NO_LABEL}")
     return value

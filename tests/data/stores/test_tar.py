@@ -153,7 +153,7 @@ REFUSED = {
     "a long label": ([A, ("a.cls", b"1" * 5000)], "a.cls has 5000 bytes"),
     "a damaged JSON": ([A, ("a.json", b"{")], "a.json is no JSON"),
     "a JSON that is a list": ([A, ("a.json", b"[1]")], "a.json is no JSON object"),
-    "a label that is a list": ([A, ("a.json", b'{"label": [1]}')], "'label' of .*a.json is no number and no word"),
+    "a label that is a list": ([A, ("a.json", b'{"label": [1]}')], "'label' in .*a.json is no number and no word"),
     "two fields that may be the label": ([A, ("a.json", b'{"label": 1, "class": 2}')], "label, class, each .* data.label_column=label"),
     "two images of a sample": ([A, ("a.jpg", b""), ("a.cls", b"1")], "the sample a in .* has two images"),
     "two images of a sample, apart": ([A, ("a.cls", b"1"), B, ("b.cls", b"1"), A, ("a.txt", b"1")], "."),
@@ -186,7 +186,7 @@ def test_captions_are_no_classes_unless_somebody_says_so(tmp_path):
 def test_labels_that_are_asked_for_and_missing_are_refused(tmp_path):
     file = write_tar(tmp_path / "a.tar", [A, ("a.json", b'{"label": 1}')])
     for label in ("cls", "other"):
-        with pytest.raises(UserError, match=f"have no label .*data.label_column={label} asks for"):
+        with pytest.raises(UserError, match=f"have no label in the .*{label}.*, which data.label_column asks for"):
             opened(file, label=label)
 
 
