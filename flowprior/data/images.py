@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from flowprior.data.crops import centre_crop, random_crop, random_resized_box
 from flowprior.data.image_contents import count_copies, images_fingerprint
 from flowprior.data.image_reader import read_image
 from flowprior.data.order import SampleKey
+from flowprior.data.stores.base import StoreOptions
 from flowprior.data.stores.recognise import open_store
 from flowprior.distributed import World
 from flowprior.errors import UserError
@@ -36,7 +37,8 @@ class ImageConfig:
     )
     path: str = option(
         "",
-        "for source=files, where the images lie: a folder with one sub-folder per class; DATA= sets it in the scripts",
+        "for source=files, where the images lie: a folder with one sub-folder per class, .tar shards (their folder, or a pattern such as "
+        "a-{000..146}.tar), a .zip, or a .csv or .jsonl list; DATA= sets it in the scripts",
         changes_result=False,
     )
     size: int = option(32, "pixels on a side")
@@ -49,6 +51,16 @@ class ImageConfig:
     )
     min_area: float = option(0.8, "smallest share of the image's area in a random_resized crop")
     flip: bool = option(False, "mirror every other image in training")
+    image_column: str = option(
+        "",
+        "column of the images' paths in a list, or the images' extension in archives; empty: what is usual",
+        changes_result=False,  # which images these are is a matter of their fingerprint
+    )
+    label_column: str = option(
+        "",
+        "column of the labels in a list; in archives cls, txt, folder, or a field of .json; none: without labels; empty: what is usual",
+        changes_result=False,
+    )
 
     def __post_init__(self) -> None:
         self.source = FORMER_SOURCES.get(self.source, self.source)  # type: ignore[assignment]
@@ -57,10 +69,20 @@ class ImageConfig:
         if not 0 < self.min_area <= 1:
             raise ValueError(f"min_area lies in (0, 1], not at {self.min_area}")
 
+    def at(self, path: str, **changes: Any) -> ImageConfig:
+        """The images at another place, read by the same columns; ``changes`` to other options."""
+        return replace(self, source="files", path=path, **changes)
+
+    @property
+    def columns(self) -> StoreOptions:
+        """What is what in a place of several columns."""
+        return StoreOptions(self.image_column, self.label_column)
+
 
 class ImageSource(Protocol):
     """A keyed data set of images; ``batch`` returns ``image`` uint8 (B, 3, S, S), ``label`` int64 (B,), ``index`` int64 (B,)."""
 
+    kind: str  # of place: digits, or a store's
     num_classes: int
     class_names: list[str]
 
@@ -80,6 +102,8 @@ def open_images(config: ImageConfig, seed: int = 0) -> ImageSource:
 
 class DigitImages:
     """The embedded digits, held in memory."""
+
+    kind = "digits"
 
     def __init__(self, config: ImageConfig, seed: int) -> None:
         images, labels = digits.digit_images(config.size)
@@ -107,16 +131,12 @@ class StoredImages:
     """Encoded images, wherever they lie, decoded and cropped."""
 
     def __init__(self, config: ImageConfig, seed: int) -> None:
-        self.store = open_store(config.path)
-        self.class_names, self.labels = self.store.class_names, self.store.labels
+        self.store = open_store(config.path, config.columns)
+        self.kind, self.class_names, self.labels = self.store.kind, self.store.class_names, self.store.labels
         self.num_classes, self.config, self.seed = len(self.class_names), config, seed
 
     def __len__(self) -> int:
         return len(self.store)
-
-    @property
-    def root(self):
-        return self.store.root
 
     def fingerprint(self) -> str:
         return images_fingerprint(self.store, ("centre", self.config.size))
@@ -144,9 +164,6 @@ class StoredImages:
         if key.epoch >= 0 and config.flip and random.random() < 0.5:
             image = TF.hflip(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-FolderImages = StoredImages
 
 
 def shared_fingerprint(images: ImageSource, world: World) -> str:

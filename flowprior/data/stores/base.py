@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+
+def place_name(where: str) -> str:
+    """What a place is called, for a class or for a file about it."""
+    if Path(where).exists():
+        return Path(where).stem
+    return re.split(r"[{*.:]", where.rstrip("/").rpartition("/")[2])[0].strip("-_ ") or "images"
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,6 @@ class ImageStore(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def member(self, index: int) -> str:
-        """The image's name within the place, wherever that lies."""
-
-    @abstractmethod
     def name(self, index: int) -> str:
         """Where the image lies, for a message."""
 
@@ -72,11 +77,13 @@ class ImageStore(ABC):
             UserError: one of them is not there any more.
         """
 
+    @abstractmethod
     def facts(self, first: int, end: int) -> list[str]:
-        """What tells the images ``first`` to ``end`` from others without reading them, a text for each."""
-        return [
-            f"{self.member(index)} {length}" for index, length in zip(range(first, end), self.lengths(first, end) or [])
-        ]
+        """What tells the images ``first`` to ``end`` from others without reading them, wherever the place lies.
+
+        Raises:
+            UserError: one of them is not there any more.
+        """
 
     def spread(self, most: int) -> np.ndarray:
         """Up to ``most`` of the images in their order, int64, spread evenly from the first to the last."""

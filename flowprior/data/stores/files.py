@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +33,13 @@ class FilesStore(ImageStore):
             return open(self.file(index), "rb")
         except OSError as error:
             raise UserError(f"the image {self.name(index)} cannot be read ({one_line(error)})") from error
+
+    @abstractmethod
+    def member(self, index: int) -> str:
+        """The path of an image's file below ``root``."""
+
+    def facts(self, first: int, end: int) -> list[str]:
+        return [f"{self.member(index)} {length}" for index, length in zip(range(first, end), self.lengths(first, end))]
 
     def lengths(self, first: int, end: int) -> list[int]:
         return [status.st_size for status in self.statuses(first, end)]

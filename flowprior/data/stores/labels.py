@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from flowprior.data.stores.base import place_name
 from flowprior.errors import UserError, one_line
 
 LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "class_name", "category", "target")
@@ -135,7 +135,7 @@ def classes_of_words(
 
 def unlabelled(where: str, images: int, words: int, name: str = "") -> Classes:
     """One class, called as the place is unless it has a name."""
-    name = name or re.split(r"[{*.:]", Path(where).name)[0].strip("-_ ") or "images"
+    name = name or place_name(where)
     said = f"{where} says no labels: its {images} images are one class, '{name}'"
     return Classes([name], np.zeros(words, np.int32), [said])
 

@@ -39,6 +39,11 @@ def open_store(path: str, options: StoreOptions = StoreOptions()) -> ImageStore:
     return _of_files(shards, path, options) if shards else FolderStore(place)
 
 
+def may_hold_images(path: str) -> bool:
+    """Whether something lies at ``path``, as far as a glance tells."""
+    return bool(path) and (is_pattern(path) or Path(path).exists())
+
+
 def _of_files(files: list[Path], path: str, options: StoreOptions) -> ImageStore:
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1:

@@ -73,11 +73,16 @@ class ShardStore(ImageStore):
         """The number of the shard in which an image lies."""
         return int(np.searchsorted(self.index.starts, index, side="right")) - 1
 
-    def member(self, index: int) -> str:
-        return f"{self.shards[self.shard(index)].name}: {os.fsdecode(self.index.name(index))}"
-
     def name(self, index: int) -> str:
         return f"{self.shards[self.shard(index)]}: {os.fsdecode(self.index.name(index))}"
+
+    def facts(self, first: int, end: int) -> list[str]:
+        """By number of the shard: how the files are called is their owner's matter."""
+        names = (os.fsdecode(self.index.name(index)) for index in range(first, end))
+        return [
+            f"{self.shard(n)} {name} {length}"
+            for n, name, length in zip(range(first, end), names, self.lengths(first, end))
+        ]
 
     def lengths(self, first: int, end: int) -> list[int]:
         return self.index.sizes[first:end].tolist()

@@ -43,7 +43,8 @@ def test_a_list_is_its_images_in_its_order(folder, suffix, order):
 
 
 @pytest.mark.parametrize(
-    "header, cells", [("path,label", "{i.file},{i.label}"), ("id,Class,FILENAME", '7,{i.label},"{i.file}"'), ("label,w,file_name,h", "{i.label},1,{i.file},2")]
+    "header, cells", [("path,label", "{i.file},{i.label}"), ("id,Class,FILENAME",
+     '7,{i.label},"{i.file}"'), ("label,w,file_name,h", "{i.label},1,{i.file},2")]
 )  # fmt: skip
 def test_columns_are_found_by_their_usual_names(folder, header, cells):
     text = "\ufeff" + "\r\n".join([header, *(cells.format(i=image) for image in SOME), ""])
