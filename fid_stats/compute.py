@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from flowprior.data.image_sizes import stored_sizes  # noqa: E402
-from flowprior.data.images import FolderImages, ImageConfig, open_images  # noqa: E402
+from flowprior.data.images import ImageConfig, StoredImages, open_images  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import EXTRACTORS, Extractor, ImageSet  # noqa: E402
 from flowprior.metrics.registry import foreign_images  # noqa: E402
@@ -37,18 +37,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "source",
-        metavar="digits|FOLDER",
-        help="the embedded digits, or a folder of images with or without class folders",
+        metavar="digits|IMAGES",
+        help="the embedded digits, or where images lie: a folder, tar shards, a zip, or whatever else data.path takes",
     )
     parser.add_argument(
-        "--extractor", choices=sorted(EXTRACTORS), help="default: digits for the digits, inception for a folder"
+        "--extractor", choices=sorted(EXTRACTORS), help="default: digits for the digits, inception for images"
     )
     parser.add_argument(
-        "--size", type=int, help="side of the central square in pixels (default: 32 for digits, 256 for a folder)"
+        "--size", type=int, help="side of the central square in pixels (default: 32 for digits, 256 for images)"
     )
     parser.add_argument(
-        "--out", type=Path, help="file to write (default for digits: fid_stats/digits.npz; needed for a folder)"
+        "--out", type=Path, help="file to write (default for digits: fid_stats/digits.npz; needed for images)"
     )
+    parser.add_argument("--image-column", default="", help="as data.image_column of a stage")
+    parser.add_argument("--label-column", default="", help="as data.label_column of a stage")
     parser.add_argument("--world", type=int, default=4, help="threads that read images (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument(
@@ -73,9 +75,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 @entry_point
 def main() -> None:
     options = parse()
-    source = {"source": "digits"} if options.source == "digits" else {"source": "folder", "path": options.source}
-    images = open_images(build_config(ImageConfig, source | {"size": options.size}, "--size"))
-    if isinstance(images, FolderImages):
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    config = build_config(ImageConfig, {"size": options.size, **columns}, "--size")
+    images = open_images(config if options.source == "digits" else config.at(options.source))
+    if isinstance(images, StoredImages):
         small = sum(n for size, n in stored_sizes(images).items() if min(size) < options.size)
         if small:
             note(f"{small} of {len(images)} images are smaller than {options.size} and are enlarged")

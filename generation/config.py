@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from flowprior.data.image_archive import archive_has_images
 from flowprior.data.images import ImageConfig
 from flowprior.data.latent_cache import CacheConfig
+from flowprior.data.stores.recognise import may_hold_images
 from flowprior.metrics.registry import EXTRACTORS, METRICS, choose_metrics
 from flowprior.run.config import option
 from flowprior.run.presets import config_from_command_line
@@ -54,7 +55,7 @@ class EvaluateConfig:
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
     reference: str = option(
         "data",
-        "data: all images of the training data; an .npz with mu and sigma, or arr_0, or both; or a folder of images",
+        "data: all images of the training data; an .npz with mu and sigma, or arr_0, or both; or images, wherever data.path may point",
     )
     metrics: tuple[str, ...] = option(
         (),
@@ -72,22 +73,21 @@ class EvaluateConfig:
     )
     samples: str = option(
         "",
-        "what is measured: empty, the run's sets; generate, the same and drawn first if need be; or an .npz or a folder of images",
+        "what is measured: empty, the run's sets; generate, the same and drawn first if need be; an .npz; or images, wherever data.path may "
+        "point",
     )
 
     def __post_init__(self) -> None:
-        if not (self.uses_data or self.reference.endswith(".npz") or Path(self.reference).is_dir()):
-            raise ValueError(
-                f"reference is data or the path of an .npz or of a folder of images, not '{self.reference}'"
-            )
+        if not (self.uses_data or self.reference.endswith(".npz") or may_hold_images(self.reference)):
+            raise ValueError(f"reference is data, or the path of an .npz or of images, not '{self.reference}'")
         if min(self.half_half_splits, self.online_count, self.online_epochs, self.inception_split) < 0:
             raise ValueError("half_half_splits, online_count, online_epochs and inception_split are 0 or more")
         if (
             self.samples not in ("", "generate")
             and not self.samples.endswith(".npz")
-            and not Path(self.samples).is_dir()
+            and not may_hold_images(self.samples)
         ):
-            raise ValueError(f"samples is empty, generate, or the path of an .npz or of a folder, not '{self.samples}'")
+            raise ValueError(f"samples is empty, generate, or the path of an .npz or of images, not '{self.samples}'")
         self.chosen_metrics()
 
     @property

@@ -3,9 +3,9 @@
     python -m <generator> evaluate [--preset digits] [option=value ...]
     python -m <generator> evaluate evaluate.samples=images.npz evaluate.reference=VIRTUAL_imagenet256_labeled.npz sample.count=50000 ...
 
-Reads what generate wrote, or with evaluate.samples draws it first, or reads an .npz or a folder of anybody's images; there must be
+Reads what generate wrote, or with evaluate.samples draws it first, or reads anybody's images, in an .npz or elsewhere; there must be
 exactly sample.count of them, all of one size, at which the reference is read. Writes <run_dir>/<generator>/evaluation.json
-(evaluation_<name>.json for an .npz or a folder) with the metrics and their protocol. Under torchrun the images are dealt out to all
+(evaluation_<name>.json for anybody's) with the metrics and their protocol. Under torchrun the images are dealt out to all
 processes; the metrics are the same.
 """
 
@@ -20,6 +20,7 @@ import torch
 
 import flowprior.metrics
 from flowprior.data.digits import NUM_CLASSES
+from flowprior.data.stores.base import place_name
 from flowprior.distributed import World, distributed_world
 from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation, half_half_fid
 from flowprior.metrics.inception_score import split_protocol
@@ -108,7 +109,7 @@ def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> No
 def result_file(config: GenerationConfig) -> Path:
     samples = config.evaluate.samples
     return config.folder / (
-        "evaluation.json" if samples in ("", "generate") else f"evaluation_{Path(samples).stem}.json"
+        "evaluation.json" if samples in ("", "generate") else f"evaluation_{place_name(samples)}.json"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowprior.data.images import ImageConfig, open_images
+from flowprior.data.images import open_images
 from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.training.randomness import stream_seed
@@ -78,10 +78,10 @@ def _counts_of_data(config: GenerationConfig, about: dict[str, Any]) -> tuple[in
 
 def _counts_of_reference(config: GenerationConfig, about: dict[str, Any]) -> tuple[int, ...] | None:
     """None where the reference does not tell, or its classes are not the generator's."""
-    reference = Path(config.evaluate.reference)
-    if reference.suffix == ".npz":
-        return class_counts_of_file(reference) if reference.is_file() else None
-    images = open_images(ImageConfig(source="folder", path=str(reference), size=config.data.size))
+    reference = config.evaluate.reference
+    if reference.endswith(".npz"):
+        return class_counts_of_file(Path(reference)) if Path(reference).is_file() else None
+    images = open_images(config.data.at(reference))
     return class_counts(images) if images.class_names == about.get("class_names") else None
 
 

@@ -1,4 +1,4 @@
-"""What samples are compared with: the data, a folder, an .npz of images or of moments; at the samples' size, or not at all."""
+"""What samples are compared with: the data, other images, an .npz of images or of moments; at the samples' size, or not at all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reference:
         images: what metrics compare with.
         identity: for the protocol: which images or which file, how many, at what size and crop.
         class_counts: images of every class, where that is known.
-        class_names: of a folder's classes.
+        class_names: of the images' classes, where they are no .npz.
     """
 
     images: ImageSet | Statistics
@@ -54,7 +54,7 @@ def open_reference(
         return _data(config, extractor, size, samples, world)
     file = Path(config.evaluate.reference)
     if file.suffix != ".npz":
-        return _folder(file, extractor, size, samples, world)
+        return _images(config.data.at(config.evaluate.reference, size=size.height), extractor, size, samples, world)
     if file.is_file() and archive_has_images(file):
         return _archive(file, extractor, size, samples, world)
     statistics = _statistics(file, extractor.name, size, samples)
@@ -72,7 +72,7 @@ def check_reference(config: GenerationConfig, count: int | None) -> None:
         named = [name for name in config.evaluate.chosen_metrics() if name != "precision_recall"]
         raise UserError(
             f"precision and recall compare all features of {count} reference images, whose time is quadratic: write "
-            f"evaluate.metrics=[{', '.join(named)}], or name a folder or .npz of {MOST_COMPARED} at most as evaluate.reference"
+            f"evaluate.metrics=[{', '.join(named)}], or name images or an .npz of {MOST_COMPARED} at most as evaluate.reference"
         )
 
 
@@ -103,23 +103,23 @@ def _data(config: GenerationConfig, extractor: Extractor, size: ImageSize, sampl
     return _source(open_images(config.data), size, "centre", extractor, world)
 
 
-def _folder(folder: Path, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
-    images = open_images(ImageConfig(source="folder", path=str(folder), size=size.height))
+def _images(config: ImageConfig, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
+    images, where = open_images(config), config.path
     sizes = Counter(world.broadcast(dict(stored_sizes(images)) if world.is_main else None))  # type: ignore[arg-type]
     if set(sizes) == {size}:
         return _source(images, size, "none", extractor, world)
-    cropped = f"write data.source=folder data.path={folder} data.size={size.height} evaluate.reference=data"
+    cropped = f"write data.source=files data.path={where} data.size={size.height} evaluate.reference=data"
     if size.height != size.width:
-        raise UserError(f"{samples}, and images in a folder such as {folder} are cropped to squares: give an .npz")
+        raise UserError(f"{samples}, and images such as those in {where} are cropped to squares: give an .npz")
     [common, *others] = sizes
     if not others and common.height == common.width:
         raise UserError(
-            f"the images in {folder} are {common} and {samples}: to compare with them resized to {size}, {cropped}"
+            f"the images in {where} are {common} and {samples}: to compare with them resized to {size}, {cropped}"
         )
     if world.is_main:
         small = sum(count for other, count in sizes.items() if min(other) < size.height)
         enlarged = f"; {small} of {len(images)} are smaller and are enlarged" if small else ""
-        note(f"the images in {folder} are cropped centrally to the samples' {size}{enlarged}")
+        note(f"the images in {where} are cropped centrally to the samples' {size}{enlarged}")
     return _source(images, size, "centre", extractor, world)
 
 

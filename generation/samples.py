@@ -1,9 +1,9 @@
-"""The sets of images that are measured: the run's own, or anybody's in an .npz or a folder; how large they are and how they were made."""
+"""The sets of images that are measured: the run's own, or anybody's, in an .npz or elsewhere; how large they are and how they were made."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from flowprior.data.image_archive import ImageArchive
 from flowprior.data.image_sizes import ImageSize, stored_sizes
-from flowprior.data.images import FolderImages, ImageConfig, open_images, shared_fingerprint
+from flowprior.data.images import ImageConfig, StoredImages, shared_fingerprint
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet
@@ -25,22 +25,22 @@ ONE_PROCESS = World()
 
 @dataclass(frozen=True)
 class Samples:
-    """Sets of images of one size: files, each an .npz with its name, or one folder.
+    """Sets of images of one size: files, each an .npz with its name, or images that lie elsewhere.
 
     Attributes:
         size: of every image. It is the size of the comparison: samples are measured as they are, never resized.
-        files: by guidance scale or name; empty where the samples are a folder.
-        folder: the images in it, read at their size.
+        files: by guidance scale or name; empty where the samples lie elsewhere.
+        images: those, read at their size.
     """
 
     size: ImageSize
     files: dict[str, Path]
-    folder: FolderImages | None = None
+    images: StoredImages | None = None
 
     def class_counts(self, least: int) -> dict[str, tuple[int, ...]]:
         """How many images of every class, ``least`` of them at least, each set has, where that is known."""
-        if self.folder is not None:
-            return {self.folder.root.name: class_counts(self.folder)} if self.folder.num_classes > 1 else {}
+        if self.images is not None:
+            return {_name(self.images): class_counts(self.images)} if self.images.num_classes > 1 else {}
         labels = {name: ImageArchive(file).labels for name, file in self.files.items()}
         return {
             name: tuple(torch.bincount(of_set, minlength=least).tolist())
@@ -53,7 +53,7 @@ def find_samples(config: GenerationConfig, world: World = ONE_PROCESS) -> Sample
     """What ``config.evaluate.samples`` names.
 
     Raises:
-        UserError: it is not there, is of several sizes, or lies in a folder and is not square.
+        UserError: it is not there, is of several sizes, or lies in no .npz and is not square.
     """
     where = config.evaluate.samples
     if config.evaluate.samples_have_labels:
@@ -63,22 +63,24 @@ def find_samples(config: GenerationConfig, world: World = ONE_PROCESS) -> Sample
     elif where.endswith(".npz"):
         files = {Path(where).name: Path(where)}
     else:
-        return _folder(where, config.data.size, world)
+        return _images(config.data.at(where), world)
     sizes = Counter(ImageSize(*ImageArchive(file).size) for file in files.values())
     return Samples(_only(sizes, ", ".join(map(str, files.values()))), files)
 
 
-def _folder(path: str, size: int, world: World) -> Samples:
-    def read(side: int) -> FolderImages:
-        return open_images(ImageConfig(source="folder", path=path, size=side))  # type: ignore[return-value]
-
-    images = read(size)
-    stored = _only(Counter(world.broadcast(dict(stored_sizes(images)) if world.is_main else None)), path)
+def _images(config: ImageConfig, world: World) -> Samples:
+    images = StoredImages(config, seed=0)
+    stored = _only(Counter(world.broadcast(dict(stored_sizes(images)) if world.is_main else None)), config.path)
     if stored.height != stored.width:
         raise UserError(
-            f"the samples in {path} are {stored}, and folders are read as squares: save them as arr_0 in an .npz"
+            f"the samples in {config.path} are {stored}, and images outside of an .npz are read as squares: save them as arr_0 in an .npz"
         )
-    return Samples(stored, {}, images if stored.height == size else read(stored.height))
+    whole = images if stored.height == config.size else StoredImages(replace(config, size=stored.height), seed=0)
+    return Samples(stored, {}, whole)
+
+
+def _name(images: StoredImages) -> str:
+    return Path(images.store.where).name
 
 
 def _only(sizes: Counter[ImageSize], where: str) -> ImageSize:
@@ -89,10 +91,10 @@ def _only(sizes: Counter[ImageSize], where: str) -> ImageSize:
 
 
 def samples_protocol(config: GenerationConfig, samples: Samples, world: World = ONE_PROCESS) -> dict[str, Any]:
-    """How each set of samples was made, or which file or folder it is; what is stale or not of this count is refused."""
+    """How each set of samples was made, or which images they are; what is stale or not of this count is refused."""
     shape = {"size": str(samples.size), "crop": "none"}
-    if (images := samples.folder) is not None:
-        return {images.root.name: {"images": shared_fingerprint(images, world), "count": len(images), **shape}}
+    if (images := samples.images) is not None:
+        return {_name(images): {"images": shared_fingerprint(images, world), "count": len(images), **shape}}
     if not config.evaluate.samples_have_labels:
         return {
             name: {"count": ImageArchive(file).count, "sha256": file_sha256(file), **shape}
@@ -113,9 +115,9 @@ def open_samples(
     config: GenerationConfig, extractor: Extractor, samples: Samples, world: World = ONE_PROCESS
 ) -> dict[str, ImageSet]:
     """Each set of samples by its guidance scale or its file's name; a :class:`UserError` unless it is whole and of this config's count."""
-    if (images := samples.folder) is not None:
-        check_count(len(images), images.root, config)
-        return {images.root.name: ImageSet.of_source(images, extractor, progress=True, world=world)}
+    if (images := samples.images) is not None:
+        check_count(len(images), images.store.where, config)
+        return {_name(images): ImageSet.of_source(images, extractor, progress=True, world=world)}
     sets = {}
     for name, file in samples.files.items():
         check_count(ImageArchive(file).count, file, config)

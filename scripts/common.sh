@@ -122,7 +122,7 @@ help_requested() {
 train_generator() {
   local name=$1 arguments=(--preset "$PRESET")
   shift
-  [[ -n $DATA ]] && arguments+=(data.source=folder "data.path=$DATA")
+  [[ -n $DATA ]] && arguments+=(data.source=files "data.path=$DATA")
   arguments+=("$@")
   if help_requested "$@"; then
     NPROC=1 NNODES=1 launch "$name" train "${arguments[@]}"

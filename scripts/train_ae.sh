@@ -3,11 +3,11 @@
 #   bash scripts/train_ae.sh [option=value ...]
 #   PRESET=folder DATA=/data/images NPROC=8 NNODES=1 bash scripts/train_ae.sh optim.lr=2e-4
 #   bash scripts/train_ae.sh --dry-run      parameters, arithmetic and memory of a step; trains nothing
-# DATA is a folder of images, with one sub-folder per class.
+# DATA is where images lie: a folder with one sub-folder per class, tar shards, a zip, Parquet files and others (docs/usage.md).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
 if help_requested "$@" || [[ " $* " == *" --dry-run "* ]]; then NPROC=1 NNODES=1; fi
 arguments=(--preset "$PRESET")
-[[ -n $DATA ]] && arguments+=(data.source=folder "data.path=$DATA")
+[[ -n $DATA ]] && arguments+=(data.source=files "data.path=$DATA")
 launch tokenizer.train_ae "${arguments[@]}" "$@"
 help_requested "$@" || launch_once tokenizer.evaluate "${arguments[@]}" "$@"

@@ -3,16 +3,15 @@
 #   bash scripts/train_flowhead.sh [option=value ...]
 #   PRESET=folder DATA=features.npy NPROC=8 NNODES=1 bash scripts/train_flowhead.sh optim.lr=2e-4
 #   PRESET=imagenet_dinov2 DATA=/data/imagenet/train NPROC=8 bash scripts/train_flowhead.sh
-# DATA is a file with target features of one's own, or a folder of images with one sub-folder per class, for targets that are features
-# of images.
+# DATA is a file with target features of one's own; or, for targets that are features of images, where these lie (docs/usage.md).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
 if help_requested "$@"; then NPROC=1 NNODES=1; fi
 arguments=(--preset "$PRESET")
-if [[ -f $DATA ]]; then
+if [[ -d $DATA || $DATA == hf://* || $DATA == *[{*]* ]] || [[ -f $DATA && $DATA =~ \.(tar|zip|csv|tsv|jsonl|ndjson|parquet)$ ]]; then
+  arguments+=(data.source=files "data.path=$DATA")
+elif [[ -f $DATA ]]; then
   arguments+=(target.source=file "target.file.path=$DATA")
-elif [[ -d $DATA ]]; then
-  arguments+=(data.source=folder "data.path=$DATA")
 elif [[ -n $DATA ]]; then
   fail "DATA=$DATA is not there"
 fi

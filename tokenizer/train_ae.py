@@ -87,7 +87,8 @@ class AEConfig:
     data: ImageConfig = option(ImageConfig, "")
     held_out: str = option(
         "",
-        "folder of images that are measured, not trained on; empty: of data.subset=train the other part of the digits, else the training images",
+        "where images lie that are measured and not trained on, as for data.path; empty: of data.subset=train the other part of the digits, "
+        "else the training images",
         changes_result=False,
     )
     model: AutoencoderConfig = option(AutoencoderConfig, "")
@@ -112,7 +113,7 @@ class AEConfig:
     def held_out_data(self) -> ImageConfig:
         """The images that are measured, cropped as they are for evaluation."""
         if self.held_out:
-            return replace(self.data, source="folder", path=self.held_out)
+            return self.data.at(self.held_out)
         if self.data.source == "digits" and self.data.subset == "train":
             return replace(self.data, subset="val")
         return self.data
@@ -123,8 +124,8 @@ class AEConfig:
         return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
 
     def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
-        """What to say where images of the folder ``held_out`` are trained on as well; else empty."""
-        if not (self.held_out and self.holds_out and self.data.source == "folder"):
+        """What to say where images of ``held_out`` are trained on as well; else empty."""
+        if not (self.held_out and self.holds_out and self.data.source == "files"):
             return ""
         copies = held_out.copies_of(images or open_images(self.data))  # type: ignore[attr-defined]
         looked_at = min(len(held_out), FILES_READ)
@@ -134,7 +135,7 @@ class AEConfig:
     def holds_out(self) -> bool:
         """Whether the images that are measured are others than those of training."""
         measured = self.held_out_data()
-        if self.held_out and self.data.source == "folder":  # however the folder is written
+        if self.held_out and self.data.source == "files":  # however the place is written
             return Path(measured.path).resolve() != Path(self.data.path).resolve()
         return measured != self.data
 

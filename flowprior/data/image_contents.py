@@ -1,88 +1,115 @@
-"""The fingerprint of a folder of images: names, lengths and contents, wherever the folder lies and whenever it was written."""
+"""The fingerprint of images in a place: names, lengths and contents, wherever the place lies and whenever it was written."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import numpy as np
+import io
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TypeVar
 
 from flowprior.data.image_reader import conversions, read_by_earlier_versions
+from flowprior.data.stores.base import ImageStore
+from flowprior.data.stores.files import FolderStore
 from flowprior.notes import note
-from flowprior.run.files import file_sha256
 from flowprior.run.fingerprints import ImagesFingerprint
-from flowprior.training.randomness import stream_seed
 
 FILES_READ = 4096
 THREADS = 8
-NAMES_AT_ONCE = 1024
+IMAGES_AT_ONCE = 1024
+START_BYTES = 4096
 READER = 2  # raised with every change of how an image file becomes pixels
 
+T = TypeVar("T")
 
-def images_fingerprint(root: Path, names: np.ndarray, crop: tuple[str, int]) -> ImagesFingerprint:
-    """16 hex digits that are equal for equal files and crops, and differ where anything differs that is looked at.
 
-    Up to :data:`FILES_READ` files are read whole. Of a larger set the contents of so many count, spread evenly from the first to the
-    last, and names and lengths of all. Modification times do not count. Prints how many images are shown otherwise than they are stored, or
-    enlarged.
+def images_fingerprint(store: ImageStore, crop: tuple[str, int]) -> ImagesFingerprint:
+    """16 hex digits that are equal for equal images and crops, and differ where anything differs that is looked at.
+
+    Up to :data:`FILES_READ` images are read whole. Of a larger set the contents of so many count, spread evenly from the first to the
+    last, and names and lengths of all. Modification times do not count, nor where the images lie. Prints how many images are shown
+    otherwise than they are stored, or enlarged.
 
     Args:
-        root: the folder.
-        names: ``(N,)`` bytes, paths below it in their order.
+        store: of the images.
         crop: name and size in pixels.
     """
-    places = np.unique(np.linspace(0, len(names) - 1, min(FILES_READ, len(names))).astype(np.int64))
-    chosen = [root / os.fsdecode(names[place]) for place in places]
+    chosen = store.spread(FILES_READ).tolist()
     with ThreadPoolExecutor(THREADS) as pool:  # a network's disk answers many at once
-        parts = [names[first : first + NAMES_AT_ONCE] for first in range(0, len(names), NAMES_AT_ONCE)]
-        lengths = [length for part in pool.map(lambda part: _lengths(root, part), parts) for length in part]
-        contents = list(pool.map(file_sha256, chosen))
-    texts = [f"{os.fsdecode(name)} {length}" for name, length in zip(names, lengths)]
-    digest = hashlib.sha256(repr((READER, crop, contents)).encode())
-    for text in texts:
-        digest.update(repr(text).encode())
-    _say_conversions(root, chosen, crop[1])
-    before = f"{stream_seed(f'{crop[0]} crop', crop[1], *texts):016x}"
-    return ImagesFingerprint.of(digest.hexdigest()[:16], before, _first_read_otherwise(chosen))
-
-
-def _say_conversions(root: Path, files: list[Path], size: int) -> None:
-    """A note of how many of the images are shown otherwise than they lie in their files, by ``size`` pixels on a side."""
-    counts = Counter(rule for file in files for rule in conversions(file, size))
-    if counts:
+        looked_at = list(pool.map(lambda index: _look_at(store, index, crop[1]), chosen))
+        contents = [sha256 for sha256, _ in looked_at]
+        digest = hashlib.sha256(repr((READER, crop, contents)).encode())
+        of_folder = isinstance(store, FolderStore)
+        if not of_folder:
+            digest.update(repr((store.kind, store.class_names)).encode() + store.labels.astype("<i8").tobytes())
+        before = _EarlierFingerprint(crop)
+        for facts in _in_parts(pool, store.facts, len(store)):
+            for fact in facts:
+                digest.update(repr(fact).encode())
+            if of_folder:
+                before.update(facts)
+    if counts := Counter(rule for _, rules in looked_at for rule in rules):
         summary = ", ".join(f"{count} with {rule}" for rule, count in counts.items())
-        note(f"of {len(files)} images looked at in {root}: {summary}")
+        note(f"of {len(chosen)} images looked at in {store.where}: {summary}")
+    if not of_folder:  # earlier versions read folders alone
+        return ImagesFingerprint(digest.hexdigest()[:16])
+    return ImagesFingerprint.of(digest.hexdigest()[:16], before.value(), _first_read_otherwise(store, chosen))
 
 
-def count_copies(root: Path, names: np.ndarray, of_root: Path, of_names: np.ndarray) -> int:
-    """How many of the files ``names`` below ``root``, up to :data:`FILES_READ` of them spread evenly, are copies of files below ``of_root``."""
-    places = np.unique(np.linspace(0, len(names) - 1, min(FILES_READ, len(names))).astype(np.int64))
-    wanted = [root / os.fsdecode(names[place]) for place in places]
-    lengths = {file.stat().st_size for file in wanted}
+class _EarlierFingerprint:
+    """``stream_seed`` of crop and facts, in 16 hex digits, without holding them all."""
+
+    def __init__(self, crop: tuple[str, int]) -> None:
+        self.digest = hashlib.blake2b(repr((f"{crop[0]} crop", crop[1]))[:-1].encode(), digest_size=8)
+
+    def update(self, facts: list[str]) -> None:
+        self.digest.update("".join(f", {fact!r}" for fact in facts).encode())
+
+    def value(self) -> str:
+        self.digest.update(b")")
+        return f"{int.from_bytes(self.digest.digest(), 'big') >> 1:016x}"
+
+
+def _in_parts(pool: Executor, ask: Callable[[int, int], T], count: int) -> Iterator[T]:
+    """``ask(first, end)`` of consecutive parts, in order, a few of them at once."""
+    waiting: deque = deque()
+    for first in range(0, count, IMAGES_AT_ONCE):
+        waiting.append(pool.submit(ask, first, min(first + IMAGES_AT_ONCE, count)))
+        if len(waiting) > 2 * THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _look_at(store: ImageStore, index: int, size: int) -> tuple[str, list[str]]:
+    """The SHA-256 of an image as it is stored, and what it is shown otherwise in, by ``size`` pixels on a side."""
+    data = store.read(index)
+    return hashlib.sha256(data).hexdigest(), conversions(io.BytesIO(data), size)
+
+
+def _sha256(store: ImageStore, index: int) -> str:
+    return hashlib.sha256(store.read(index)).hexdigest()
+
+
+def count_copies(store: ImageStore, of: ImageStore) -> int:
+    """How many of the images in ``store``, up to :data:`FILES_READ` of them spread evenly, are copies of images in ``of``."""
+    wanted = store.spread(FILES_READ).tolist()
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = [of_names[first : first + NAMES_AT_ONCE] for first in range(0, len(of_names), NAMES_AT_ONCE)]
-        sizes = [size for part in pool.map(lambda part: _lengths(of_root, part), parts) for size in part]
-        alike = [of_root / os.fsdecode(name) for name, size in zip(of_names, sizes) if size in lengths]
+        lengths = {length for index in wanted for length in store.lengths(index, index + 1)}
+        sizes = (size for part in _in_parts(pool, of.lengths, len(of)) for size in part)
+        alike = [index for index, size in enumerate(sizes) if size in lengths]
         # Of a million images many share a length: their first bytes tell nearly all of them apart.
-        starts = set(pool.map(_start, wanted))
-        alike = [file for file, start in zip(alike, pool.map(_start, alike)) if start in starts]
-        others = set(pool.map(file_sha256, alike))
-        return sum(contents in others for contents in pool.map(file_sha256, wanted))
+        starts = set(pool.map(lambda index: _start(store, index), wanted))
+        kept = [index for index, start in zip(alike, pool.map(lambda i: _start(of, i), alike)) if start in starts]
+        others = set(pool.map(lambda index: _sha256(of, index), kept))
+        return sum(contents in others for contents in pool.map(lambda index: _sha256(store, index), wanted))
 
 
-def _start(file: Path) -> bytes:
-    with open(file, "rb") as opened:
-        return opened.read(4096)
+def _start(store: ImageStore, index: int) -> bytes:
+    with store.open(index) as opened:
+        return opened.read(START_BYTES)
 
 
-def _lengths(root: Path, names: np.ndarray) -> list[int]:
-    above = os.fsencode(root)
-    return [os.stat(os.path.join(above, name)).st_size for name in names.tolist()]
-
-
-def _first_read_otherwise(files: Iterable[Path]) -> str:
-    return next((str(file) for file in files if not read_by_earlier_versions(file)), "")
+def _first_read_otherwise(store: FolderStore, chosen: Iterable[int]) -> str:
+    return next((str(file) for file in map(store.file, chosen) if not read_by_earlier_versions(file)), "")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from flowprior.errors import UserError, one_line
 
@@ -28,37 +29,48 @@ TURNS = {
 }
 
 
-def read_image(file: Path) -> Image.Image:
+def read_image(file: Path | BinaryIO, name: str = "") -> Image.Image:
     """The picture in ``file`` as a viewer shows it: upright by its EXIF orientation, on white, 8-bit RGB.
 
     16-bit values count by their high byte, gray ones as Pillow does with those of colours. CMYK is converted without a colour
     profile, and profiles of RGB images are not applied.
 
+    Args:
+        file: of the image, or the file opened.
+        name: of the image in messages; the file's path if there is none.
+
     Raises:
         UserError: the file is damaged or none of :data:`FORMATS`, holds several frames, or values without a range of their own.
     """
+    name = name or str(file)
     try:
         with Image.open(file, formats=FORMATS) as opened:
             frames = getattr(opened, "n_frames", 1)
             if frames > 1 and opened.format != "MPO":  # whose first frame is the photograph
-                raise UserError(f"the image {file} holds {frames} frames: save the one that is meant, or remove it")
+                raise UserError(f"the image {name} holds {frames} frames: save the one that is meant, or remove it")
             deep_colours = "16" in _raw_mode(opened)
             opened.load()
             # Pillow turns a TIFF when it loads it, and older versions leave its orientation as it was.
             turn = TURNS.get(_orientation(opened)) if opened.format != "TIFF" else None
-            image = _rgb(opened, file, deep_colours)
+            image = _rgb(opened, name, deep_colours)
     except UserError:
         raise
     except Exception as error:  # of a damaged file: Pillow's decoders have a dozen; of a bomb: its own
-        raise UserError(f"the image {file} cannot be read ({one_line(error)}): mend or remove it") from error
+        raise UserError(f"the image {name} cannot be read ({_reason(error)}): mend or remove it") from error
     return image if turn is None else image.transpose(turn)
 
 
-def conversions(file: Path, size: int = 0) -> list[str]:
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose own words would name an object in memory
+        return f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return one_line(error)
+
+
+def conversions(file: Path | BinaryIO, size: int = 0) -> list[str]:
     """What :func:`read_image` does to the image besides decoding it, by its header; nothing for a file that cannot be read.
 
     Args:
-        file: of the image.
+        file: of the image, or the file opened.
         size: pixels on a side that it is shown with; 0: its own.
     """
     try:
@@ -110,28 +122,28 @@ def _tag(opened: Image.Image, number: int) -> int | None:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _rgb(opened: Image.Image, file: Path, deep_colours: bool) -> Image.Image:
+def _rgb(opened: Image.Image, name: str, deep_colours: bool) -> Image.Image:
     mode = opened.mode
     if mode.startswith("I;16") or (mode == "I" and opened.format == "PNG"):  # I: as Pillow 10 opens 16-bit PNG
         return _from_16_bits(opened)
     if mode in NO_RANGE or _tag(opened, SAMPLE_FORMAT) == SIGNED:
         what = NO_RANGE.get(mode, "signed numbers")
         raise UserError(
-            f"the image {file} holds {what} (mode {mode}), whose black and white are not known: save it with 8 or 16 bits per channel"
+            f"the image {name} holds {what} (mode {mode}), whose black and white are not known: save it with 8 or 16 bits per channel"
         )
     if mode == "LAB":
         return _from_lab(opened)
     if mode in WITH_ALPHA or "transparency" in opened.info:
         if deep_colours and mode == "RGB":
             raise UserError(
-                f"the image {file} has 16-bit colours, one of which is transparent: save it with an alpha channel"
+                f"the image {name} has 16-bit colours, one of which is transparent: save it with an alpha channel"
             )
         whole = opened.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert("RGBA")
         ground = Image.new("RGBA", whole.size, (BACKGROUND,) * 4)
         return Image.alpha_composite(ground, whole).convert("RGB")
     if mode in SHOWN_AS_THEY_ARE:
         return opened.convert("RGB")
-    raise UserError(f"the image {file} has mode {mode}, which is not read: save it as RGB")
+    raise UserError(f"the image {name} has mode {mode}, which is not read: save it as RGB")
 
 
 def _from_16_bits(opened: Image.Image) -> Image.Image:
@@ -152,17 +164,18 @@ def _from_lab(opened: Image.Image) -> Image.Image:
     )
 
 
-def read_size(file: Path) -> tuple[int, int]:
-    """(height, width) of the picture in ``file`` as :func:`read_image` shows it, from its header alone.
+def read_size(file: Path | BinaryIO, name: str = "") -> tuple[int, int]:
+    """(height, width) of the picture in ``file`` as :func:`read_image` shows it, from its header alone; arguments as there.
 
     Raises:
         UserError: the file is damaged or none of :data:`FORMATS`.
     """
+    name = name or str(file)
     try:
         with Image.open(file, formats=FORMATS) as opened:
             # A TIFF's own numbers: newer versions of Pillow exchange them in size, older ones do not.
             width, height = (_tag(opened, WIDTH) or opened.width, _tag(opened, HEIGHT) or opened.height)
             turned = _orientation(opened) in EXCHANGES
     except Exception as error:  # of a damaged file: Pillow's decoders have a dozen; of a bomb: its own
-        raise UserError(f"the image {file} cannot be read ({one_line(error)}): mend or remove it") from error
+        raise UserError(f"the image {name} cannot be read ({_reason(error)}): mend or remove it") from error
     return (width, height) if turned else (height, width)

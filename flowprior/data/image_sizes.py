@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from flowprior.data.image_reader import read_size
-from flowprior.data.images import FolderImages
+from flowprior.data.images import StoredImages
 
 
 class ImageSize(NamedTuple):
@@ -20,15 +20,19 @@ class ImageSize(NamedTuple):
         return f"{self.width} x {self.height}"
 
 
-def stored_sizes(images: FolderImages, threads: int = 8) -> Counter[ImageSize]:
-    """How many images of a folder have which size.
+def stored_sizes(images: StoredImages, threads: int = 8) -> Counter[ImageSize]:
+    """How many of the images have which size.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: one of them cannot be read.
     """
-    found: Counter[ImageSize] = Counter()
+    store, found = images.store, Counter[ImageSize]()
+
+    def size(index: int) -> ImageSize:
+        with store.open(index) as opened:
+            return ImageSize(*read_size(opened, store.name(index)))
+
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(images), 4096):  # the pool would hold a million tasks at once
-            files = map(images.file, range(first, min(first + 4096, len(images))))
-            found.update(ImageSize(*size) for size in pool.map(read_size, files))
+            found.update(pool.map(size, range(first, min(first + 4096, len(images)))))
     return found

@@ -1,58 +1,88 @@
-"""Images as uint8 tensors: the embedded digits, or a folder with one sub-folder per class."""
+"""Images as uint8 tensors: the embedded digits, or encoded images wherever they lie."""
 
 from __future__ import annotations
 
-import math
+import io
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from flowprior.data import digits
+from flowprior.data.crops import centre_crop, random_crop, random_resized_box
 from flowprior.data.image_contents import count_copies, images_fingerprint
-from flowprior.data.image_folder import list_images
 from flowprior.data.image_reader import read_image
 from flowprior.data.order import SampleKey
+from flowprior.data.stores.base import StoreOptions
+from flowprior.data.stores.recognise import open_store
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import option
 from flowprior.run.files import tensors_fingerprint
 from flowprior.training.randomness import stream_seed
 
+FORMER_SOURCES = {"folder": "files"}
+
 
 @dataclass
 class ImageConfig:
     """Where images come from, and how they are cropped."""
 
-    source: Literal["digits", "folder"] = option("digits", "digits (embedded) or folder (one sub-folder per class)")
-    path: str = option("", "the folder, for source=folder; DATA= sets it in the scripts", changes_result=False)
+    source: Literal["digits", "files"] = option(
+        "digits", "digits (embedded) or files (what lies at data.path)", former_words=FORMER_SOURCES
+    )
+    path: str = option(
+        "",
+        "for source=files, where the images lie: a folder with one sub-folder per class, .tar shards (their folder, or a pattern such as "
+        "a-{000..146}.tar), a .zip, or a .csv or .jsonl list; DATA= sets it in the scripts",
+        changes_result=False,
+    )
     size: int = option(32, "pixels on a side")
     subset: Literal["all", "train", "val"] = option("all", "which of the digits: all, or a part of a fixed split")
     split_seed: int = option(0, "seed of the digits' split")
     crop: Literal["centre", "random", "random_resized"] = option(
         "centre",
         "in training: centre; random, ADM's square of 80 to 100 % of the shorter side; or random_resized, of random area and aspect ratio "
-        "(the latter two of a folder only)",
+        "(the latter two of files only)",
     )
     min_area: float = option(0.8, "smallest share of the image's area in a random_resized crop")
     flip: bool = option(False, "mirror every other image in training")
+    image_column: str = option(
+        "",
+        "column of the images' paths in a list, or the images' extension in archives; empty: what is usual",
+        changes_result=False,  # which images these are is a matter of their fingerprint
+    )
+    label_column: str = option(
+        "",
+        "column of the labels in a list; in archives cls, txt, folder, or a field of .json; none: without labels; empty: what is usual",
+        changes_result=False,
+    )
 
     def __post_init__(self) -> None:
+        self.source = FORMER_SOURCES.get(self.source, self.source)  # type: ignore[assignment]
         if self.size < 8:
             raise ValueError(f"images are at least 8 pixels on a side, not {self.size}")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"min_area lies in (0, 1], not at {self.min_area}")
 
+    def at(self, path: str, **changes: Any) -> ImageConfig:
+        """The images at another place, read by the same columns; ``changes`` to other options."""
+        return replace(self, source="files", path=path, **changes)
+
+    @property
+    def columns(self) -> StoreOptions:
+        """What is what in a place of several columns."""
+        return StoreOptions(self.image_column, self.label_column)
+
 
 class ImageSource(Protocol):
     """A keyed data set of images; ``batch`` returns ``image`` uint8 (B, 3, S, S), ``label`` int64 (B,), ``index`` int64 (B,)."""
 
+    kind: str  # of place: digits, or a store's
     num_classes: int
     class_names: list[str]
 
@@ -72,6 +102,8 @@ def open_images(config: ImageConfig, seed: int = 0) -> ImageSource:
 
 class DigitImages:
     """The embedded digits, held in memory."""
+
+    kind = "digits"
 
     def __init__(self, config: ImageConfig, seed: int) -> None:
         images, labels = digits.digit_images(config.size)
@@ -95,44 +127,32 @@ class DigitImages:
         return {"image": images, "label": self.labels[index], "index": index}
 
 
-class FolderImages:
-    """``path/<class>/<image>``; images straight in ``path`` make one class (:mod:`flowprior.data.image_folder`).
-
-    Names and labels of a million files are two arrays: loader processes share their pages, as they could not those of a million objects.
-    """
+class StoredImages:
+    """Encoded images, wherever they lie, decoded and cropped."""
 
     def __init__(self, config: ImageConfig, seed: int) -> None:
-        root = Path(config.path)
-        if not config.path or not root.is_dir():
-            raise UserError(f"there is no image folder at '{config.path}': set DATA=<folder> or data.path=<folder>")
-        self.root, (self.class_names, self.names, self.labels) = root, list_images(root)
+        self.store = open_store(config.path, config.columns)
+        self.kind, self.class_names, self.labels = self.store.kind, self.store.class_names, self.store.labels
         self.num_classes, self.config, self.seed = len(self.class_names), config, seed
 
     def __len__(self) -> int:
-        return len(self.names)
-
-    def file(self, index: int) -> Path:
-        """Where an image lies."""
-        return self.root / os.fsdecode(self.names[index])
+        return len(self.store)
 
     def fingerprint(self) -> str:
-        return images_fingerprint(self.root, self.names, ("centre", self.config.size))
+        return images_fingerprint(self.store, ("centre", self.config.size))
 
-    def copies_of(self, images: FolderImages) -> int:
-        """How many of these files, up to 4,096 of them spread evenly, have the contents of one of ``images``."""
-        return count_copies(self.root, self.names, images.root, images.names)
+    def copies_of(self, images: StoredImages) -> int:
+        """How many of these images, up to 4,096 of them spread evenly, have the contents of one of ``images``."""
+        return count_copies(self.store, images.store)
 
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         images = torch.stack([self._read(key) for key in keys])
-        return {
-            "image": images,
-            "label": torch.from_numpy(self.labels[[key.index for key in keys]]),
-            "index": torch.tensor([key.index for key in keys]),
-        }
+        index = torch.tensor([key.index for key in keys])
+        return {"image": images, "label": torch.from_numpy(self.labels[index.numpy()].astype(np.int64)), "index": index}
 
     def _read(self, key: SampleKey) -> Tensor:
         """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
-        image, config = read_image(self.file(key.index)), self.config
+        image, config = read_image(io.BytesIO(self.store.read(key.index)), self.store.name(key.index)), self.config
         random = _generator(self.seed, key)
         if key.epoch >= 0 and config.crop == "random_resized":
             box = random_resized_box(image.height, image.width, config.min_area, random)
@@ -164,46 +184,7 @@ def shared_fingerprint(images: ImageSource, world: World) -> str:
     return fingerprints[0]
 
 
-SOURCES = {"digits": DigitImages, "folder": FolderImages}
-
-
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's evaluation crop: halve by boxes while more than twice too large, resize the shorter side bicubically, cut the centre."""
-    image = _shrunk(image, size)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def random_crop(image: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
-    """ADM's training crop (``random_crop_arr``, arXiv 2105.05233): the shorter side becomes ``size`` to ``size / 0.8`` pixels, resized as for
-    the evaluation crop, and a square of ``size`` is cut anywhere."""
-    image = _shrunk(image, int(random.integers(size, math.ceil(size / 0.8) + 1)))
-    top, left = int(random.integers(image.height - size + 1)), int(random.integers(image.width - size + 1))
-    return image.crop((left, top, left + size, top + size))
-
-
-def _shrunk(image: Image.Image, side: int) -> Image.Image:
-    """The whole image with ``side`` pixels on its shorter side."""
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = side / min(image.size)
-    return image.resize(
-        (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC
-    )
-
-
-def random_resized_box(
-    height: int, width: int, min_area: float, random: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop whose area is uniform in [min_area, 1] and whose aspect is log-uniform in [3/4, 4/3]."""
-    for _ in range(10):
-        area = height * width * random.uniform(min_area, 1.0)
-        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
-        h, w = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
-        if 0 < h <= height and 0 < w <= width:
-            return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+SOURCES = {"digits": DigitImages, "files": StoredImages}
 
 
 def _generator(seed: int, key: SampleKey) -> np.random.Generator:

@@ -192,6 +192,7 @@ def _manifest(files: list[Path], images: ImageSource, config: CacheConfig, origi
         "channels": channels // 2 if moments else channels,
         **({"moments": True} if moments else {}),
         "dtype": config.dtype,
+        "kind": images.kind,
         "num_classes": images.num_classes,
         "class_names": images.class_names,
         "origin": origin,

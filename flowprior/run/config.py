@@ -20,7 +20,13 @@ AS_DEFAULT = object()
 
 
 def option(
-    default: Any, help: str, *, changes_result: bool = True, before: Any = AS_DEFAULT, formerly: str = ""
+    default: Any,
+    help: str,
+    *,
+    changes_result: bool = True,
+    before: Any = AS_DEFAULT,
+    formerly: str = "",
+    former_words: dict[str, str] | None = None,
 ) -> Any:
     """A dataclass field with its meaning for ``--help``.
 
@@ -30,8 +36,14 @@ def option(
         changes_result: False for what may differ when a run is resumed (logging, data loading).
         before: what a run counts as whose config lacks the option, where that is not the default: a value, or words for what no value gives.
         formerly: the option's name in configs of earlier versions, which are still read; a person is told the present one.
+        former_words: values of earlier versions and what stands for them today; both are read everywhere.
     """
-    metadata = {"help": help, "changes_result": changes_result, "formerly": formerly}
+    metadata = {
+        "help": help,
+        "changes_result": changes_result,
+        "formerly": formerly,
+        "former_words": former_words or {},
+    }
     if before is not AS_DEFAULT:
         metadata["before"] = before
     if isinstance(default, type):
@@ -75,7 +87,7 @@ def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
 
 
 def _renamed(cls: type, values: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """``values`` of a kept config with the options' present names.
+    """``values`` of a config with the options' present names and words.
 
     Raises:
         UserError: a person wrote the former name, in an override or as a number of a preset.
@@ -87,7 +99,12 @@ def _renamed(cls: type, values: dict[str, Any], where: str = "") -> dict[str, An
             raise UserError(
                 f"option '{section}{key}' is called '{section}{present[key]}': write {section}{present[key]}="
             )
-    return {present.get(key, key): value for key, value in values.items()}
+    words = {field.name: field.metadata.get("former_words") or {} for field in dataclasses.fields(cls)}
+    renamed = {present.get(key, key): value for key, value in values.items()}
+    return {
+        key: words[key].get(value, value) if isinstance(value, str) and key in words else value
+        for key, value in renamed.items()
+    }
 
 
 def _coerce(hint: Any, value: Any, dotted: str) -> Any:

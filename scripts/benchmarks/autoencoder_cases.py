@@ -56,7 +56,7 @@ def autoencoder_step_from_files(level: str, device: torch.device, folder: Path) 
         config.model.encoder = config.model.decoder = ViTConfig(**small)
     loop, in_memory = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device), _in_memory(config)
     path = jpeg_folder(folder / "images", 8 if level == "tiny" else 256)
-    images = open_images(ImageConfig(source="folder", path=str(path), size=config.data.size, flip=True))
+    images = open_images(ImageConfig(source="files", path=str(path), size=config.data.size, flip=True))
     files = iter(training_batches(images, replace(config.train, loader_workers=processes), World(device=device)))
     loop._train_step(in_memory)
     variants = {

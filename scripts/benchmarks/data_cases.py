@@ -56,7 +56,7 @@ def cache_reading(level: str, device: torch.device, folder: Path, hold: bool = T
     count, batch = (64, 8) if level == "tiny" else (20_000, 256)
 
     class Blank:
-        num_classes, class_names = 10, [str(n) for n in range(10)]
+        kind, num_classes, class_names = "none", 10, [str(n) for n in range(10)]
 
         def __len__(self) -> int:
             return count
@@ -83,7 +83,7 @@ def image_loading(level: str, device: torch.device, folder: Path) -> Case:
     count, batch, size, rest = (8, 4, 32, 0.0) if level == "tiny" else (256, 32, 256, 1.0)
     numbers = (0, 8, 16) if level == "gpu" else (0, 2)
     path = jpeg_folder(folder / "images", count)
-    images = open_images(ImageConfig(source="folder", path=str(path), size=size, flip=True))
+    images = open_images(ImageConfig(source="files", path=str(path), size=size, flip=True))
     streams = {}
     for processes in numbers:
         config = TrainConfig(global_batch=batch, loader_workers=processes)

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flowprior.data.crops import centre_crop, random_resized_box
 from flowprior.data.digits import digit_images
-from flowprior.data.images import ImageConfig, centre_crop, open_images, random_resized_box, to_model, to_uint8
+from flowprior.data.images import ImageConfig, open_images, to_model, to_uint8
 from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
+from flowprior.run.config import build_config, changed_options, to_dict
 from flowprior.training.loop import TrainConfig
 
 
@@ -46,6 +48,13 @@ def test_every_uint8_value_survives_the_models_range_and_back():
 
 def test_overshooting_reconstructions_are_clamped():
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_a_folder_is_still_called_so_in_configs_of_earlier_versions(folder):
+    kept = {"source": "folder", "path": str(folder), "size": 16}
+    config = build_config(ImageConfig, kept)
+    assert config == ImageConfig("folder", str(folder), 16) == ImageConfig("files", str(folder), 16)
+    assert changed_options(ImageConfig, kept, to_dict(config)) == [] and len(open_images(config)) == 5
 
 
 def test_labels_are_the_places_of_the_sorted_sub_folders(folder):
@@ -224,4 +233,4 @@ def test_nested_files_come_folder_by_folder_as_sorted_paths_do(folder):
         noise_image(seed, 20, 20).save(folder / name)
     images = folder_images(folder)
     expected = [p for name in ("ant", "zebra") for p in sorted((folder / name).rglob("*.*")) if p.suffix != ".txt"]
-    assert [images.file(i) for i in range(len(images))] == expected
+    assert [images.store.file(i) for i in range(len(images))] == expected

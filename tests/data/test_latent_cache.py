@@ -28,7 +28,7 @@ def encode(images: Tensor) -> Tensor:
 class Pictures:
     """N random images, every one with a label of its own."""
 
-    num_classes, class_names = 1000, ["a", "b"]
+    kind, num_classes, class_names = "numbers", 1000, ["a", "b"]
 
     def __init__(self, count: int) -> None:
         self.images = torch.randint(

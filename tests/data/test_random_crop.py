@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowprior.data.images import ImageConfig, open_images, random_crop
+from flowprior.data.crops import random_crop
+from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.order import SampleKey
 
 

@@ -80,7 +80,7 @@ def test_against_the_data_labels_have_the_datas_shares_and_a_generator_knows_tho
     )
     assert looked == known and looked.counts == (36, 4)
     assert np.bincount(looked.labels(2, 20).numpy()).tolist() == [18, 2]
-    with pytest.raises(UserError, match="no image folder at .*gone.*sample.class_shares=equal"):
+    with pytest.raises(UserError, match="no images at .*gone.*sample.class_shares=equal"):
         choose_shares(config_with(tmp_path, tmp_path / "gone"), SAVED)
     assert choose_shares(config_with(tmp_path, unbalanced, sample={"class_shares": "equal"}), SAVED) is EQUAL
     with pytest.raises(UserError, match="have 2 classes and the generator 3"):

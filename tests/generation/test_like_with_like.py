@@ -155,7 +155,7 @@ def test_samples_of_several_sizes_and_folders_of_oblong_ones_are_refused(measure
     with pytest.raises(UserError, match=r"of 2 sizes \(30 of 64 x 64, 1 of 40 x 48\)"):
         measured(forms["folder"], forms["npz"])
     oblong = torch.nn.functional.pad(pictures(32).float(), (4, 4)).to(torch.uint8)
-    with pytest.raises(UserError, match="are 40 x 32, and folders are read as squares"):
+    with pytest.raises(UserError, match="are 40 x 32, and images outside of an .npz are read"):
         measured(folder(tmp_path / "oblong", oblong), forms["npz"])
     both = [archive(tmp_path / f"oblong{n}.npz", oblong) for n in range(2)]
     assert fid_of(measured(*both)) == pytest.approx(0, abs=1e-4)

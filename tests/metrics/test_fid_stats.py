@@ -83,7 +83,7 @@ def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, 
 
 def test_the_command_says_in_one_line_what_it_lacks(run, tmp_path):
     for arguments, words in [
-        ((tmp_path / "none", "--out", "x.npz"), "there is no image folder"),
+        ((tmp_path / "none", "--out", "x.npz"), "there are no images"),
         ((tmp_path,), "--out"),
         (("digits", "--size", 2, "--out", tmp_path / "x.npz"), "at least 8 pixels"),
     ]:
@@ -105,5 +105,5 @@ def test_help_explains_every_option(capsys, monkeypatch, compute):
         compute.main()
     text = capsys.readouterr().out
     assert all(
-        word in text for word in ("digits", "FOLDER", "--extractor", "--size", "--out", "--weights-path", "examples:")
+        word in text for word in ("digits", "IMAGES", "--extractor", "--size", "--out", "--weights-path", "examples:")
     )

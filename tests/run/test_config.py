@@ -283,6 +283,19 @@ def test_an_option_may_say_what_an_old_run_that_did_not_know_it_counts_as():
     assert changed_options(Later, new, new) == []
 
 
+def test_a_word_of_an_earlier_version_is_read_and_is_no_change():
+    @dataclass
+    class Shape:
+        kind: Literal["square", "disc"] = option("square", "which", former_words={"circle": "disc"})
+
+    for values in ({"kind": "circle"}, apply_overrides({}, ["kind=circle"])):
+        assert build_config(Shape, values).kind == "disc"
+    assert changed_options(Shape, {"kind": "circle"}, {"kind": "disc"}) == []
+    assert changed_options(Shape, {"kind": "circle"}, {"kind": "square"}) == ["kind: disc -> square"]
+    with pytest.raises(UserError, match="square, disc, not 'ring'"):
+        build_config(Shape, {"kind": "ring"})
+
+
 def test_a_section_that_is_switched_off_before_and_after_does_not_count():
     assert (
         changed_options(Later, {"weight": 0.0}, to_dict(Later())) == changed_options(Later, {}, to_dict(Later())) == []

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import functional as TF
 
-from flowprior.data.images import ImageConfig, centre_crop, open_images, to_model
+from flowprior.data.crops import centre_crop
+from flowprior.data.images import ImageConfig, open_images, to_model
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError

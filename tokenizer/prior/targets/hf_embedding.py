@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from flowprior.data.features import read_features
-from flowprior.data.image_folder import is_system_file
+from flowprior.data.stores.folder_listing import is_system_file
 from flowprior.errors import UserError
 from flowprior.pretrained.hub_file import NoSuchFile, hub_file
 from flowprior.run.config import option

@@ -56,18 +56,20 @@ def list_images(root: Path) -> ImageFolder:
     found = [_walk(root / name, seen) for name in folders]
     if not here.images and not any(part.images for part in found):
         unread = sum((part.unread for part in found), here.unread)
-        raise UserError(f"the folder {root} holds no images ({READ}){f' but {_kinds(unread)}' if unread else ''}")
+        raise UserError(
+            f"the folder {root} holds no images ({READ}){f' but {kinds_in_words(unread)}' if unread else ''}"
+        )
     if here.images and folders:
         raise UserError(
-            f"{root} holds {len(here.images)} image{'s'[: len(here.images) > 1]} beside the class folders {_some(folders)}: move them "
+            f"{root} holds {len(here.images)} image{'s'[: len(here.images) > 1]} beside the class folders {some_of(folders)}: move them "
             "into the folders of their classes, or the folders elsewhere"
         )
-    if empty := [f"{name} ({_kinds(part.unread)})" for name, part in zip(folders, found) if not part.images]:
+    if empty := [f"{name} ({kinds_in_words(part.unread)})" for name, part in zip(folders, found) if not part.images]:
         raise UserError(
-            f"{root} holds {_some(empty)} without images ({READ}), and every sub-folder is a class: move or remove what is none"
+            f"{root} holds {some_of(empty)} without images ({READ}), and every sub-folder is a class: move or remove what is none"
         )
     if unread := sum((part.unread for part in found), here.unread):
-        note(f"in {root} are not read: {_kinds(unread)} (images are {READ})")
+        note(f"in {root} are not read: {kinds_in_words(unread)} (images are {READ})")
     for name, alike in _alike(folders):
         note(
             f"in {root} the class folders {name} and {alike} differ in case or in Unicode's form only, and are two classes"
@@ -120,12 +122,15 @@ def _walk(folder: Path, seen: dict[tuple[int, int], str]) -> _Found:
     return _Found(sorted(whole.images, key=lambda name: name.split("/")), whole.unread)
 
 
-def _some(names: list[str], most: int = 4) -> str:
+def some_of(names: list[str], most: int = 4) -> str:
+    """The first of ``names``, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _kinds(unread: Counter[str]) -> str:
+def kinds_in_words(unread: Counter[str]) -> str:
     """Numbers of files by extension, in words."""
     if not unread:
         return "no files"
-    return _some([f"{count} {kind}" for kind, count in sorted(unread.items(), key=lambda item: (-item[1], item[0]))], 8)
+    return some_of(
+        [f"{count} {kind}" for kind, count in sorted(unread.items(), key=lambda item: (-item[1], item[0]))], 8
+    )

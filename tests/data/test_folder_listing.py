@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowprior.data import image_contents
-from flowprior.data.image_folder import is_system_file, list_images
 from flowprior.data.images import ImageConfig, open_images, shared_fingerprint
+from flowprior.data.stores.folder_listing import is_system_file, list_images
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.fingerprints import ImagesFingerprint, accept_earlier
@@ -171,11 +171,12 @@ def test_of_a_large_folder_names_and_lengths_of_all_and_contents_of_a_sample_cou
 
 
 def test_an_earlier_versions_fingerprint_is_known(tmp_path):
-    """The number was computed by that version, of these two files."""
+    """The numbers were computed by the versions before, of these two files."""
     (tmp_path / "a").mkdir()
     for value in range(2):
         Image.fromarray(np.full((20, 18, 3), value, np.uint8)).save(tmp_path / "a" / f"{value}.bmp")
     assert fingerprint(tmp_path).before == "1cef8836b06f842a"
+    assert fingerprint(tmp_path) == "2c123d9b8e2af18f"
 
 
 def test_what_an_earlier_version_wrote_is_accepted_with_a_line(root, capsys, tmp_path):

@@ -1,0 +1,95 @@
+"""What every place of encoded images can be asked: how many there are, of which classes, and for the bytes of one of them."""
+
+from __future__ import annotations
+
+import io
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+
+def place_name(where: str) -> str:
+    """What a place is called, for a class or for a file about it."""
+    if Path(where).exists():
+        return Path(where).stem
+    return re.split(r"[{*.:]", where.rstrip("/").rpartition("/")[2])[0].strip("-_ ") or "images"
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a person says what is what in a place.
+
+    Attributes:
+        image_column: column of a table, or extension in an archive, that holds the images; empty: what is guessed.
+        label_column: column of a table, or what says the label in an archive; empty: what is guessed.
+    """
+
+    image_column: str = ""
+    label_column: str = ""
+
+
+class ImageStore(ABC):
+    """Encoded images by number, always in the same order.
+
+    Reading changes nothing: several threads may read at once, and a process that is forked or that gets a pickled copy opens files of
+    its own.
+
+    Attributes:
+        kind: a word for the kind of place, which manifests keep.
+        where: what a person named.
+        class_names: of the classes 0, 1, ...
+        labels: ``(N,)``, whole numbers below the number of classes.
+    """
+
+    kind: str
+    where: str
+    class_names: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Where the image lies, for a message."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+            UserError: it is not there any more, or damaged as far as the place can tell.
+        """
+
+    def open(self, index: int) -> BinaryIO:
+        """The encoded image as a file, of which no more is read than is asked for, where the place can do that."""
+        return io.BytesIO(self.read(index))
+
+    @abstractmethod
+    def lengths(self, first: int, end: int) -> list[int] | None:
+        """Bytes of the images ``first`` to ``end``; None where that takes reading them.
+
+        Raises:
+            UserError: one of them is not there any more.
+        """
+
+    @abstractmethod
+    def facts(self, first: int, end: int) -> list[str]:
+        """What tells the images ``first`` to ``end`` from others without reading them, wherever the place lies.
+
+        Raises:
+            UserError: one of them is not there any more.
+        """
+
+    def spread(self, most: int) -> np.ndarray:
+        """Up to ``most`` of the images in their order, int64, spread evenly from the first to the last."""
+        return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where the parts begin that are best read one after the other (shards, row groups), int64 ``(parts,)``; the first at 0."""
+        return np.zeros(1, np.int64)

@@ -1,0 +1,95 @@
+"""The same pictures as people keep them: a folder, tar shards, a zip, a list, Parquet, and a saved data set."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+class Picture(NamedTuple):
+    """An encoded image and its class."""
+
+    key: str
+    label: str
+    data: bytes
+    extension: str = "png"
+
+    @property
+    def file(self) -> str:
+        return f"{self.label}/{self.key}.{self.extension}"
+
+
+def encoded(seed: int, size: tuple[int, int] = (20, 18), extension: str = "png") -> bytes:
+    """A picture of noise, (height, width)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, {"png": "PNG", "jpg": "JPEG", "bmp": "BMP"}[extension])
+    return buffer.getvalue()
+
+
+def pictures(count: int, classes: Sequence[str] = ("ant", "bee"), extension: str = "png", **options) -> list[Picture]:
+    """Pictures in the order of a folder: class by class, and by name in each."""
+    made = [
+        Picture(
+            f"{number:04d}",
+            classes[number * len(classes) // count],
+            encoded(number, extension=extension, **options),
+            extension,
+        )
+        for number in range(count)
+    ]
+    return sorted(made, key=lambda picture: (picture.label, picture.key))
+
+
+def write_folder(folder: Path, images: Sequence[Picture]) -> Path:
+    for image in images:
+        (folder / image.label).mkdir(parents=True, exist_ok=True)
+        (folder / image.file).write_bytes(image.data)
+    return folder
+
+
+def write_shards(folder: Path, images: Sequence[Picture], per_shard: int = 3, label: str = "cls") -> Path:
+    """By webdataset's own writer."""
+    import webdataset
+
+    folder.mkdir(parents=True)
+    names = sorted({image.label for image in images})
+    labels = {"cls": lambda image: names.index(image.label), "txt": lambda image: image.label}
+    labels["json"] = lambda image: {"label": image.label, "width": 18}
+    with webdataset.ShardWriter(str(folder / "set-%06d.tar"), maxcount=per_shard, verbose=0) as writer:
+        for image in images:
+            beside = {label: labels[label](image)} if label else {}
+            writer.write({"__key__": image.key, image.extension: image.data, **beside})
+    return folder
+
+
+def write_gnu_tar(file: Path, images: Sequence[Picture], folder: Path, *options: str) -> Path:
+    """By GNU tar, of class folders."""
+    write_folder(folder, images)
+    subprocess.run(["tar", "-cf", str(file), *options, "-C", str(folder), "."], check=True)
+    return file
+
+
+def write_tar(file: Path, members: Sequence[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> Path:
+    """By Python's tarfile, of any members."""
+    with tarfile.open(file, "w", format=format) as archive:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return file
+
+
+def write_zip(file: Path, images: Sequence[Picture], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for image in images:
+            archive.writestr(image.file, image.data)
+    return file
