@@ -18,14 +18,14 @@ from generation import estimate_scale, generate
 from generation.commands import COMMANDS as GENERATION_COMMANDS
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
-from sit.config import PRESETS as SIT_PRESETS
-from sit.config import SiTStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
 from simflow.__main__ import COMMANDS as SIMFLOW_COMMANDS
 from simflow.config import PRESETS as SIMFLOW_PRESETS
 from simflow.config import SimFlowStageConfig
 from simflow.train_simflow import PRESETS as JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
+from sit.config import PRESETS as SIT_PRESETS
+from sit.config import SiTStageConfig
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
 from tokenizer.prior.train_flowhead import FlowPriorConfig
@@ -55,15 +55,19 @@ STAGES: dict[str, tuple[type, Path]] = {
     "scripts/train_sit.sh": (SiTStageConfig, SIT_PRESETS),
     "sit generate": (SiTStageConfig, SIT_PRESETS),
 }
-<<<<<<< HEAD
 OPTIONS = {
     name
-    for cls in (FlowPriorConfig, AEConfig, MARStageConfig, SimFlowAEConfig, SimFlowStageConfig, ToyConfig)
+    for cls in (
+        FlowPriorConfig,
+        AEConfig,
+        MARStageConfig,
+        SiTStageConfig,
+        SimFlowAEConfig,
+        SimFlowStageConfig,
+        ToyConfig,
+    )
     for name, _, _ in list_options(cls)
 }
-=======
-OPTIONS = {name for cls in (FlowPriorConfig, AEConfig, MARStageConfig, SiTStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
->>>>>>> wt-sit
 
 
 class Command(NamedTuple):
@@ -94,11 +98,7 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
-<<<<<<< HEAD
-                if what in ("mar", "simflow") and words[0] in {*GENERATION_COMMANDS, *SIMFLOW_COMMANDS}:
-=======
-                if what in ("mar", "sit") and words[0] in GENERATION_COMMANDS:
->>>>>>> wt-sit
+                if what in ("mar", "sit", "simflow") and words[0] in {*GENERATION_COMMANDS, *SIMFLOW_COMMANDS}:
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found
@@ -150,11 +150,7 @@ def stage_options(command: Command) -> dict[str, Any]:
         name, words = words[at + 1], words[:at] + words[at + 2 :]
     if name.endswith(".yaml"):  # of the reader's own
         name = "digits"
-<<<<<<< HEAD
-    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIMFLOW_PRESETS))
-=======
-    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIT_PRESETS))
->>>>>>> wt-sit
+    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIT_PRESETS, SIMFLOW_PRESETS))
     return apply_overrides(read_preset(preset, presets), [word for word in words if not word.startswith("--")])
 
 
@@ -168,11 +164,7 @@ OF_STAGES = [
 @pytest.mark.parametrize("command", OF_STAGES, ids=lambda command: f"{command.page} {command.what}")
 def test_every_stages_command_names_a_preset_and_options_that_are_there(command):
     words = command.words
-<<<<<<< HEAD
-    if command.what in ("mar generate", "simflow generate"):
-=======
-    if command.what in ("mar generate", "sit generate"):
->>>>>>> wt-sit
+    if command.what in ("mar generate", "sit generate", "simflow generate"):
         _, words = generate.parse(words)
     flags = {word for word in words if word.startswith("--")}
     assert flags <= ({"--dry-run"} if command.what == "scripts/train_ae.sh" else {"--preset"})

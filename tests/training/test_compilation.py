@@ -80,15 +80,12 @@ OBJECTIVES = {
     "flow prior": (prior_objective, lambda model: sample(model, (8, CHANNELS), steps=25), 2),
     "autoencoder": (autoencoder_objective, lambda model: model(torch.zeros(3, 3, 32, 32)), 4),
     "generator": (generator_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 6),
-<<<<<<< HEAD
     "generator, few mask counts, pairs that share times": (
         partial(generator_objective, mask_counts=6, pairs_share_time=True),
         lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0),
         6,
     ),
-=======
     "SiT": (sit_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 2),
->>>>>>> wt-sit
 }
 
 
