@@ -15,8 +15,9 @@ from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.presets import config_from_command_line
 from mar.attention import gather_tokens
 from mar.config import PRESETS, MARStageConfig
+from mar.head import FlowDrawer
 from mar.model import MARConfig
-from mar.sampler import Head, SamplerConfig, TimeCodes, sample_latents
+from mar.sampler import SamplerConfig, sample_latents
 from sit.model import SiTConfig
 from sit.sampler import SamplerConfig as SiTSamplerConfig
 from sit.sampler import sample_latents as sample_sit_latents
@@ -98,8 +99,8 @@ def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps(preset, evaluatio
         model = config.build(64, 32, 1000).eval().requires_grad_(False)
     sampler = SamplerConfig(**vars(config.sampler) | {"ar_steps": 8, "head_evaluations": 1, "share_first": False})
     once = gflop(lambda: sample_latents(model, empty(2, dtype=torch.long), [0, 1], 3.0, sampler))
-    head = Head(model.head, TimeCodes(model, True), False)
-    again = gflop(lambda: head(empty(2, 64, 32), 0.5, empty(4, 64, 1024)))
+    head = FlowDrawer(model.head, sampler).head
+    again = gflop(lambda: head(empty(2, 64, 32), (0.5,), empty(4, 64, 1024)))
     assert 0.99 * most < once + (evaluations - 1) * again < most
 
 
