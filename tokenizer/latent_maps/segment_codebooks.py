@@ -10,26 +10,23 @@ from torch import Tensor, nn
 
 from flowprior.run.config import option
 from flowprior.training.precision import full_precision
+from tokenizer.latent_maps.codebooks import CodebooksConfig
 
 
 @dataclass
-class SegmentCodebooksConfig:
+class SegmentCodebooksConfig(CodebooksConfig):
     """Tokens become convex combinations of the codewords of their segment."""
 
     codebooks: int = option(
         4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width"
     )
-    size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "temperature of the softmax over cosine similarities")
-
-    def __post_init__(self) -> None:
-        if min(self.codebooks, self.size) < 1 or not self.temperature > 0:
-            raise ValueError("codebooks and size are at least 1, and temperature is above 0")
 
     def check(self, tokens: int, channels: int) -> None:
         """A ``ValueError`` for tokens that do not divide into the codebooks."""
         if tokens % self.codebooks:
-            raise ValueError(f"{tokens} tokens do not divide into segments for {self.codebooks} codebooks")
+            raise ValueError(
+                f"{tokens} tokens do not divide into segments for {self.codebooks} codebooks (soft_pq has codebooks of channels)"
+            )
 
     def build(self, tokens: int, channels: int) -> SegmentCodebooks:
         return SegmentCodebooks(self, tokens, channels)

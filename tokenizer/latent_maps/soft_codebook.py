@@ -10,19 +10,14 @@ from torch import Tensor, nn
 
 from flowprior.run.config import option
 from flowprior.training.precision import full_precision
+from tokenizer.latent_maps.codebooks import CodebooksConfig
 
 
 @dataclass
-class SoftCodebookConfig:
+class SoftCodebookConfig(CodebooksConfig):
     """Latents become convex combinations of codewords."""
 
     codebooks: int = option(4, "number of codebooks, each over its equal share of the channels")
-    size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "temperature of the softmax over cosine similarities")
-
-    def __post_init__(self) -> None:
-        if min(self.codebooks, self.size) < 1 or not self.temperature > 0:
-            raise ValueError("codebooks and size are at least 1, and temperature is above 0")
 
     def check(self, tokens: int, channels: int) -> None:
         """A ``ValueError`` for channels that do not divide into the codebooks."""
