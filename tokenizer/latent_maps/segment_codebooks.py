@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.run.config import option
@@ -56,8 +57,8 @@ class SegmentCodebooks(nn.Module):
         """
         with full_precision(latents.device):  # cosines over a temperature of 0.07 want all their digits
             words = F.normalize(self.codewords.float(), dim=-1)  # (K, S, C)
-            parts = F.normalize(latents.float(), dim=-1).unflatten(1, (len(words), -1))  # (B, K, T / K, C)
+            parts = rearrange(F.normalize(latents.float(), dim=-1), "b (k t) c -> b k t c", k=len(words))
             similarity = torch.einsum("bktc,ksc->bkts", parts, words.detach())  # (B, K, T / K, S)
             share = (similarity / self.temperature).softmax(-1)
-            soft = torch.einsum("bkts,ksc->bktc", share, words).flatten(1, 2)  # (B, T, C)
-        return soft, {"codeword_similarity": similarity.flatten(1, 2)}
+            soft = rearrange(torch.einsum("bkts,ksc->bktc", share, words), "b k t c -> b (k t) c")
+        return soft, {"codeword_similarity": rearrange(similarity, "b k t s -> b (k t) s")}
