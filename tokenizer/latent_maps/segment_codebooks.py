@@ -19,7 +19,7 @@ class SegmentCodebooksConfig(CodebooksConfig):
     """Tokens become convex combinations of the codewords of their segment."""
 
     codebooks: int = option(
-        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width"
+        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width", least=1
     )
 
     def check(self, tokens: int, channels: int) -> None:

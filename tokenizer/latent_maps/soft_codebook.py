@@ -18,7 +18,7 @@ from tokenizer.latent_maps.codebooks import CodebooksConfig
 class SoftCodebookConfig(CodebooksConfig):
     """Latents become convex combinations of codewords."""
 
-    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels")
+    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels", least=1)
 
     def check(self, tokens: int, channels: int) -> None:
         """A ``ValueError`` for channels that do not divide into the codebooks."""

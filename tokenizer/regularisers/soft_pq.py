@@ -29,5 +29,5 @@ class SoftPQConfig(SoftQuantiserConfig):
 
     regulariser = SoftPQRegulariser
     latent_map = "soft_codebook", SoftCodebookConfig
-    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels")
-    entropy_weight: float = option(0.01, "weight of the entropy part, which has the same temperature")
+    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels", least=1)
+    entropy_weight: float = option(0.01, "weight of the entropy part, which has the same temperature", least=0)

@@ -23,20 +23,15 @@ class SoftQuantiserConfig(CodebooksConfig):
 
     needs_prior: ClassVar[bool] = False
     regulariser: ClassVar[type[SoftQuantiser]]
-    latent_map: ClassVar[
-        tuple[str, type[CodebooksConfig]]
-    ]  # that holds the codebooks, of tokenizer.latent_maps.LATENT_MAPS
-    weight: float = option(1.0, "weight of the two parts together")
-    entropy_weight: float = option(0.01, "weight of the entropy part")
+    latent_map: ClassVar[tuple[str, type[CodebooksConfig]]]  # that holds them, of tokenizer.latent_maps.LATENT_MAPS
+    weight: float = option(1.0, "weight of the two parts together", least=0)
+    entropy_weight: float = option(0.01, "weight of the entropy part", least=0)
     alignment_weight: float = option(
-        0.0, "weight of the cosine distance between an MLP of the latents and frozen patch features; 0: no such part"
+        0.0,
+        "weight of the cosine distance between an MLP of the latents and frozen patch features; 0: no such part",
+        least=0,
     )
-    hidden: int = option(1024, "width of that MLP")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.weight, self.entropy_weight, self.alignment_weight) < 0 or self.hidden < 1:
-            raise ValueError("weights cannot be negative, and hidden is at least 1")
+    hidden: int = option(1024, "width of that MLP", least=1)
 
     @property
     def needs_features(self) -> bool:

@@ -55,21 +55,18 @@ class SoftVQConfig(SoftQuantiserConfig):
     regulariser = SoftVQRegulariser
     latent_map = "segment_codebooks", SegmentCodebooksConfig
     codebooks: int = option(
-        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width"
+        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width", least=1
     )
-    entropy_weight: float = option(0.01, "weight of the entropy part, which pools all codebooks")
+    entropy_weight: float = option(0.01, "weight of the entropy part, which pools all codebooks", least=0)
     alignment_weight: float = option(
         0.0,
         "weight of the cosine distance between an MLP of the latents, each token standing for as many neighbouring patches, and frozen patch "
         "features; 0: no such part",
+        least=0,
     )
     entropy_temperature: float = option(
         0.01,
         "temperature of the softmax in the entropy part",
+        above=0,
         before="that of shares of the channels, which is regulariser.name=soft_pq",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.entropy_temperature > 0:
-            raise ValueError(f"entropy_temperature is above 0, not {self.entropy_temperature}")
