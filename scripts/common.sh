@@ -117,7 +117,8 @@ help_requested() {
   return 1
 }
 
-# train_generator NAME ARGUMENT...: stage 3 with the generator in the package NAME, one command after the other.
+# train_generator NAME ARGUMENT...: stage 3 with the generator in the package NAME, one command after the other. What NAME's own script has defined as
+# after_training runs before samples are drawn, with the same arguments.
 train_generator() {
   local name=$1 arguments=(--preset "$PRESET")
   shift
@@ -130,6 +131,7 @@ train_generator() {
   launch "$name" cache_latents "${arguments[@]}"
   launch_once "$name" estimate_scale "${arguments[@]}"
   launch "$name" train "${arguments[@]}"
+  if declare -F after_training >/dev/null; then after_training "${arguments[@]}"; fi
   launch "$name" generate "${arguments[@]}"
   launch "$name" evaluate "${arguments[@]}"
 }

@@ -59,7 +59,10 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
     """Count one step, on the meta device, in which every term has its full weight."""
     device, last = objective.world.device, train.steps + 10**9
     size = objective.autoencoder.config.image_size
-    batch = {"image": torch.empty(COUNTED_IMAGES, 3, size, size, dtype=torch.uint8, device=device)}
+    batch = {
+        "image": torch.empty(COUNTED_IMAGES, 3, size, size, dtype=torch.uint8, device=device),
+        "label": torch.zeros(COUNTED_IMAGES, dtype=torch.long, device=device),
+    }
     random, kept = StepRandom(0, last, device=device), {}
 
     def keep(tensor: Tensor) -> Tensor:

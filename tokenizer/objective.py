@@ -54,6 +54,15 @@ class LossConfig:
             raise ValueError(f"latent_noise_std is a finite number from 0 on, not {self.latent_noise_std}")
 
 
+class HandedOn(nn.ModuleDict):
+    """The autoencoder and what else is averaged with it, by name."""
+
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """What ``train.compile`` compiles, of each."""
+        return [part for module in self.values() for part in getattr(module, "compiled_parts", [module])]
+
+
 class AutoencoderObjective(Objective):
     """``pixel + perceptual + adversarial + sum of regularisers``, each with its weight.
 
@@ -92,7 +101,7 @@ class AutoencoderObjective(Objective):
         ``reconstruction`` in steps that train the discriminator."""
         images = to_model(batch["image"])  # (B, 3, H, H)
         model = self.autoencoder.config
-        noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.gaussian else None
+        noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.draws else None
         reconstruction, encoded = self.autoencoder(images, noise, self._latent_noise(len(images), random))
         reconstruction = reconstruction.float()
 
@@ -116,6 +125,12 @@ class AutoencoderObjective(Objective):
             for name, value in weighted.items():
                 metrics[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.world)
         return StepOutput(sum(weighted.values()), terms | metrics, samples)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """What is averaged and handed on: the autoencoder, and beside it the networks that regularisers made for later stages."""
+        products = {r.name: r.product for r in self.regularisers if r.product is not None}
+        return HandedOn({"autoencoder": self.autoencoder, **products}) if products else self.autoencoder
 
     def train_auxiliary(
         self, output: StepOutput, step: int, autocast: AbstractContextManager[None]

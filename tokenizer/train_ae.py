@@ -138,6 +138,9 @@ class AEConfig:
             return Path(measured.path).resolve() != Path(self.data.path).resolve()
         return measured != self.data
 
+    def check_run(self) -> None:
+        """Called before anything is written: a :class:`UserError` where the run holds what a stage based on this one would overwrite."""
+
     def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
         """What measures of ``image_count`` reconstructions are built from."""
         return MeterContext(
@@ -156,10 +159,23 @@ PRESETS = Path(__file__).parent / "configs"
 
 @entry_point
 def main() -> None:
-    config = config_from_command_line(AEConfig, PRESETS, __doc__)
+    run_stage(AEConfig, PRESETS, __doc__)
+
+
+def run_stage(config_class: type[AEConfig], presets: Path, description: str, default: str = "digits") -> None:
+    """What the command does, for stage 2 or for one that is based on it.
+
+    Args:
+        config_class: :class:`AEConfig`, or one with further regularisers.
+        presets: folder of its presets.
+        description: for ``--help``.
+        default: the preset where none is named.
+    """
+    config = config_from_command_line(config_class, presets, description, default=default)
     if config.dry_run:
         print(dry_run(config))
         return
+    config.check_run()
     folder = RunFolder(config.run_dir, "ae")
     with distributed_world() as world, folder.held(world):
         prior = find_prior(config)
@@ -255,7 +271,7 @@ def train(
             print(line)
     autoencoder = objective.autoencoder
     loop = TrainingLoop(
-        objective, autoencoder, config.train, config.optim, world, folder.path, description="autoencoder"
+        objective, objective.averaged, config.train, config.optim, world, folder.path, description="autoencoder"
     )
     target_samples = config.prior_folder.parent / "target_samples.safetensors"
     meters = config.meter_context(len(held_out), world.device)
@@ -279,6 +295,8 @@ def train(
                 "latent_std": metrics["latent_std"],
             }
             autoencoder.save(folder.path / "autoencoder")
+            for regulariser in objective.regularisers:
+                regulariser.hand_on(Path(config.run_dir), autoencoder, images)
             folder.complete(
                 {
                     "fingerprint": autoencoder.fingerprint,

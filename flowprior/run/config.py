@@ -75,6 +75,9 @@ def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
     for key, value in _renamed(cls, values, where).items():
         dotted = f"{where}.{key}" if where else str(key)
         if key not in known:
+            if isinstance(value, dict) and (selector := getattr(cls, "SELECTOR", None)):
+                there = ", ".join(f"{where}.{name}" for name in hints if name != selector)
+                raise UserError(f"config has no section '{dotted}': there is {there} (--help lists all options)")
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"config has no option '{dotted}'; the nearest is '{dotted[: len(dotted) - len(str(key))]}{near}' (--help lists all)"

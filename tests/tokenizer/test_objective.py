@@ -6,6 +6,7 @@ from torch.distributions import Normal, kl_divergence
 
 from flowprior.distributed import World
 from flowprior.errors import UserError
+from flowprior.flow.path import PathDraw
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
@@ -164,7 +165,7 @@ def test_on_a_grid_of_times_the_flow_regulariser_is_the_priors_loss_at_the_grids
         grid, random = TimeGrid(8, offsets[-1]), StepRandom(3, step)
         t = grid.times(grid.strata(random.times("alignment t", 2, 3, 3)))
         noise = random.normal("alignment noise", 2, 3, TOKENS, CHANNELS)
-        expected = prior.alignment_loss(latents, pairs=3, group_size=2, noise=noise, t=t).item()
+        expected = prior.alignment_loss(latents, PathDraw(noise, t)).item()
         assert found == pytest.approx(expected, rel=1e-5)
     assert offsets[0] != offsets[1] == offsets[2] != offsets[3]
 

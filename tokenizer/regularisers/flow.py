@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
-from flowprior.flow.path import group_size_for
+from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.prior import Alignment
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.run.config import option
@@ -76,16 +76,13 @@ class FlowRegulariser(Regulariser):
         return self.weight * ramp(step, self.config.start_step, self.config.ramp_steps)
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        config, (images, tokens, channels) = self.config, encoded.latents.shape
-        size = group_size_for(tokens, config.group_size)
+        config, latents, size, grid = self.config, encoded.latents, self.config.group_size, None
         if self.online is not None:
-            size = self.online.group_size(tokens, size)
-        noise = random.normal("alignment noise", images, config.pairs, tokens, channels)
-        t = random.times("alignment t", images, config.pairs, tokens // size)
-        draws = {"pairs": config.pairs, "group_size": size, "noise": noise, "t": t}
+            size = self.online.group_size(latents.shape[1], size)
+        draw = draw_path_of_step(random, latents, pairs=config.pairs, group_size=size, name="alignment")
         if config.time_grid:
-            draws["grid"] = TimeGrid(config.time_grid, random.uniform_of_period("alignment grid", config.grid_steps))
-        return self.prior.alignment_loss(encoded.latents, objective=config.objective, online=self.online, **draws)
+            grid = TimeGrid(config.time_grid, random.uniform_of_period("alignment grid", config.grid_steps))
+        return self.prior.alignment_loss(latents, draw, objective=config.objective, online=self.online, grid=grid)
 
     def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         return self.online.update(latents) if self.online is not None else {}
