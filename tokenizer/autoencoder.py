@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.errors import UserError
@@ -148,9 +149,8 @@ class Decoder(nn.Module):
         x = patches.followed_by(self.from_latent(latents) + self.latent_positions)
         prefix = self.vit.num_prefix_tokens
         x = through_blocks(self.vit, x, self.recompute)[:, prefix : prefix + self.side**2]  # (B, patches, W)
-        pixels = self.to_pixels(x).view(-1, self.side, self.side, self.patch, self.patch, 3)
-        # (B, 3, H, H)
-        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, self.side * self.patch, self.side * self.patch)
+        pixels = self.to_pixels(x)  # (B, patches, 3 patch^2)
+        return rearrange(pixels, "b (h w) (p q c) -> b c (h p) (w q)", h=self.side, p=self.patch, c=3)  # (B, 3, H, H)
 
 
 class Autoencoder(nn.Module):
