@@ -27,10 +27,10 @@ from simflow.train_simflow import SimFlowAEConfig
 from sit.config import PRESETS as SIT_PRESETS
 from sit.config import SiTStageConfig
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
+from tokenizer.config import PRESETS as AE_PRESETS
+from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
 from tokenizer.prior.train_flowhead import FlowPriorConfig
-from tokenizer.train_ae import PRESETS as AE_PRESETS
-from tokenizer.train_ae import AEConfig
 from tokenizer.vit import ViTConfig
 from toy_examples.config import ToyConfig
 from toy_examples.run import config_of as toy_config

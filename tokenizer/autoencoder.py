@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.run.config import build_config, option
-from flowprior.run.files import (
-    build_saved,
-    read_json,
-    read_tensors,
-    tensors_fingerprint,
-    write_json,
-    write_tensors,
-)
+from flowprior.run.files import build_saved, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
 from flowprior.run.hub import push_folder, saved_folder
 from flowprior.run.norms import norm_eps, set_norm_eps
 from tokenizer.latent_maps import LatentMapConfig, build_latent_maps

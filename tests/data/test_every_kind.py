@@ -16,7 +16,7 @@ from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from image_sets import Picture, encoded, pictures, write_folder, write_shards, write_zip
 
 SOME = pictures(10, ("ant", "bee", "cat"), "jpg", size=(40, 52))

@@ -8,7 +8,7 @@ from flowprior.metrics.registry import choose_metrics
 from flowprior.run.config import build_config
 from flowprior.run.presets import config_from_command_line
 from mar.config import PRESETS, MARStageConfig
-from tokenizer.train_ae import AEConfig
+from tokenizer.config import AEConfig
 
 SIZES = {"data": {"size": 32}, "model": {"image_size": 32}}
 

@@ -32,8 +32,8 @@ from flowprior.run.run_folder import Stopwatch
 from soak.saves import SmallRun
 from soak.stages import Soak
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import FlowPriorConfig
-from tokenizer.train_ae import AEConfig
 
 
 @dataclass(frozen=True)

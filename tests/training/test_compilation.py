@@ -28,13 +28,15 @@ from flowprior.run.presets import read_preset
 from flowprior.run.reporting import read_log
 from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts, compiler_failures_told
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from generation.generator import GeneratorObjective
 from mar.model import MARConfig
 from sit.model import SiTConfig
 from sit.sampler import SamplerConfig as SiTSamplerConfig
-from tokenizer.train_ae import PRESETS, AEConfig, build_objective
+from tokenizer.config import PRESETS, AEConfig
+from tokenizer.train_ae import build_objective
 from tokenizer.vit import ViTConfig
 
 CHANNELS, TOKENS, STEPS = 4, 12, 40
