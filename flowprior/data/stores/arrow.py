@@ -30,7 +30,7 @@ class ArrowStore(ImageStore):
         open_table: maps it; a process that gets a pickled copy calls it again.
         where: what a person named.
         options: names of the columns.
-        folder: that paths of images which lie beside the table are below.
+        folder: of the table's files, below which images lie that it only names; None where they lie in a cache.
 
     Raises:
         UserError: a column is not there or may be one of several, or the table is damaged.
@@ -39,9 +39,9 @@ class ArrowStore(ImageStore):
     kind = "arrow"
 
     def __init__(
-        self, open_table: Callable[[], pyarrow.Table], where: str, options: StoreOptions, folder: Path
+        self, open_table: Callable[[], pyarrow.Table], where: str, options: StoreOptions, folder: Path | None
     ) -> None:
-        self.open_table, self.where, self.folder = open_table, where, folder
+        self.open_table, self.where, self.home = open_table, where, folder
         table = open_table()
         columns = choose_columns(table.schema, options, where)
         if not table.num_rows:
@@ -81,7 +81,7 @@ class ArrowStore(ImageStore):
 
     def read(self, index: int) -> bytes:
         chunk, row = self._place(index)
-        return image_bytes(self.chunks[chunk][row], self.name(index), self.folder)
+        return image_bytes(self.chunks[chunk][row], self.name(index), self.home or Path())
 
     def lengths(self, first: int, end: int) -> list[int]:
         found: list[int] = []
@@ -149,7 +149,7 @@ def open_hub(path: str, options: StoreOptions) -> ArrowStore:
         UserError: ``datasets`` is not there, or cannot get the data set; it has several splits, and none is named.
     """
     name, _, split = path.removeprefix(HUB).partition(":")
-    return ArrowStore(partial(_table_of_hub, name, split, path), path, options, Path())
+    return ArrowStore(partial(_table_of_hub, name, split, path), path, options, None)
 
 
 def _table_of_hub(name: str, split: str, path: str) -> pyarrow.Table:

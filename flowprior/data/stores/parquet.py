@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowprior.data.stores.base import ImageStore, StoreOptions
+from flowprior.data.stores.index import index_made_from
 from flowprior.data.stores.labels import NO_LABEL
+from flowprior.data.stores.shard_files import FileStamp
 from flowprior.data.stores.tables import TableLabels, choose_columns, image_bytes, import_pyarrow
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 LARGEST_GROUP = 1 << 30  # bytes of images that are read at once
 GROUPS_LOOKED_AT = 64
 GROUPS_MIXED = 4  # at a time, in training
-FILES_OPEN = 8
+FEWEST_KEPT, FILES_OPEN = 2, 8
 
 
 class ParquetStore(ImageStore):
@@ -38,12 +40,10 @@ class ParquetStore(ImageStore):
         UserError: pyarrow is not there, a file is damaged, its columns are others, or its row groups are too large.
     """
 
-    kind = "parquet"
-    mixed_by_default = GROUPS_MIXED
+    kind, part, mixed = "parquet", "row group", GROUPS_MIXED
 
     def __init__(self, files: list[Path], where: str, options: StoreOptions) -> None:
-        self.files, self.where, self.options = files, where, options
-        self.groups_kept = max(2, GROUPS_MIXED)
+        self.files, self.where, self.home = files, where, files[0].parent
         schema = _footer(files[0]).schema_arrow
         self.columns = choose_columns(schema, options, where)
         labels, rows, self.group_of, self.group_facts = TableLabels(), list[int](), list[tuple[int, int]](), list[str]()
@@ -112,7 +112,7 @@ class ParquetStore(ImageStore):
     def read(self, index: int) -> bytes:
         group = int(np.searchsorted(self.ends, index, side="right"))
         column = self._group(group)
-        return image_bytes(column[index - int(self.ends[group]) + len(column)], self.name(index), self.files[0].parent)
+        return image_bytes(column[index - int(self.ends[group]) + len(column)], self.name(index), self.home)
 
     def _group(self, group: int) -> pyarrow.ChunkedArray:
         """The images of a row group."""
@@ -125,7 +125,7 @@ class ParquetStore(ImageStore):
             number, in_file = self.group_of[group]
             with _named(self.files[number], f", row group {in_file},"):
                 read = self._open(number).read_row_group(in_file, columns=[self.columns.image], use_threads=False)
-            if len(self.kept) >= self.groups_kept:
+            while len(self.kept) >= max(FEWEST_KEPT, self.mixed):
                 self.kept.popitem(last=False)
             self.kept[group] = read.column(0)
             return self.kept[group]
@@ -145,6 +145,10 @@ class ParquetStore(ImageStore):
         """Rows and bytes of the row groups that begin here."""
         begin = np.searchsorted(self.starts, [first, end])
         return self.group_facts[slice(*begin.tolist())]
+
+    def stamp(self) -> str:
+        stamps = [FileStamp.of(file.stat()) for file in self.files]
+        return index_made_from(self.kind, zip((file.name for file in self.files), stamps), self.columns)
 
     def spread(self, most: int) -> np.ndarray:
         """Of few row groups, which are read as wholes."""
