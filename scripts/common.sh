@@ -27,32 +27,35 @@ find_python() {
   return 1
 }
 
-# Sets PYTHON: the one given in the environment as it is, else that of .venv. Its status is whether requirements.txt is installed there.
+# find_environment [FILE]: sets PYTHON: the one given in the environment as it is, else that of .venv. Its status is whether requirements.txt, or
+# what FILE adds to it, is installed there.
 find_environment() {
+  local file=${1:-requirements.txt}
   if [[ -n ${PYTHON:-} ]]; then
     "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
       fail "PYTHON=$PYTHON is no interpreter with requirements.txt installed: leave PYTHON out to have .venv made"
     return
   fi
   PYTHON=.venv/bin/python
-  [[ -x $PYTHON && -f .venv/requirements.cksum && $(< .venv/requirements.cksum) == "$(cksum < requirements.txt)" ]]
+  [[ -x $PYTHON && -f .venv/$file.cksum && $(< ".venv/$file.cksum") == "$(cat requirements.txt "$file" | cksum)" ]]
 }
 
-# Sets PYTHON, and makes .venv with requirements.txt where there is neither, with uv where there is uv.
+# ensure_environment [FILE]: sets PYTHON, and makes .venv with requirements.txt, or what FILE adds to it, where there is neither, with uv where
+# there is uv.
 ensure_environment() {
-  find_environment && return
+  local file=${1:-requirements.txt} base
+  find_environment "$file" && return
   (( NNODES == 1 )) || fail "no environment, and $NNODES nodes would make it at once: run 'bash scripts/train_ae.sh --help' on one machine first"
-  local base
   base=$(find_python) || fail "no Python 3.10 to 3.13 found: install one, or set PYTHON=<interpreter with requirements.txt installed>"
-  echo "environment: installing requirements.txt into .venv ($("$base" --version))"
+  echo "environment: installing $file into .venv ($("$base" --version))"
   if command -v uv >/dev/null; then
     [[ -x $PYTHON ]] || uv venv --quiet --python "$base" .venv
-    uv pip install --quiet --python "$PYTHON" -r requirements.txt
+    uv pip install --quiet --python "$PYTHON" -r "$file"
   else
     [[ -x $PYTHON ]] || "$base" -m venv .venv || { rm -rf .venv; fail "$base cannot make environments: install its venv module (Debian: python3-venv) or uv"; }
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
   fi
-  cksum < requirements.txt > .venv/requirements.cksum
+  cat requirements.txt "$file" | cksum > ".venv/$file.cksum"
 }
 
 # supervised COMMAND ARGUMENT...: run it and return its status. A SIGTERM to this script is handed on, and the script lives until the command has ended;
