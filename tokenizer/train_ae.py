@@ -39,7 +39,8 @@ from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics import METERS, MeterContext, check_meters
 from tokenizer.monitor import Monitor, MonitorConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
-from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers
+from tokenizer.regularisers import RegulariserConfig
+from tokenizer.regularisers.base import RegulariserContext
 
 MAKE_PRIOR = "bash scripts/train_flowhead.sh"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -206,7 +207,7 @@ def build_objective(
             features.prepare(FeatureContext(config.train.seed, folder, world))
     seed_global_generators(config.train.seed, "regularisers and discriminator")
     context = RegulariserContext(prior, config.model, num_classes, config.train.seed, world, features, config.train)
-    regularisers = build_regularisers(config.regulariser, context)
+    regularisers = [section.build(context) for section in config.regulariser.chosen]
     adversarial = config.loss.adversarial
     adversary = Adversary(adversarial, config.data.size, config.train, world) if adversarial.weight else None
     model = config.model
@@ -319,6 +320,8 @@ def note_missing_weights(config: AEConfig) -> None:
         return
     if caveat := config.says_of_extractor():
         note(caveat)
+    if EXTRACTORS[config.evaluate.extractor].embedded and not config.evaluate.weights:
+        return
     from flowprior.metrics import missing_weights
 
     if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
