@@ -17,7 +17,7 @@ from flowprior.run.config import build_config, option
 from flowprior.run.files import build_saved, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
 from flowprior.run.hub import push_folder, saved_folder
 from flowprior.run.norms import norm_eps, set_norm_eps
-from tokenizer.latent_maps import LatentMapConfig, build_latent_maps
+from tokenizer.latent_maps import LatentMapConfig
 from tokenizer.tokens import placed, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
@@ -158,7 +158,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config, self.about = config, dict(about or {})
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.latent_maps = build_latent_maps(config.latent_map, config.tokens, config.channels)
+        sizes = config.tokens, config.channels
+        self.latent_maps = nn.ModuleList(section.build(*sizes) for section in config.latent_map.chosen)
 
     @property
     def compiled_parts(self) -> list[nn.Module]:

@@ -20,6 +20,7 @@ from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.metrics.registry import EXTRACTORS
 from flowprior.notes import note
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
@@ -34,7 +35,7 @@ from tokenizer.losses.adversarial import Adversary
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.monitor import Monitor
 from tokenizer.objective import AutoencoderObjective
-from tokenizer.regularisers import RegulariserContext, build_regularisers
+from tokenizer.regularisers.base import RegulariserContext
 
 MAKE_PRIOR = "bash scripts/train_flowhead.sh"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -89,7 +90,7 @@ def build_objective(
             features.prepare(FeatureContext(config.train.seed, folder, world))
     seed_global_generators(config.train.seed, "regularisers and discriminator")
     context = RegulariserContext(prior, config.model, num_classes, config.train.seed, world, features, config.train)
-    regularisers = build_regularisers(config.regulariser, context)
+    regularisers = [section.build(context) for section in config.regulariser.chosen]
     adversarial = config.loss.adversarial
     adversary = Adversary(adversarial, config.data.size, config.train, world) if adversarial.weight else None
     model = config.model
@@ -204,6 +205,8 @@ def note_missing_weights(config: AEConfig) -> None:
         return
     if caveat := config.says_of_extractor():
         note(caveat)
+    if EXTRACTORS[config.evaluate.extractor].embedded and not config.evaluate.weights:
+        return
     from flowprior.metrics import missing_weights
 
     if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):

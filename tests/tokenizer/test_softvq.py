@@ -13,8 +13,9 @@ from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
 from tokenizer.config import AEConfig
 from tokenizer.latent_maps.segment_codebooks import SegmentCodebooks, SegmentCodebooksConfig
-from tokenizer.regularisers import RegulariserConfig, RegulariserContext
+from tokenizer.regularisers import RegulariserConfig
 from tokenizer.regularisers.assignment_entropy import entropy_loss
+from tokenizer.regularisers.base import RegulariserContext
 from tokenizer.regularisers.softvq import SoftVQConfig, pooled_entropy_loss
 from tokenizer.vit import ViTConfig
 
