@@ -7,7 +7,7 @@ import io
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from flowprior.data.image_reader import conversions, read_by_earlier_versions
 from flowprior.data.stores.base import ImageStore
@@ -19,6 +19,7 @@ FILES_READ = 4096
 THREADS = 8
 IMAGES_AT_ONCE = 1024
 START_BYTES = 4096
+MOST_COMPARED = 65_536
 READER = 2  # raised with every change of how an image file becomes pixels
 
 T = TypeVar("T")
@@ -88,22 +89,37 @@ def _look_at(store: ImageStore, index: int, size: int) -> tuple[str, list[str]]:
     return hashlib.sha256(data).hexdigest(), conversions(io.BytesIO(data), size)
 
 
-def _sha256(store: ImageStore, index: int) -> str:
-    return hashlib.sha256(store.read(index)).hexdigest()
-
-
 def count_copies(store: ImageStore, of: ImageStore) -> int:
-    """How many of the images in ``store``, up to :data:`FILES_READ` of them spread evenly, are copies of images in ``of``."""
-    wanted = store.spread(FILES_READ).tolist()
+    """How many of the images in ``store``, up to :data:`FILES_READ` of them spread evenly, are copies of images in ``of``.
+
+    All of these are compared, but no more than :data:`MOST_COMPARED` of a place that does not tell lengths, which is said.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
-        lengths = {length for index in wanted for length in store.lengths(index, index + 1)}
-        sizes = (size for part in _in_parts(pool, of.lengths, len(of)) for size in part)
-        alike = [index for index, size in enumerate(sizes) if size in lengths]
-        # Of a million images many share a length: their first bytes tell nearly all of them apart.
-        starts = set(pool.map(lambda index: _start(store, index), wanted))
-        kept = [index for index, start in zip(alike, pool.map(lambda i: _start(of, i), alike)) if start in starts]
-        others = set(pool.map(lambda index: _sha256(of, index), kept))
-        return sum(contents in others for contents in pool.map(lambda index: _sha256(store, index), wanted))
+        wanted = list(pool.map(lambda index: _Outline.of(store.read(index)), store.spread(FILES_READ).tolist()))
+        lengths, starts = {one.length for one in wanted}, {one.start for one in wanted}
+        if of.lengths(0, 1) is not None:
+            sizes = (size for part in _in_parts(pool, of.lengths, len(of)) for size in part or ())
+            alike = [index for index, size in enumerate(sizes) if size in lengths]
+            # Of a million images many share a length: their first bytes tell nearly all of them apart.
+            alike = [index for index, start in zip(alike, pool.map(lambda i: _start(of, i), alike)) if start in starts]
+        else:
+            alike = of.spread(MOST_COMPARED).tolist()
+            if len(alike) < len(of):
+                note(f"{len(alike)} of the {len(of)} images in {of.where} are compared with those in {store.where}")
+        others = set(pool.map(lambda index: _Outline.of(of.read(index)).contents, alike))
+        return sum(one.contents in others for one in wanted)
+
+
+class _Outline(NamedTuple):
+    """What tells one image from another."""
+
+    length: int
+    start: bytes
+    contents: str
+
+    @classmethod
+    def of(cls, data: bytes) -> _Outline:
+        return cls(len(data), data[:START_BYTES], hashlib.sha256(data).hexdigest())
 
 
 def _start(store: ImageStore, index: int) -> bytes:

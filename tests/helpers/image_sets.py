@@ -93,3 +93,51 @@ def write_zip(file: Path, images: Sequence[Picture], compression: int = zipfile.
         for image in images:
             archive.writestr(image.file, image.data)
     return file
+
+
+def write_parquet(
+    folder: Path, images: Sequence[Picture], per_file: int = 6, per_group: int = 2, label: str = "label"
+) -> Path:
+    """Files of bytes and words, by pyarrow."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True)
+    for first in range(0, len(images), per_file):
+        part = images[first : first + per_file]
+        columns = {
+            "image": [image.data for image in part],
+            **({label: [image.label for image in part]} if label else {}),
+        }
+        file = folder / f"part-{first // per_file:05d}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), file, row_group_size=per_group)
+    return folder
+
+
+def as_dataset(images: Sequence[Picture], label: str = "label"):
+    """Of Hugging Face's library, with its features of images and classes."""
+    import datasets
+
+    names = sorted({image.label for image in images})
+    features = datasets.Features({"image": datasets.Image(), label: datasets.ClassLabel(names=names)})
+    columns = {
+        "image": [{"bytes": image.data, "path": None} for image in images],
+        label: [names.index(image.label) for image in images],
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def write_saved(folder: Path, images: Sequence[Picture], shards: int = 2) -> Path:
+    """As Hugging Face's library saves it."""
+    as_dataset(images).save_to_disk(str(folder), num_shards=shards)
+    return folder
+
+
+def write_hub(folder: Path, images: Sequence[Picture], split: str = "train") -> str:
+    """A data set as it lies on the hub, in a folder that stands in for it; its name."""
+    import datasets
+
+    (folder / "data").mkdir(parents=True)
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    as_dataset(images).to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+    return f"hf://{folder}:{split}"

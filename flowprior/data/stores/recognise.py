@@ -6,17 +6,19 @@ import os
 import re
 from pathlib import Path
 
+from flowprior.data.stores.arrow import HUB, is_saved, open_files, open_hub, open_saved
 from flowprior.data.stores.base import ImageStore, StoreOptions
 from flowprior.data.stores.files import FolderStore
 from flowprior.data.stores.folder_listing import EXTENSIONS, SPLITS, is_system_file, some_of
 from flowprior.data.stores.listed import KINDS as LISTS
 from flowprior.data.stores.listed import ListStore
+from flowprior.data.stores.parquet import ParquetStore
 from flowprior.data.stores.patterns import is_pattern, matching_files
 from flowprior.data.stores.shards import TarStore, ZipStore
 from flowprior.errors import UserError
 
-ARCHIVES = {".tar": TarStore, ".zip": ZipStore}
-KINDS = {**ARCHIVES, **dict.fromkeys(sorted(LISTS), ListStore)}
+SHARDS = {".tar": TarStore, ".zip": ZipStore, ".parquet": ParquetStore, ".arrow": open_files}
+KINDS = {**SHARDS, **dict.fromkeys(sorted(LISTS), ListStore)}
 SET = "set DATA= or data.path= to where the images lie"
 
 
@@ -28,6 +30,8 @@ def open_store(path: str, options: StoreOptions = StoreOptions()) -> ImageStore:
     """
     if not path:
         raise UserError(f"data.source=files says nowhere which: {SET}")
+    if path.startswith(HUB):
+        return open_hub(path, options)
     if is_pattern(path):
         return _of_files(matching_files(path), path, options)
     place = Path(path)
@@ -35,28 +39,33 @@ def open_store(path: str, options: StoreOptions = StoreOptions()) -> ImageStore:
         return _of_files([place], path, options)
     if not place.is_dir():
         raise UserError(f"there are no images at '{path}', which is no folder and no file: {SET}")
-    shards = _shards(place)
-    return _of_files(shards, path, options) if shards else FolderStore(place)
+    if is_saved(place):
+        return open_saved(place, path, options)
+    if shards := _shards(place):
+        return _of_files(shards, path, options)
+    below = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not is_system_file(entry.name))
+    if deeper := [name for name in below if is_saved(place / name) or _shards(place / name)]:
+        raise UserError(f"the images of {path} lie in {some_of(deeper)} below it: write DATA={place / deeper[0]}, say")
+    return FolderStore(place)
 
 
 def may_hold_images(path: str) -> bool:
     """Whether something lies at ``path``, as far as a glance tells."""
-    return bool(path) and (is_pattern(path) or Path(path).exists())
+    return bool(path) and (path.startswith(HUB) or is_pattern(path) or Path(path).exists())
 
 
 def _of_files(files: list[Path], path: str, options: StoreOptions) -> ImageStore:
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1:
-        raise UserError(f"{path} stands for files of several kinds ({', '.join(sorted(kinds))}): name those of one")
+        raise UserError(f"{path} holds files of several kinds ({', '.join(sorted(kinds))}): name those of one")
     kind = kinds.pop()
     splits = sorted(SPLITS & {word for file in files for word in re.split(r"[^a-z]+", file.stem.lower())})
     if len(splits) > 1:
         pattern = files[0].parent / f"*{splits[0]}*{kind}"
         raise UserError(f"{path} holds files of {' and '.join(splits)}: write DATA='{pattern}', say")
     if kind not in KINDS:
-        raise UserError(
-            f"images are read from folders and from files that end in {', '.join(KINDS)}, not from {some_of([f.name for f in files])}"
-        )
+        names = some_of([file.name for file in files])
+        raise UserError(f"images are read from folders and from files that end in {', '.join(KINDS)}, not from {names}")
     return KINDS[kind](files, path, options)
 
 
@@ -68,8 +77,8 @@ def _shards(folder: Path) -> list[Path]:
             if is_system_file(entry.name):
                 continue
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir() or suffix in EXTENSIONS:
+            if suffix in EXTENSIONS or entry.is_dir():
                 return []
-            if suffix in ARCHIVES:
+            if suffix in SHARDS:
                 found.append(Path(entry.path))
     return sorted(found)
