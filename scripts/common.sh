@@ -26,6 +26,15 @@ find_python() {
   return 1
 }
 
+# install_packages WORD...: into the environment of PYTHON, with uv where there is uv.
+install_packages() {
+  if command -v uv >/dev/null; then
+    uv pip install --quiet --python "$PYTHON" "$@"
+  else
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+  fi
+}
+
 # Sets PYTHON: the one given in the environment as it is, else .venv with requirements.txt, made with uv where there is uv.
 ensure_environment() {
   if [[ -n ${PYTHON:-} ]]; then
@@ -41,11 +50,10 @@ ensure_environment() {
   echo "environment: installing requirements.txt into .venv ($("$base" --version))"
   if command -v uv >/dev/null; then
     [[ -x $PYTHON ]] || uv venv --quiet --python "$base" .venv
-    uv pip install --quiet --python "$PYTHON" -r requirements.txt
   else
     [[ -x $PYTHON ]] || "$base" -m venv .venv || { rm -rf .venv; fail "$base cannot make environments: install its venv module (Debian: python3-venv) or uv"; }
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
   fi
+  install_packages -r requirements.txt
   echo "$wanted" > .venv/requirements.cksum
 }
 

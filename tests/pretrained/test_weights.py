@@ -163,7 +163,11 @@ def test_flax_archives_are_refused_by_their_kind(tmp_path):
 @pytest.mark.parametrize(
     "kind, objects, mend",
     [
-        ("argparse.Namespace", {"state_dict": {}, "hyper_parameters": argparse.Namespace(lr=1)}, "the dictionary of its tensors alone"),
+        (
+            "argparse.Namespace",
+            {"state_dict": {}, "hyper_parameters": argparse.Namespace(lr=1)},
+            "the dictionary of its tensors alone",
+        ),
         ("torch.nn.modules.linear.Linear", torch.nn.Linear(2, 2), "the dictionary of its tensors alone"),
         (r"numpy\S*scalar", {"features": torch.ones(2, 2), "mean": np.float32(1)}, "torch.as_tensor"),
     ],
