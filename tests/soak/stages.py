@@ -56,18 +56,42 @@ WORDS = {
         "evaluate.extractor=",
         *TRAIN,
     ],
+    "simflow": [
+        "data.size=16",
+        "data.crop=random_resized",
+        "data.flip=true",
+        "model={image_size: 16, patch_size: 8, tokens: 2, channels: 4}",
+        f"model.encoder={VIT}",
+        f"model.decoder={VIT}",
+        "regulariser.simflow.flow={width: 12, heads: 2, depths: [1, 1], dropout: 0.1}",
+        "monitor={images: 8, picture_images: 4, metrics: [fidelity]}",
+        "evaluate.metrics=[fidelity]",
+        "evaluate.extractor=",
+        *TRAIN,
+    ],
     "sit": [*GENERATION, *SIT, *TRAIN],
 } | dict.fromkeys(("cache", "mar", "generate", "evaluate", "scale"), [*GENERATION, *MAR, *TRAIN])
+WORDS["distil"] = [*GENERATION, *MAR, "distil={jumps: 3, solver_steps: 4}", *TRAIN]
+SECTIONS = {"distil": "distil."}  # of a config that holds the stage's train and optim, where these are not its own
 NEEDS = {
     "flowhead": [],
     "ae": ["flowhead"],
     "cache": ["ae"],
     "mar": ["ae", "latents"],
     "sit": ["ae", "latents"],
+    "distil": ["ae", "latents", "mar/generator"],
     "generate": ["ae", "mar/generator"],
     "evaluate": ["mar/samples"],
+    "simflow": [],
 }
-TRAINED = {"flowhead": "prior", "ae": "autoencoder", "mar": "generator", "sit": "generator"}
+TRAINED = {
+    "flowhead": "prior",
+    "ae": "autoencoder",
+    "mar": "generator",
+    "distil": "map",
+    "sit": "generator",
+    "simflow": "autoencoder",
+}
 STAGES = list(NEEDS)
 
 
@@ -126,7 +150,7 @@ class Soak:
     def build(self) -> Path:
         """The run folder with every stage complete, made once."""
         if not (self.base / "mar" / "evaluation.json").is_file():
-            for name in ("flowhead", "ae", "cache", "scale", "mar", "generate", "evaluate"):
+            for name in ("flowhead", "ae", "cache", "scale", "mar", "distil", "generate", "evaluate"):
                 start = time.perf_counter()
                 process = self.start(name, self.base)
                 if process.wait() != 0:
@@ -159,7 +183,12 @@ class Soak:
         self.count += 1
         output = self.folder / "output" / f"{self.count:05d}_{name}"
         own = [f"data.path={data}"] if data else []
-        return command(name, [*self.words(name, run), *own, *words], output, instrument, ranks)
+        return command(name, self._placed(name, [*self.words(name, run), *own, *words]), output, instrument, ranks)
+
+    def _placed(self, name: str, words: list[str]) -> list[str]:
+        """Words with the options of training where the stage's config has them."""
+        section = SECTIONS.get(name, "")
+        return [f"{section}{word}" if word.startswith(("train", "optim")) else word for word in words]
 
     def fresh(self, name: str, *more: str) -> Path:
         """A new run folder with what the stage needs."""
@@ -207,7 +236,8 @@ def leftovers(run: Path) -> list[str]:
 
 def stage_folder(name: str, run: Path) -> Path:
     """Where the stage writes."""
-    return run / {"cache": "latents", "generate": "mar", "evaluate": "mar"}.get(name, name)
+    folders = {"cache": "latents", "distil": "mar/flow_map", "generate": "mar", "evaluate": "mar", "simflow": "ae"}
+    return run / folders.get(name, name)
 
 
 def steps_saved(name: str, run: Path) -> list[int]:
@@ -242,7 +272,9 @@ def result_hash(name: str, run: Path) -> str:
     folder = stage_folder(name, run)
     if name in TRAINED:
         last = folder / "checkpoints" / f"step_{STEPS:08d}"
-        return tensors_fingerprint(load_file(folder / TRAINED[name] / "model.safetensors")) + checkpoint_hash(last)
+        made = tensors_fingerprint(load_file(folder / TRAINED[name] / "model.safetensors")) + checkpoint_hash(last)
+        beside = run / name / "generator" / "model.safetensors"
+        return made + (tensors_fingerprint(load_file(beside)) if name == "simflow" else "")
     if name == "cache":
         manifest = json.loads((folder / "manifest.json").read_text())
         shards = [load_file(folder / entry["file"]) for entry in manifest["shards"]]
