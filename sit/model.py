@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flowprior.flow.path import path_sample
+from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import TIME_FREQUENCIES, time_features
 from flowprior.run.config import option
@@ -141,18 +141,19 @@ class SiT(Generator):
         With ``prediction=data`` the same, of ``v = (x - x_t) / (1 - t)`` from the predicted data x (JiT, arXiv 2511.13720): it is
         ``|| x - x1 ||^2 / (1 - t)^2``, whose divisor is bounded by ``prediction_clip``.
         """
-        config, images, pairs = self.config, len(latents), self.config.pairs
-        data = latents.float().repeat_interleave(pairs, 0)  # (B P, T, C)
-        dropped = random.uniform("label drop", images, pairs).flatten() < config.label_drop  # (B P,)
+        config, pairs = self.config, self.config.pairs
+        dropped = random.uniform("label drop", len(latents), pairs).flatten() < config.label_drop  # (B P,)
         labels = torch.where(dropped, self.num_classes, labels.repeat_interleave(pairs))
-        noise = random.normal("noise", images, pairs, self.tokens, self.channels).flatten(0, 1)
-        t = config.times.quantile(random.times("t", images, pairs).flatten())
+        draw = draw_path_of_step(random, latents, pairs=pairs, group_size=self.tokens)  # one time for all tokens
+        t = config.times.quantile(draw.t)  # (B, P, 1)
         t = shifted(t, shift_factor(config.time_shift, self.tokens * self.channels))
-        point = path_sample(noise, data, t[:, None])
-        predicted = self(point.x_t, t, labels).float()
+        point = draw._replace(t=t).sample(latents)  # (B, P, 1, T, C)
+        x_t, velocity, t = point.x_t.flatten(0, 2), point.velocity.flatten(0, 2), t.flatten()
+        predicted = self(x_t, t, labels).float()  # (B P, T, C)
         if config.prediction == "data":
+            data = latents.float().repeat_interleave(pairs, 0)
             return ((predicted - data) / self._time_left(t)).square().mean()
-        return (predicted - point.velocity).square().mean()
+        return (predicted - velocity).square().mean()
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         return sample_latents(self, labels, seeds, cfg, self.config.sampler)
