@@ -191,3 +191,11 @@ class GenerationConfig:
 
     def keep_what_began(self, folder: RunFolder) -> None:
         """Take from the run in ``folder`` what it goes on with though this config asks for other. Nothing, unless a room says otherwise."""
+
+    def equip(self, model: Any, saved: dict[str, Any]) -> None:
+        """Give a trained generator what it samples with besides its own weights; ``saved`` is its ``config.json``. Nothing, unless a room
+        says otherwise."""
+
+    def equipment(self, saved: dict[str, Any]) -> dict[str, str]:
+        """Fingerprints, by name, of what :meth:`equip` would give, for the sampling protocol."""
+        return {}

@@ -2,6 +2,7 @@
 
 from generation.commands import run
 from mar.config import MARStageConfig
+from mar.distil_head import distil_head
 
 if __name__ == "__main__":
-    run(MARStageConfig)
+    run(MARStageConfig, {"distil_head": distil_head})

@@ -1,4 +1,4 @@
-"""Parts of a transformer block: outputs of some positions only, and of new tokens beside the keys and values of earlier ones."""
+"""Parts of a transformer block: outputs of some positions only, and of some tokens beside kept keys and values of the others."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ class KeysValues(NamedTuple):
     def joined(self, other: KeysValues) -> KeysValues:
         """These tokens and ``other``, in this order."""
         return KeysValues(torch.cat([self.keys, other.keys], 2), torch.cat([self.values, other.values], 2))
+
+    def replaced(self, positions: Tensor, own: KeysValues) -> KeysValues:
+        """These tokens with ``own`` in place of those at ``positions (B, n)``."""
+        index = positions[:, None, :, None].expand_as(own.keys)  # (B, heads, n, width / heads)
+        return KeysValues(self.keys.scatter(2, index, own.keys), self.values.scatter(2, index, own.values))
 
 
 def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
@@ -42,6 +47,22 @@ def block_with_past(block: Block, x: Tensor, past: KeysValues | None) -> tuple[T
     normed = block.norm1(x)  # (B, n, W)
     own = _keys_values(block, normed)
     context = own if past is None else past.joined(own)
+    return _finish(block, x, _queries(block, normed), context), context  # (B, n, W)
+
+
+def keys_values(block: Block, x: Tensor) -> KeysValues:
+    """What the tokens ``x (B, n, W)`` offer to attention in ``block``."""
+    return _keys_values(block, block.norm1(x))
+
+
+def block_among(block: Block, x: Tensor, positions: Tensor, kept: KeysValues) -> tuple[Tensor, KeysValues]:
+    """``block`` on the tokens ``x (B, n, W)`` at ``positions (B, n)`` of a sequence, of whose tokens keys and values are ``kept``.
+
+    Returns:
+        Their outputs ``(B, n, W)``, and the kept keys and values with theirs in place.
+    """
+    normed = block.norm1(x)  # (B, n, W)
+    context = kept.replaced(positions, _keys_values(block, normed))
     return _finish(block, x, _queries(block, normed), context), context  # (B, n, W)
 
 

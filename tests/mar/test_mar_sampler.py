@@ -9,27 +9,15 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.flow.velocity import VelocityMLP
-from mar.model import MAR, MARConfig
-from mar.sampler import Head, SamplerConfig, guidance, known_after_steps, sample_latents
-
-TOKENS, CHANNELS, CLASSES = 5, 3, 4
-LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 0, 1]), [11, 12, 13, 14, 15, 16]
+from mar.head import Head
+from mar.model import MAR
+from mar.sampler import SamplerConfig, guidance, known_after_steps, sample_latents
+from slow_mar import LABELS, SEEDS, TOKENS, settings, slowly, small_mar
 
 
 @pytest.fixture(scope="module")
 def model() -> MAR:
-    config = MARConfig(
-        width=16, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=2, head_width=12, head_depth=1
-    )
-    model = config.build(TOKENS, CHANNELS, CLASSES).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25)
-    return model
-
-
-def settings(**options) -> SamplerConfig:
-    return SamplerConfig(**{"ar_steps": 3, "head_steps": 4, **options})
+    return small_mar()
 
 
 @given(st.integers(1, 300).flatmap(lambda tokens: st.tuples(st.just(tokens), st.integers(1, tokens))))
@@ -54,41 +42,6 @@ def test_the_schedule_is_the_cosine_of_masked_tokens_with_one_new_token_at_least
 def test_guidance_grows_linearly_from_one_to_its_scale_or_stays(cfg, known, expected):
     assert guidance(cfg, known, 10, "linear") == pytest.approx(expected)
     assert guidance(cfg, known, 10, "constant") == cfg
-
-
-def slowly(model: MAR, label: int, seed: int, cfg: float | None, config: SamplerConfig) -> torch.Tensor:
-    """One sample, token by token, the guided and the unguided velocity each on its own, in Euler steps."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(TOKENS, generator=generator).tolist()
-    noise = torch.randn(TOKENS, CHANNELS, generator=generator) * config.temperature
-    latents, known = torch.zeros(1, TOKENS, CHANNELS), 0
-    for known_next in known_after_steps(TOKENS, min(TOKENS, config.ar_steps)):
-        scale = 1 if cfg is None else cfg if config.cfg_schedule == "constant" else 1 + (cfg - 1) * known_next / TOKENS
-        drawn = {}
-        for position in order[known:known_next]:
-
-            def velocity(x, t, of, position=position, known=known):
-                cond = model.condition(
-                    latents,
-                    torch.tensor([of]),
-                    torch.tensor([order[:known]], dtype=torch.long),
-                    torch.tensor([[position]]),
-                )
-                return model.head(x, t, cond[0, 0])
-
-            x = noise[position].clone()
-            for step in range(config.head_steps):
-                t = step / config.head_steps
-                v = velocity(x, t, label)
-                if cfg is not None and config.cfg_interval[0] <= t <= config.cfg_interval[1]:
-                    unguided = velocity(x, t, CLASSES)
-                    v = unguided + scale * (v - unguided)
-                x = x + v / config.head_steps
-            drawn[position] = x
-        for position, x in drawn.items():
-            latents[0, position] = x
-        known = known_next
-    return latents[0]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +184,15 @@ def test_all_solvers_approach_the_same_sample(model, solver):
         {"head_steps": 0},
         {"temperature": 0.0},
         {"encoder_every": 0},
+        {"decoder_every": 0},
         {"head_evaluations": -1},
+        {"head_evaluations": 4, "head_evaluations_last": 5},
+        {"head_evaluations_last": 1},
+        {"cfg_damping": -0.1},
+        {"head": "map"},
+        {"head": "map", "head_evaluations": 5},
+        {"head": "map", "head_evaluations": 2, "cfg_interval": (0.0, 0.5)},
+        {"head": "map", "head_evaluations": 2, "cfg_damping": 0.5},
         {"cfg_interval": (0.5, 0.1)},
         {"cfg_interval": (0.0, 1.1)},
     ],
@@ -242,7 +203,7 @@ def test_impossible_sampler_settings_are_refused(values):
 
 
 def test_a_head_and_what_it_has_recorded_go_without_the_collector():
-    head = Head(VelocityMLP(2, 8, 1, cond_channels=4), times=None, cuda_graphs=True)
+    head = Head(VelocityMLP(2, 8, 1, cond_channels=4), torch.add, settings(cuda_graphs=True))
     gone = weakref.ref(head)
     gc.disable()
     try:

@@ -18,11 +18,19 @@ from flowprior.run.lock import NAME as LOCK
 from flowprior.training import checkpoint, loop
 from flowprior.training.objective import StepOutput
 from generation.generator import GeneratorObjective
+from mar.distillation import HeadDistillation
 from soak.processes import Instrument
 from tokenizer.losses.adversarial import Adversary
 from tokenizer.objective import AutoencoderObjective
 
-OBJECTIVES = {"flowhead": FlowMatchingObjective, "ae": AutoencoderObjective, "mar": GeneratorObjective}
+OBJECTIVES = {
+    "flowhead": FlowMatchingObjective,
+    "ae": AutoencoderObjective,
+    "mar": GeneratorObjective,
+    "simflow": AutoencoderObjective,
+    "sit": GeneratorObjective,
+    "distil": HeadDistillation,
+}
 
 
 def slow_saves(seconds: float) -> Instrument:

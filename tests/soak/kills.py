@@ -54,7 +54,8 @@ def _kill(soak: Soak, name: str, run: Path, inside_save: bool) -> str | None:
 
 
 def _being_written(run: Path) -> list[Path]:
-    return list(run.glob("*/checkpoints/.step_*")) + list(run.glob("*/.*.tmp")) + list(run.glob("mar/samples/.*.tmp"))
+    patterns = ("*/checkpoints/.step_*", "*/.*.tmp", "mar/*/.*.tmp", "mar/flow_map/checkpoints/.step_*")
+    return [path for pattern in patterns for path in run.glob(pattern)]
 
 
 def signals(soak: Soak) -> Iterator[Trial]:
