@@ -28,7 +28,7 @@ find_python() {
 }
 
 # find_environment [FILE]: sets PYTHON: the one given in the environment as it is, else that of .venv. Its status is whether requirements.txt, or
-# what FILE adds to it, is installed there.
+# FILE that adds to it, is installed there.
 find_environment() {
   local file=${1:-requirements.txt}
   if [[ -n ${PYTHON:-} ]]; then
@@ -40,10 +40,9 @@ find_environment() {
   [[ -x $PYTHON && -f .venv/$file.cksum && $(< ".venv/$file.cksum") == "$(cat requirements.txt "$file" | cksum)" ]]
 }
 
-# ensure_environment [FILE]: sets PYTHON, and makes .venv with requirements.txt, or what FILE adds to it, where there is neither, with uv where
-# there is uv.
+# ensure_environment [FILE]: sets PYTHON, and makes .venv with requirements.txt, or FILE, where there is neither, with uv where there is uv.
 ensure_environment() {
-  local file=${1:-requirements.txt} base
+  local file=${1:-requirements.txt} base name
   find_environment "$file" && return
   (( NNODES == 1 )) || fail "no environment, and $NNODES nodes would make it at once: run 'bash scripts/train_ae.sh --help' on one machine first"
   base=$(find_python) || fail "no Python 3.10 to 3.13 found: install one, or set PYTHON=<interpreter with requirements.txt installed>"
@@ -55,7 +54,7 @@ ensure_environment() {
     [[ -x $PYTHON ]] || "$base" -m venv .venv || { rm -rf .venv; fail "$base cannot make environments: install its venv module (Debian: python3-venv) or uv"; }
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
   fi
-  cat requirements.txt "$file" | cksum > ".venv/$file.cksum"
+  for name in requirements.txt "$file"; do cat requirements.txt "$name" | cksum > ".venv/$name.cksum"; done
 }
 
 # supervised COMMAND ARGUMENT...: run it and return its status. A SIGTERM to this script is handed on, and the script lives until the command has ended;

@@ -3,14 +3,14 @@
 #   bash scripts/train_simflow.sh [option=value ...] [-- option=value ...]
 #   PRESET=imagenet_simflow DATA=/data/images NPROC=8 NNODES=2 bash scripts/train_simflow.sh optim.lr=2e-4 -- sample.cfg=[1,2]
 # Words behind -- are of sampling and its evaluation; those before it are of training, but for run_dir, which is everybody's.
-# DATA is a folder of images, with one sub-folder per class.
+# DATA is where images lie: a folder with one sub-folder per class, tar shards, a zip, Parquet files and others (docs/usage.md).
 PRESET=${PRESET:-digits_simflow}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
 training=(--preset "$PRESET") sampling=(--preset "$PRESET") behind=false
 if [[ -n $DATA ]]; then
-  training+=(data.source=folder "data.path=$DATA")
-  sampling+=(data.source=folder "data.path=$DATA")
+  training+=(data.source=files "data.path=$DATA")
+  sampling+=(data.source=files "data.path=$DATA")
 fi
 for word in "$@"; do
   if [[ $word == -- ]]; then behind=true; continue; fi

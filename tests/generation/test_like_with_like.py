@@ -18,6 +18,7 @@ from generation import evaluate
 from generation.generate import samples_file
 from generation.reference import open_reference
 from generation.samples import find_samples
+from image_sets import Picture, write_tar, write_zip
 from mar.config import MARStageConfig
 
 DIGITS = Extractor("digits")
@@ -41,6 +42,17 @@ def folder(path, images):
     for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         Image.fromarray(image).save(path / f"{number:03d}.png")
     return path
+
+
+def packed(file, images):
+    """A tar or zip file of the pictures of a folder."""
+    kept = folder(file.with_name(f"{file.name} unpacked"), images)
+    members = [(picture.name, picture.read_bytes()) for picture in sorted(kept.iterdir())]
+    return (
+        write_tar(file, members)
+        if file.suffix == ".tar"
+        else write_zip(file, [Picture(n[:-4], ".", data) for n, data in members])
+    )
 
 
 def statistics(file, images, crop=None):
@@ -87,6 +99,8 @@ def forms(tmp_path):
     return {
         "npz": archive(tmp_path / "large.npz", large),
         "folder": folder(tmp_path / "large", large),
+        "tar": packed(tmp_path / "large.tar", large),
+        "zip": packed(tmp_path / "large.zip", large),
         "statistics": statistics(tmp_path / "stats64.npz", large, "centre 64"),
         "unstated": statistics(tmp_path / "unstated.npz", large),
         "small npz": archive(tmp_path / "small.npz", small),
@@ -95,8 +109,8 @@ def forms(tmp_path):
     }
 
 
-@pytest.mark.parametrize("samples", ["npz", "folder"])
-@pytest.mark.parametrize("reference", ["npz", "folder", "statistics", "unstated"])
+@pytest.mark.parametrize("samples", ["npz", "folder", "tar"])
+@pytest.mark.parametrize("reference", ["npz", "folder", "zip", "statistics", "unstated"])
 def test_pictures_of_64_pixels_are_compared_with_themselves_at_64_whatever_data_size_is(
     measured, forms, samples, reference, capsys
 ):
