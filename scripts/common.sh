@@ -26,17 +26,10 @@ find_python() {
   return 1
 }
 
-# install_packages WORD...: into the environment of PYTHON, with uv where there is uv.
-install_packages() {
-  if command -v uv >/dev/null; then
-    uv pip install --quiet --python "$PYTHON" "$@"
-  else
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
-  fi
-}
-
-# Sets PYTHON: the one given in the environment as it is, else .venv with requirements.txt, made with uv where there is uv.
+# ensure_environment [FILE]: sets PYTHON: the one given in the environment as it is, else .venv with requirements.txt, or what FILE adds to
+# it, made with uv where there is uv.
 ensure_environment() {
+  local file=${1:-requirements.txt}
   if [[ -n ${PYTHON:-} ]]; then
     "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
       fail "PYTHON=$PYTHON is no interpreter with requirements.txt installed: leave PYTHON out to have .venv made"
@@ -44,17 +37,18 @@ ensure_environment() {
   fi
   PYTHON=.venv/bin/python
   local wanted base
-  wanted=$(cksum < requirements.txt)
-  [[ -x $PYTHON && -f .venv/requirements.cksum && $(< .venv/requirements.cksum) == "$wanted" ]] && return
+  wanted=$(cat requirements.txt "$file" | cksum)
+  [[ -x $PYTHON && -f .venv/$file.cksum && $(< ".venv/$file.cksum") == "$wanted" ]] && return
   base=$(find_python) || fail "no Python 3.10 to 3.13 found: install one, or set PYTHON=<interpreter with requirements.txt installed>"
-  echo "environment: installing requirements.txt into .venv ($("$base" --version))"
+  echo "environment: installing $file into .venv ($("$base" --version))"
   if command -v uv >/dev/null; then
     [[ -x $PYTHON ]] || uv venv --quiet --python "$base" .venv
+    uv pip install --quiet --python "$PYTHON" -r "$file"
   else
     [[ -x $PYTHON ]] || "$base" -m venv .venv || { rm -rf .venv; fail "$base cannot make environments: install its venv module (Debian: python3-venv) or uv"; }
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
   fi
-  install_packages -r requirements.txt
-  echo "$wanted" > .venv/requirements.cksum
+  echo "$wanted" > ".venv/$file.cksum"
 }
 
 # supervised COMMAND ARGUMENT...: run it and return its status. A SIGTERM to this script is handed on, and the script lives until the command has ended;

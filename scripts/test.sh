@@ -1,34 +1,23 @@
 #!/usr/bin/env bash
 # Every test, on a fresh machine: first the environment, then pytest, in as many processes as there are cores, four at most.
 #   bash scripts/test.sh [--oldest] [what pytest takes]
-# The tests need requirements-test.txt besides requirements.txt, and so does a PYTHON of your own.
-# --oldest: under the oldest versions that the two allow, in .venv-oldest; needs uv. Tests of what those versions do not know yet skip, and say
-# so at the end.
+# The environment has requirements-test.txt: beside requirements.txt, the libraries that some kinds of data are read by.
+# --oldest: under the oldest versions that it allows, in .venv-oldest; needs uv. Tests of what those versions do not know yet
+# skip, and say so at the end.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Sets PYTHON: .venv-oldest with the lowest version of every line of both requirements, and what goes with them.
+# Sets PYTHON: .venv-oldest with the lowest version of every line of the requirements, and what goes with them.
 ensure_oldest_environment() {
   PYTHON=.venv-oldest/bin/python
   local wanted
-  wanted=$(cat requirements-test.txt requirements.txt | cksum)
+  wanted=$(cat requirements.txt requirements-test.txt | cksum)
   [[ -x $PYTHON && -f .venv-oldest/requirements.cksum && $(< .venv-oldest/requirements.cksum) == "$wanted" ]] && return
   command -v uv >/dev/null || fail "--oldest needs uv, which finds the oldest versions: pip install uv"
-  echo "environment: installing the oldest versions that the requirements allow into .venv-oldest"
+  echo "environment: installing the oldest versions that requirements-test.txt allows into .venv-oldest"
   rm -rf .venv-oldest
   uv venv --quiet --python ">=3.10,<3.12" .venv-oldest  # the oldest versions have no wheels for later ones
-  uv pip install --quiet --python "$PYTHON" --resolution lowest-direct -r requirements-test.txt -r requirements.txt
+  uv pip install --quiet --python "$PYTHON" --resolution lowest-direct -r requirements-test.txt
   echo "$wanted" > .venv-oldest/requirements.cksum
-}
-
-# What the tests alone need, into .venv.
-ensure_test_packages() {
-  [[ $PYTHON == .venv/bin/python ]] || return 0
-  local wanted
-  wanted=$(cksum < requirements-test.txt)
-  [[ -f .venv/requirements-test.cksum && $(< .venv/requirements-test.cksum) == "$wanted" ]] && return
-  echo "environment: installing requirements-test.txt into .venv"
-  install_packages -r requirements-test.txt -r requirements.txt
-  echo "$wanted" > .venv/requirements-test.cksum
 }
 
 if [[ ${1:-} == --oldest ]]; then
@@ -36,8 +25,7 @@ if [[ ${1:-} == --oldest ]]; then
   ensure_oldest_environment
   set -- -rs "$@"
 else
-  ensure_environment
-  ensure_test_packages
+  ensure_environment requirements-test.txt
 fi
 cores=$(getconf _NPROCESSORS_ONLN)
 # A file's tests share what is slow to make, so they stay together.

@@ -250,6 +250,8 @@ def train(
     objective = build_objective(config, folder.path, world, images.num_classes, prior)
     if world.is_main:
         print(f"data: {len(images)} images in {images.num_classes} classes")
+        if order := images.says_of_order():
+            print(f"order: {order}")
         note_missing_weights(config)
         for line in filter(None, (regulariser.note for regulariser in objective.regularisers)):
             print(line)

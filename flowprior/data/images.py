@@ -16,7 +16,7 @@ from flowprior.data import digits
 from flowprior.data.crops import centre_crop, random_crop, random_resized_box
 from flowprior.data.image_contents import count_copies, images_fingerprint
 from flowprior.data.image_reader import read_image
-from flowprior.data.order import SampleKey
+from flowprior.data.order import Blocks, SampleKey, epoch_order
 from flowprior.data.stores.base import StoreOptions
 from flowprior.data.stores.recognise import open_store
 from flowprior.distributed import World
@@ -26,6 +26,7 @@ from flowprior.run.files import tensors_fingerprint
 from flowprior.training.randomness import stream_seed
 
 FORMER_SOURCES = {"folder": "files"}
+BLOCKS_LOOKED_AT = 16
 
 
 @dataclass
@@ -62,12 +63,26 @@ class ImageConfig:
         changes_result=False,
     )
 
+    shuffle_block: int | None = option(
+        None,
+        "of shards or row groups: how many at a time are shuffled among themselves in training, where random reads are dear; 0: all; "
+        "null: all, but 4 of Parquet's row groups",
+    )
+
+    skip_bad: bool = option(
+        False,
+        "leave out images that cannot be read: all are decoded once before, and the list of them is kept",
+        changes_result=False,  # which images these are is a matter of their fingerprint
+    )
+
     def __post_init__(self) -> None:
         self.source = FORMER_SOURCES.get(self.source, self.source)  # type: ignore[assignment]
         if self.size < 8:
             raise ValueError(f"images are at least 8 pixels on a side, not {self.size}")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"min_area lies in (0, 1], not at {self.min_area}")
+        if self.shuffle_block is not None and self.shuffle_block < 0:
+            raise ValueError(f"shuffle_block is 0 or more, or null, not {self.shuffle_block}")
 
     def at(self, path: str, **changes: Any) -> ImageConfig:
         """The images at another place, read by the same columns; ``changes`` to other options."""
@@ -76,7 +91,7 @@ class ImageConfig:
     @property
     def columns(self) -> StoreOptions:
         """What is what in a place of several columns."""
-        return StoreOptions(self.image_column, self.label_column)
+        return StoreOptions(self.image_column, self.label_column, self.shuffle_block, self.skip_bad)
 
 
 class ImageSource(Protocol):
@@ -88,6 +103,10 @@ class ImageSource(Protocol):
 
     def fingerprint(self) -> str:
         """16 hex digits of which images these are and how they are cropped for evaluation."""
+        ...
+
+    def says_of_order(self) -> str:
+        """What to say of an order in training in which not every image may follow any other; else empty."""
         ...
 
     def __len__(self) -> int: ...
@@ -118,6 +137,9 @@ class DigitImages:
     def fingerprint(self) -> str:
         return tensors_fingerprint({"images": self.images, "labels": self.labels})
 
+    def says_of_order(self) -> str:
+        return ""
+
     def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
         index = torch.tensor([key.index for key in keys])
         images = self.images[index]
@@ -138,6 +160,23 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.store)
 
+    @property
+    def blocks(self) -> Blocks | None:
+        """Of the order in training; None where any image may follow any."""
+        starts, mixed = self.store.starts, self.store.mixed
+        return Blocks(starts, mixed) if 0 < mixed < len(starts) else None
+
+    def says_of_order(self) -> str:
+        if (blocks := self.blocks) is None:
+            return ""
+        count = -(-len(blocks.starts) // blocks.mixed)
+        several = np.array_split(epoch_order(self.seed, 0, len(self), blocks), count)[:BLOCKS_LOOKED_AT]
+        classes = np.mean([len(np.unique(self.labels[block])) for block in several])
+        return (
+            f"{blocks.mixed} {self.store.part}s at a time, about {len(self) * blocks.mixed // len(blocks.starts)} images of {classes:.0f} of "
+            f"{self.num_classes} classes, are shuffled among themselves; data.shuffle_block=0 shuffles all {len(self)}"
+        )
+
     def fingerprint(self) -> str:
         return images_fingerprint(self.store, ("centre", self.config.size))
 
@@ -152,7 +191,10 @@ class StoredImages:
 
     def _read(self, key: SampleKey) -> Tensor:
         """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
-        image, config = read_image(io.BytesIO(self.store.read(key.index)), self.store.name(key.index)), self.config
+        try:
+            image, config = read_image(io.BytesIO(self.store.read(key.index)), self.store.name(key.index)), self.config
+        except UserError as error:
+            raise UserError(f"{error}; data.skip_bad=true leaves such images out") from error
         random = _generator(self.seed, key)
         if key.epoch >= 0 and config.crop == "random_resized":
             box = random_resized_box(image.height, image.width, config.min_area, random)

@@ -53,7 +53,8 @@ def training_batches(
 ) -> Iterable[dict[str, Tensor]]:
     """Endless micro-batches of ``source`` for this process, from step ``start_step`` on.
 
-    A source with a ``device`` other than the CPU, where its data lies already, is read without loader processes.
+    A source with a ``device`` other than the CPU, where its data lies already, is read without loader processes; one with ``blocks`` in
+    their order.
     """
     on_device = getattr(source, "device", torch.device("cpu")).type != "cpu"
     processes = 0 if on_device else config.loader_workers
@@ -64,6 +65,7 @@ def training_batches(
         world.rank,
         world.size,
         start_step * config.accumulation,
+        getattr(source, "blocks", None),
     )
     return DataLoader(
         _ByKeys(source),

@@ -1,4 +1,4 @@
-"""A training run, its latents and its figures are the same bits from a folder, tar shards, a zip and a list of the same images."""
+"""A training run, its latents and its figures are the same bits wherever the same images lie in the same order."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from flowprior.run.files import tensors_fingerprint
-from image_sets import pictures, write_folder, write_shards, write_zip
+from image_sets import pictures, write_folder, write_parquet, write_saved, write_shards, write_zip
 from mar import cache_latents
 from tokenizer import evaluate, train_ae
 from tokenizer.prior import train_flowhead
@@ -17,7 +17,7 @@ from tokenizer.prior import train_flowhead
 SOME = pictures(22, ("ant", "bee"), size=(30, 34))
 TRAIN = "train={steps: 7, global_batch: 4, eval_steps: 0, checkpoint_steps: 0, tensorboard: false}"
 AE = [
-    "regulariser.name=none", "data={size: 16, crop: random_resized, flip: true}", "evaluate.metrics=[fidelity]",
+    "regulariser.name=none", "data={size: 16, crop: random_resized, flip: true, shuffle_block: 0}", "evaluate.metrics=[fidelity]",
     "model={image_size: 16, patch_size: 8, tokens: 2, channels: 4}", "evaluate.extractor=", "monitor={images: 8, picture_images: 4}",
     "model.encoder={width: 12, depth: 1, heads: 3}", "model.decoder={width: 12, depth: 1, heads: 3}", TRAIN,
 ]  # fmt: skip
@@ -34,11 +34,16 @@ PLACES = {
     "tar": lambda root: write_shards(root / "images", SOME, per_shard=5, label="txt"),
     "zip": lambda root: write_zip(root / "images.zip", SOME, zipfile.ZIP_DEFLATED),
     "list": lambda root: write_list(root / "images"),
+    "parquet": lambda root: write_parquet(root / "images", SOME),
+    "arrow": lambda root: write_saved(root / "images", SOME),
 }
 
 
 def everything_made_of(kind: str, root, monkeypatch) -> dict[str, object]:
-    """Hashes of the autoencoder, of its latents and of a flow prior of them, and the figures of the reconstructions."""
+    """Hashes of the autoencoder, of its latents and of a flow prior of them, and the figures of the reconstructions; any image may follow
+    any in training, which is not Parquet's usual order."""
+    if kind in ("parquet", "arrow"):
+        pytest.importorskip("datasets")
     place = PLACES[kind](root)
 
     def run(module, *words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+IMAGES_AT_ONCE = 1024
 
 
 def place_name(where: str) -> str:
@@ -26,10 +29,14 @@ class StoreOptions:
     Attributes:
         image_column: column of a table, or extension in an archive, that holds the images; empty: what is guessed.
         label_column: column of a table, or what says the label in an archive; empty: what is guessed.
+        shuffle_block: parts of the place that are shuffled among themselves in training; 0: all of it, None: as is best for the place.
+        skip_bad: leave out images that cannot be read, once all were looked at.
     """
 
     image_column: str = ""
     label_column: str = ""
+    shuffle_block: int | None = None
+    skip_bad: bool = False
 
 
 class ImageStore(ABC):
@@ -41,12 +48,18 @@ class ImageStore(ABC):
     Attributes:
         kind: a word for the kind of place, which manifests keep.
         where: what a person named.
+        home: the folder beside whose images something may be kept; None where there is none.
         class_names: of the classes 0, 1, ...
         labels: ``(N,)``, whole numbers below the number of classes.
+        part: what :attr:`starts` are those of, in words.
+        mixed: parts that are shuffled among themselves in training; 0: all of them.
     """
 
     kind: str
+    part: str = "part"
+    mixed: int = 0
     where: str
+    home: Path | None
     class_names: list[str]
     labels: np.ndarray
 
@@ -84,6 +97,13 @@ class ImageStore(ABC):
         Raises:
             UserError: one of them is not there any more.
         """
+
+    def stamp(self) -> str:
+        """16 hex digits of what changes when an image is written anew, as far as it can be told without reading them all."""
+        digest = hashlib.sha256(repr((self.kind, self.class_names)).encode())
+        for first in range(0, len(self), IMAGES_AT_ONCE):
+            digest.update(repr(self.facts(first, min(first + IMAGES_AT_ONCE, len(self)))).encode())
+        return digest.hexdigest()[:16]
 
     def spread(self, most: int) -> np.ndarray:
         """Up to ``most`` of the images in their order, int64, spread evenly from the first to the last."""

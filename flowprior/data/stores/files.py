@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import abstractmethod
 from pathlib import Path
 from typing import BinaryIO
 
-from flowprior.data.stores.base import ImageStore
+from flowprior.data.stores.base import IMAGES_AT_ONCE, ImageStore
 from flowprior.data.stores.folder_listing import list_images
 from flowprior.errors import UserError, one_line
 
@@ -16,6 +17,10 @@ class FilesStore(ImageStore):
     """Images by the paths of their files, below ``root``."""
 
     root: Path
+
+    @property
+    def home(self) -> Path:  # type: ignore[override]
+        return self.root
 
     def file(self, index: int) -> Path:
         """Where an image lies."""
@@ -40,6 +45,13 @@ class FilesStore(ImageStore):
 
     def facts(self, first: int, end: int) -> list[str]:
         return [f"{self.member(index)} {length}" for index, length in zip(range(first, end), self.lengths(first, end))]
+
+    def stamp(self) -> str:
+        digest = hashlib.sha256(super().stamp().encode())
+        for first in range(0, len(self), IMAGES_AT_ONCE):
+            times = [status.st_mtime_ns for status in self.statuses(first, min(first + IMAGES_AT_ONCE, len(self)))]
+            digest.update(repr(times).encode())
+        return digest.hexdigest()[:16]
 
     def lengths(self, first: int, end: int) -> list[int]:
         return [status.st_size for status in self.statuses(first, end)]

@@ -25,18 +25,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowprior"
 
 
-def places(beside: Path, suffix: str, *of: object) -> list[Path]:
+def places(beside: Path | None, suffix: str, *of: object) -> list[Path]:
     """Where something about ``of`` may be kept, the first place preferred.
 
     Args:
-        beside: the folder in which the images lie.
+        beside: the folder in which the images lie; None where that is no place to write.
         suffix: of the file.
         of: plain values: whose names differ, differ in name.
     """
-    inside, anywhere = (
-        hashlib.sha256(repr(parts).encode()).hexdigest()[:16] for parts in (of, (str(beside.absolute()), of))
-    )
-    return [beside / f".flowprior-{inside}{suffix}", cache_folder() / f"{anywhere}{suffix}"]
+    if beside is None:
+        return [cache_folder() / f"{_digits(of)}{suffix}"]
+    return [
+        beside / f".flowprior-{_digits(of)}{suffix}",
+        cache_folder() / f"{_digits(str(beside.absolute()), of)}{suffix}",
+    ]
+
+
+def _digits(*of: object) -> str:
+    return hashlib.sha256(repr(of).encode()).hexdigest()[:16]
 
 
 def kept_or_made(files: list[Path], read: Callable[[Path], T | None], make: Callable[[], Callable[[Path], None]]) -> T:

@@ -15,6 +15,7 @@ from flowprior.data.stores.listed import ListStore
 from flowprior.data.stores.parquet import ParquetStore
 from flowprior.data.stores.patterns import is_pattern, matching_files
 from flowprior.data.stores.shards import TarStore, ZipStore
+from flowprior.data.stores.verified import without_bad_images
 from flowprior.errors import UserError
 
 SHARDS = {".tar": TarStore, ".zip": ZipStore, ".parquet": ParquetStore, ".arrow": open_files}
@@ -28,6 +29,13 @@ def open_store(path: str, options: StoreOptions = StoreOptions()) -> ImageStore:
     Raises:
         UserError: nothing lies there, or nothing that is read.
     """
+    store = _recognised(path, options)
+    if options.shuffle_block is not None:
+        store.mixed = options.shuffle_block
+    return without_bad_images(store) if options.skip_bad else store
+
+
+def _recognised(path: str, options: StoreOptions) -> ImageStore:
     if not path:
         raise UserError(f"data.source=files says nowhere which: {SET}")
     if path.startswith(HUB):

@@ -34,16 +34,17 @@ class ShardStore(ImageStore):
         UserError: a shard is damaged, or there are no images or no labels in them.
     """
 
+    part = "shard"
     open_archive: Callable[[Path], Archive]
 
     def __init__(self, shards: list[Path], where: str, options: StoreOptions) -> None:
-        self.where, self.shards = where, shards
+        self.where, self.home, self.shards = where, shards[0].parent, shards
         stamps = [FileStamp.of(shard.stat()) for shard in shards]
         chosen = (options.image_column, options.label_column)
         names = [shard.name for shard in shards]
         self.made_from = index_made_from(self.kind, zip(names, stamps), *chosen)
         self.files = ShardFiles(shards, stamps)
-        self.index_files = places(shards[0].parent, ".index", self.kind, names, chosen)
+        self.index_files = places(self.home, ".index", self.kind, names, chosen)
         self._use(kept_or_made(self.index_files, self._read_index, lambda: self._look_through(options)))
         for line in self.index.notes:
             note(line)
@@ -68,6 +69,9 @@ class ShardStore(ImageStore):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._use(kept_or_made(self.index_files, self._read_index, _already_made))
+
+    def stamp(self) -> str:
+        return self.made_from
 
     def shard(self, index: int) -> int:
         """The number of the shard in which an image lies."""
