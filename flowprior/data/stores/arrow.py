@@ -42,7 +42,7 @@ class ArrowStore(ImageStore):
         open_table: maps it; a process that gets a pickled copy calls it again.
         where: what a person named.
         options: names of the columns.
-        follows_paths: whether a row may name a file in place of its image's bytes.
+        home: folder of the table's files; None where they lie in a cache, whose rows may name files in place of bytes.
 
     Raises:
         UserError: a column is not there or may be one of several, or the table is damaged.
@@ -51,16 +51,17 @@ class ArrowStore(ImageStore):
     kind = "arrow"
 
     def __init__(
-        self, open_table: Callable[[], pyarrow.Table], where: str, options: StoreOptions, follows_paths: bool = False
+        self, open_table: Callable[[], pyarrow.Table], where: str, options: StoreOptions, home: Path | None
     ) -> None:
-        self.open_table, self.where, self.follows_paths = open_table, where, follows_paths
+        self.open_table, self.where, self.home, self.follows_paths = open_table, where, home, home is None
         table = open_table()
         self.columns = columns = choose_columns(table.schema, options, where)
         if not table.num_rows:
             raise UserError(f"{where} holds no rows")
         labels = TableLabels()
         self._use(table)
-        self._check_images()
+        if not options.skip_bad:
+            self._check_images()
         for chunk in table.column(columns.label).chunks if columns.label else ():
             labels.add(chunk)
         guessed = options.label_column in ("", NO_LABEL)
@@ -141,7 +142,7 @@ def open_saved(folder: Path, where: str, options: StoreOptions) -> ArrowStore:
 
 def open_files(files: list[Path], where: str, options: StoreOptions) -> ArrowStore:
     """Arrow files whose rows follow each other."""
-    return ArrowStore(partial(_table_of, files), where, options)
+    return ArrowStore(partial(_table_of, files), where, options, files[0].parent if files else None)
 
 
 def _table_of(files: list[Path]) -> pyarrow.Table:
@@ -174,7 +175,7 @@ def open_hub(path: str, options: StoreOptions) -> ArrowStore:
     """
     name, _, split = path.removeprefix(HUB).partition(":")
     # Its tables are this machine's own, and name files that were fetched where those are a folder of images.
-    return ArrowStore(partial(_table_of_hub, name, split, path), path, options, follows_paths=True)
+    return ArrowStore(partial(_table_of_hub, name, split, path), path, options, None)
 
 
 def _table_of_hub(name: str, split: str, path: str) -> pyarrow.Table:

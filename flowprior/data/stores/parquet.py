@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowprior.data.stores.base import ImageStore, StoreOptions
+from flowprior.data.stores.index import index_made_from
 from flowprior.data.stores.labels import NO_LABEL
+from flowprior.data.stores.shard_files import FileStamp
 from flowprior.data.stores.tables import (
     TableLabels,
     check_classes,
@@ -48,13 +50,13 @@ class ParquetStore(ImageStore):
         UserError: pyarrow is not there, a file is damaged, its columns are others, its row groups are too large, or an image is missing.
 
     Attributes:
-        mixed_by_default: row groups that training mixes at a time.
+        mixed: row groups that training mixes at a time.
     """
 
-    kind = "parquet"
+    kind, part = "parquet", "row group"
 
     def __init__(self, files: list[Path], where: str, options: StoreOptions) -> None:
-        self.files, self.where = files, where
+        self.files, self.where, self.home = files, where, files[0].parent
         schema = _open(files[0]).schema_arrow
         self.columns = choose_columns(schema, options, where)
         self.group_of, self.group_facts = (
@@ -89,9 +91,9 @@ class ParquetStore(ImageStore):
         if len(ends) == 1:
             raise UserError(f"{where} holds no rows")
         self.first_rows, self.group_starts, self.ends = np.array(first_rows), np.array(ends[:-1]), np.array(ends[1:])
-        self.mixed_by_default = max(1, min(GROUPS_MIXED, KEPT_BYTES // largest))
+        self.mixed = max(1, min(GROUPS_MIXED, KEPT_BYTES // largest))
         self._begin()
-        if incomplete:
+        if incomplete and not options.skip_bad:
             self._refuse_missing(incomplete[0])
         guessed = options.label_column in ("", NO_LABEL)
         self.class_names, self.labels, notes = labels.classes(self.columns, where, ends[-1], guessed, self.name)
@@ -178,6 +180,10 @@ class ParquetStore(ImageStore):
         """Rows and bytes of the row groups that begin here."""
         begin = np.searchsorted(self.group_starts, [first, end])
         return self.group_facts[slice(*begin.tolist())]
+
+    def stamp(self) -> str:
+        stamps = [FileStamp.of(file.stat()) for file in self.files]
+        return index_made_from(self.kind, zip((file.name for file in self.files), stamps), self.columns)
 
     def spread(self, most: int) -> np.ndarray:
         """Of few row groups, which are read as wholes."""

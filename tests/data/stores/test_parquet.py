@@ -108,8 +108,8 @@ def test_kept_row_groups_stay_within_their_bytes_and_are_read_once_within_them(t
         return len(read)
 
     assert groups_read(1 << 20) == 7
-    assert groups_read(10_000) > 7 and open_store(str(path)).mixed_by_default == 2
-    assert groups_read(1) > 30 and open_store(str(path)).mixed_by_default == 1
+    assert groups_read(10_000) > 7 and open_store(str(path)).mixed == 2
+    assert groups_read(1) > 30 and open_store(str(path)).mixed == 1
 
 
 def test_no_more_than_a_few_files_are_open_at_once(tmp_path, monkeypatch):
@@ -194,6 +194,13 @@ def test_missing_rows_are_named_before_an_image_is_read(tmp_path):
     path = written(tmp_path, image=[*DATA[:7], None, *DATA[7:]], label=[*WORDS, "cat"])
     with pytest.raises(UserError, match="a.parquet: row 7 is missing"):
         open_store(str(path))
+
+
+def test_missing_rows_are_left_out_where_that_is_asked_for(tmp_path, capsys):
+    path = written(tmp_path, image=[*DATA[:7], None, *DATA[7:]], label=[*WORDS[:7], "bee", *WORDS[7:]])
+    store = open_store(str(path), StoreOptions(skip_bad=True))
+    assert [store.read(index) for index in range(len(store))] == DATA
+    assert "1 of the 14 images" in capsys.readouterr().err
 
 
 def test_files_that_differ_are_refused(tmp_path):
