@@ -90,6 +90,7 @@ def test_in_blocks_every_row_group_is_read_once_an_epoch(tmp_path, monkeypatch):
     first_epoch(images)
     assert len(reads) == 12
     reads.clear()
+    monkeypatch.setattr("flowprior.data.stores.parquet.KEPT_BYTES", 1)
     first_epoch(opened(images.config.path, shuffle_block=0))
     assert len(reads) > 18
 
