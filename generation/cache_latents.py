@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +23,9 @@ from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.distributed import distributed_world
 from flowprior.errors import UserError
 from flowprior.notes import note
-from flowprior.run.files import read_json
 from flowprior.run.fingerprints import accept_earlier
 from flowprior.run.lock import sole_writer
+from flowprior.run.provenance import Provenance
 from flowprior.run.run_folder import Stopwatch
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig
@@ -44,11 +45,10 @@ def main(stage: type[GenerationConfig]) -> None:
             **config.cache.describe(),
         }
         if manifest.is_file():
-            kept = accept_earlier(read_json(manifest, "latent cache").get("origin") or {}, origin["images"], manifest)
-            if kept != origin:
-                differing = ", ".join(sorted(n for n in kept | origin if kept.get(n) != origin.get(n)))
+            updated = partial(accept_earlier, now=origin["images"], where=manifest)
+            if stale := Provenance(manifest, "latent cache", "origin", updated=updated).differing(origin, world):
                 raise UserError(
-                    f"the latent cache {config.cache_folder} was made from another {differing}: delete the folder, or write run_dir=<another>"
+                    f"the latent cache {config.cache_folder} was made from another {', '.join(stale)}: delete the folder, or write run_dir=<another>"
                 )
             if world.is_main:
                 print(f"latents: complete ({config.cache_folder})")

@@ -25,8 +25,9 @@ from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation,
 from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import foreign_images
 from flowprior.notes import note
-from flowprior.run.files import file_sha256, read_json, write_json
+from flowprior.run.files import file_sha256, read_json
 from flowprior.run.lock import sole_writer
+from flowprior.run.provenance import Provenance
 from generation.config import GenerationConfig
 from generation.generate import draw_sets
 from generation.labels import mismatch, total_variation
@@ -53,18 +54,15 @@ def main(stage: type[GenerationConfig]) -> None:
         made_by, file = protocol(config, extractor, samples, reference, world), result_file(config)
         if world.is_main:
             warn(config, samples, reference)
-        before = read_json(file, "evaluation").get("protocol") if file.is_file() else None
-        complete = before == made_by
-        world.barrier()  # nobody writes before everybody has looked
-        if complete and world.is_main:
-            print(f"evaluation of the generator: complete ({file})")
-        if not complete:
-            if isinstance(before, dict):
-                other = sorted(name for name in before | made_by if before.get(name) != made_by.get(name))
-                note(f"{file} is of another {' and '.join(other)}, and is replaced")
+        evaluation = Provenance(file, "evaluation", "protocol")
+        if stale := evaluation.differing(made_by, world):
+            if evaluation.kept():
+                note(f"{file} is of another {' and '.join(stale)}, and is replaced")
             result = evaluate(config, extractor, samples, reference, world)
             if world.is_main:
-                write_json(file, result | {"protocol": made_by})
+                evaluation.write(made_by, **result)
+        elif world.is_main:
+            print(f"evaluation of the generator: complete ({file})")
         if world.is_main:
             say(read_json(file, "evaluation"))
 

@@ -34,9 +34,10 @@ from flowprior.data.image_archive import ImageArchive, draw_parts, load_part, wr
 from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError
 from flowprior.run.config import to_dict
-from flowprior.run.files import read_json, write_json
+from flowprior.run.files import read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.pictures import save_sheet
+from flowprior.run.provenance import Provenance
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig, SampleConfig
 from generation.labels import ClassShares, choose_shares
@@ -126,13 +127,17 @@ def protocols_of_sets(config: GenerationConfig) -> dict[float, dict[str, Any]]:
         raise UserError(f"{file} is damaged ({error})") from error
 
 
-def same_protocol(kept: Any, wanted: dict[str, Any], config: GenerationConfig) -> bool:
-    """Whether two protocols say the same; one written before an option existed was made with the option's default."""
-    if not isinstance(kept, dict) or not isinstance(kept.get("sampler"), dict):
-        return False
-    defaults = to_dict(type(getattr(config.model, config.model.name).sampler)())
-    kept = {"precision": SampleConfig.precision, "exact": SampleConfig.exact} | kept
-    return kept | {"sampler": defaults | kept["sampler"]} == wanted
+def provenance_of_set(config: GenerationConfig, cfg: float) -> Provenance:
+    """Where :func:`protocol` of a set that is there stands; one written before an option existed was made with the option's default."""
+    file, defaults = samples_file(config, cfg), to_dict(type(getattr(config.model, config.model.name).sampler)())
+
+    def with_defaults(kept: Any) -> Any:
+        if not isinstance(kept, dict) or not isinstance(kept.get("sampler"), dict):
+            return None
+        kept = {"precision": SampleConfig.precision, "exact": SampleConfig.exact} | kept
+        return kept | {"sampler": defaults | kept["sampler"]}
+
+    return Provenance(file.with_suffix(".json"), "sampling protocol", "protocol", of=file, updated=with_defaults)
 
 
 def generate_set(
@@ -140,11 +145,8 @@ def generate_set(
 ) -> None:
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
     file, world, classes = samples_file(config, cfg), drawer.world, drawer.bundle.model.num_classes
-    note = file.with_suffix(".json")
-    kept = read_json(note, "sampling protocol").get("protocol") if file.is_file() and note.is_file() else None
-    world.barrier()  # nobody writes before everybody has looked
-    folder = file.with_name(f".{file.stem}.parts")
-    if same_protocol(kept, made_by, config):
+    provenance, folder = provenance_of_set(config, cfg), file.with_name(f".{file.stem}.parts")
+    if not provenance.differing(made_by, world):
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
             print(f"samples, cfg {cfg:g}: complete ({file})")
@@ -160,11 +162,11 @@ def generate_set(
         f"sample, cfg {cfg:g}",
     )
     if world.is_main:
-        note.unlink(missing_ok=True)  # from here on until the end, the file is nobody's
+        provenance.file.unlink(missing_ok=True)  # from here on until the end, the file is nobody's
         write_image_archive(file, parts, labels.numpy()[np.arange(config.sample.count) % len(labels)])
         columns = min(10, classes)
         write_sheet(file.with_suffix(".png"), first_images(file, 10 * columns), columns)
-        write_json(note, {"protocol": made_by, "seconds": time.perf_counter() - start, "device": str(world.device)})
+        provenance.write(made_by, seconds=time.perf_counter() - start, device=str(world.device))
         shutil.rmtree(folder)
         print(f"samples, cfg {cfg:g}: {config.sample.count} images in {file} ({time.perf_counter() - start:.0f} s)")
     world.barrier()

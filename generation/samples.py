@@ -15,9 +15,9 @@ from flowprior.data.images import FolderImages, ImageConfig, open_images, shared
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet
-from flowprior.run.files import file_sha256, read_json
+from flowprior.run.files import file_sha256
 from generation.config import GenerationConfig
-from generation.generate import protocols_of_sets, same_protocol, samples_file
+from generation.generate import protocols_of_sets, provenance_of_set, samples_file
 from generation.reference import class_counts
 
 ONE_PROCESS = World()
@@ -100,14 +100,11 @@ def samples_protocol(config: GenerationConfig, samples: Samples, world: World = 
         }
     made, wanted_of = {}, protocols_of_sets(config)
     for cfg in config.sample.cfg:
-        note = samples_file(config, cfg).with_suffix(".json")
-        kept = read_json(note, f"set of samples (run `{config.command('generate')}`)").get("protocol")
-        if cfg in wanted_of and not same_protocol(kept, wanted_of[cfg], config):
-            raise UserError(
-                f"the samples {note.with_suffix('.npz')} are of another generator or of other options: run `{config.command('generate')}` again"
-            )
-        if not isinstance(kept, dict):
-            raise UserError(f"{note} is damaged: run `{config.command('generate')}` again")
+        provenance, again = provenance_of_set(config, cfg), f"run `{config.command('generate')}` again"
+        if not isinstance(kept := provenance.kept(), dict):
+            raise UserError(f"{provenance.file} is missing or damaged: {again}")
+        if cfg in wanted_of and (stale := provenance.differing(wanted_of[cfg], world)):
+            raise UserError(f"the samples {samples_file(config, cfg)} are of another {' and '.join(stale)}: {again}")
         made[f"{cfg:g}"] = {**kept, **shape}
     return made
 

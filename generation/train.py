@@ -19,6 +19,7 @@ from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError
 from flowprior.run.files import tensors_fingerprint
 from flowprior.run.pictures import save_sheet
+from flowprior.run.provenance import differing
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.randomness import seed_global_generators
@@ -56,9 +57,9 @@ def open_cache(config: GenerationConfig, autoencoder: Autoencoder, world: World)
     cache = LatentCache(config.cache_folder, config.train.seed, world.is_main, config.command("cache_latents"))
     kept, made_as = cache.manifest["origin"], {"size": config.data.size, **config.cache.describe()}
     wanted = {"autoencoder": autoencoder.fingerprint, "images": kept.get("images"), **made_as}
-    if differing := sorted(name for name in kept | wanted if kept.get(name) != wanted.get(name)):
+    if stale := differing(kept, wanted):
         raise UserError(
-            f"the latent cache {config.cache_folder} was made from another {', '.join(differing)}: delete it and run "
+            f"the latent cache {config.cache_folder} was made from another {', '.join(stale)}: delete it and run "
             f"`{config.command('cache_latents')}`"
         )
     check_statistics(cache, config.command("estimate_scale"))

@@ -9,7 +9,7 @@ import torch
 from flowprior.data.image_sizes import ImageSize
 from flowprior.metrics import Extractor, ImageSet, Statistics, StreamingMoments, frechet_distance
 from flowprior.metrics.image_set import BATCH
-from flowprior.run.files import read_json, write_json
+from flowprior.run.provenance import Provenance
 from generation.config import GenerationConfig
 from generation.labels import choose_shares
 from generation.reference import open_reference
@@ -41,15 +41,16 @@ class TrainingFID:
 
     def _moments(self, reference: ImageSet, identity: dict[str, Any]) -> Statistics:
         """Of the reference's images, kept in the run's folder: a resumed run does not look at all of them again."""
-        file = self.config.folder / "reference.npz"
-        note, made_from = file.with_suffix(".json"), identity | {"weights": self.extractor.fingerprint}
-        if not (file.is_file() and note.is_file() and read_json(note, "note") == made_from):
+        file, world = self.config.folder / "reference.npz", self.drawer.world
+        provenance = Provenance(file.with_suffix(".json"), "note", of=file)
+        made_from = identity | {"weights": self.extractor.fingerprint}
+        if provenance.differing(made_from, world):
             moments = reference.statistics()
-            if self.drawer.world.is_main:
-                note.unlink(missing_ok=True)
+            if world.is_main:
+                provenance.file.unlink(missing_ok=True)
                 moments.save(file)
-                write_json(note, made_from)
-            self.drawer.world.barrier()
+                provenance.write(made_from)
+            world.barrier()
         return Statistics.load(file)
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +11,14 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from generation.generator import Generator
 from mar.attention import block_at, gather_tokens
 from mar.flow_map import FlowMap
+from mar.masking import masked_count
 from mar.sampler import SamplerConfig, sample_latents
 
 # Of Li et al. 2024 (arXiv 2406.11838) but for the head, whose MLP is the flow prior's; MAR-B with fewer buffer tokens, whose arithmetic they
@@ -47,6 +48,10 @@ class MARConfig:
     head_width: int = option(0, "width of the flow head")
     head_depth: int = option(0, "residual blocks of the flow head")
     pairs: int = option(4, "(t, noise) pairs per masked token")
+    pairs_share_time: bool = option(
+        False,
+        "one time for the pairs of a token, whose noises are opposite two by two: the head's modulation, most of its arithmetic, is made once",
+    )
     label_drop: float = option(0.1, "share of labels that are dropped, for classifier-free guidance")
     dropout: float = option(0.1, "dropout of attention and projections")
     mask_ratio_min: float = option(0.7, "smallest share of tokens that is masked in training; it is drawn once a step")
@@ -54,6 +59,10 @@ class MARConfig:
         0.02, "std of tokens and positions at initialisation; a larger one helps a small model on a small budget"
     )
     mask_ratio_std: float = option(0.25, "std of the normal around 1 that the share is drawn from, truncated")
+    mask_counts: int = option(
+        0,
+        "mask one of at most so many numbers of tokens, evenly spaced, with the same mean, so that a step has one of few shapes; 0: any number",
+    )
     decay_head: bool = option(
         False, "let weight decay reach the flow head, which the published recipe exempts from it", before=True
     )
@@ -93,6 +102,8 @@ class MARConfig:
             and self.mask_ratio_std > 0
         ):
             raise ValueError("label_drop and dropout lie in [0, 1), mask_ratio_min in (0, 1], mask_ratio_std above 0")
+        if self.mask_counts < 0 or self.mask_counts == 1:
+            raise ValueError(f"mask_counts is 0 (any number of masked tokens) or at least 2, not {self.mask_counts}")
         if not (0 < self.norm_eps < 1 and 0 < self.qk_norm_eps < 1):
             raise ValueError("norm_eps and qk_norm_eps lie in (0, 1)")
 
@@ -107,14 +118,6 @@ class MARConfig:
 
     def build(self, tokens: int, channels: int, num_classes: int) -> MAR:
         return MAR(self, tokens, channels, num_classes)
-
-
-def mask_ratio(config: MARConfig, generator: torch.Generator) -> float:
-    """A draw from N(1, std^2) truncated to [min, 1], by inverting its distribution function."""
-    low = 0.5 * (1 + math.erf((config.mask_ratio_min - 1) / config.mask_ratio_std / math.sqrt(2)))
-    u = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
-    z = torch.special.ndtri(low + u * (0.5 - low))
-    return min(1.0, 1 + config.mask_ratio_std * z.item())
 
 
 class MAR(Generator):
@@ -234,21 +237,14 @@ class MAR(Generator):
     def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:
         """Flow matching of the masked tokens given the others; the head sees masked tokens only."""
         config, images = self.config, len(latents)
-        masked_count = max(1, math.ceil(self.tokens * mask_ratio(config, random.host_generator("mask ratio"))))
+        count = masked_count(config, self.tokens, random)
         order = random.uniform("order", images, self.tokens).argsort(dim=1)  # (B, T)
-        masked, known = order[:, :masked_count], order[:, masked_count:]
+        masked, known = order[:, :count], order[:, count:]
         labels = torch.where(random.uniform("label drop", images) < config.label_drop, self.num_classes, labels)
         cond = self.condition(latents, labels, known, masked, config.skip_unread)  # (B, n, W)
-        noise = random.normal("noise", images, config.pairs, masked_count, self.channels)
-        return flow_matching_loss(
-            self.head,
-            gather_tokens(latents, masked),
-            pairs=config.pairs,
-            group_size=1,
-            cond=cond,
-            noise=noise,
-            t=random.times("t", images, config.pairs, masked_count),
-        )
+        data = gather_tokens(latents, masked)  # (B, n, C)
+        draw = draw_path_of_step(random, data, pairs=config.pairs, pairs_share_time=config.pairs_share_time)
+        return flow_matching_loss(self.head, data, draw, cond)
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         sampler = self.config.sampler

@@ -6,6 +6,7 @@ PRESET=${PRESET:-digits}
 DATA=${DATA:-}
 NPROC=${NPROC:-1}
 NNODES=${NNODES:-1}
+SECONDS_TO_MEET=7200
 # Threads that wait spin for some microseconds and sleep then: spinning for long makes a busy machine crawl, and sleeping at once makes an idle one slow.
 # The count is GNU's OpenMP's, which PyTorch has on Linux; others only hear that they are to sleep.
 [[ -n ${OMP_WAIT_POLICY:-} ]] || export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
@@ -26,17 +27,22 @@ find_python() {
   return 1
 }
 
-# Sets PYTHON: the one given in the environment as it is, else .venv with requirements.txt, made with uv where there is uv.
-ensure_environment() {
+# Sets PYTHON: the one given in the environment as it is, else that of .venv. Its status is whether requirements.txt is installed there.
+find_environment() {
   if [[ -n ${PYTHON:-} ]]; then
     "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
       fail "PYTHON=$PYTHON is no interpreter with requirements.txt installed: leave PYTHON out to have .venv made"
     return
   fi
   PYTHON=.venv/bin/python
-  local wanted base
-  wanted=$(cksum < requirements.txt)
-  [[ -x $PYTHON && -f .venv/requirements.cksum && $(< .venv/requirements.cksum) == "$wanted" ]] && return
+  [[ -x $PYTHON && -f .venv/requirements.cksum && $(< .venv/requirements.cksum) == "$(cksum < requirements.txt)" ]]
+}
+
+# Sets PYTHON, and makes .venv with requirements.txt where there is neither, with uv where there is uv.
+ensure_environment() {
+  find_environment && return
+  (( NNODES == 1 )) || fail "no environment, and $NNODES nodes would make it at once: run 'bash scripts/train_ae.sh --help' on one machine first"
+  local base
   base=$(find_python) || fail "no Python 3.10 to 3.13 found: install one, or set PYTHON=<interpreter with requirements.txt installed>"
   echo "environment: installing requirements.txt into .venv ($("$base" --version))"
   if command -v uv >/dev/null; then
@@ -46,16 +52,17 @@ ensure_environment() {
     [[ -x $PYTHON ]] || "$base" -m venv .venv || { rm -rf .venv; fail "$base cannot make environments: install its venv module (Debian: python3-venv) or uv"; }
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
   fi
-  echo "$wanted" > .venv/requirements.cksum
+  cksum < requirements.txt > .venv/requirements.cksum
 }
 
 # supervised COMMAND ARGUMENT...: run it and return its status. A SIGTERM to this script is handed on, and the script lives until the command has ended;
 # bash alone would end at once and leave the command behind. Ctrl-C reaches both from the terminal.
 supervised() {
   local child status=0
+  terminated=
   (trap - INT; exec "$@") <&0 &
   child=$!
-  trap 'kill -TERM "$child" 2>/dev/null || true' TERM
+  trap 'terminated=yes; kill -TERM "$child" 2>/dev/null || true' TERM
   trap : INT
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do  # a signal ends the waiting, not the command
@@ -66,8 +73,9 @@ supervised() {
   return "$status"
 }
 
-# launch MODULE ARGUMENT...: in one process, or in NPROC on each of NNODES nodes.
-# On several nodes MASTER_ADDR, MASTER_PORT and NODE_RANK are torchrun's.
+# launch MODULE ARGUMENT...: in one process, or in NPROC on each of NNODES nodes, which meet at MASTER_ADDR, the first of them (NODE_RANK=0).
+# Every launch has a port of its own from MASTER_PORT on: a node that is ahead must not meet the rendezvous of the launch before.
+launches=0
 launch() {
   if (( NPROC * NNODES == 1 )); then
     supervised "$PYTHON" -m "$@"
@@ -75,13 +83,21 @@ launch() {
   fi
   local rendezvous=(--standalone) status=0
   if (( NNODES > 1 )); then
-    rendezvous=(--node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:?set MASTER_ADDR to the first node}" --master_port "${MASTER_PORT:-29500}")
+    local endpoint="${MASTER_ADDR:?set MASTER_ADDR to the first node}:$(( ${MASTER_PORT:-29500} + launches ))"
+    launches=$(( launches + 1 ))
+    echo "node ${NODE_RANK:-0} of $NNODES: $1 begins once all nodes are at $endpoint" >&2
+    # The others wait while the first node does alone what launch_once starts.
+    rendezvous=(--rdzv_backend c10d --rdzv_id "$1" --rdzv_endpoint "$endpoint"
+      --rdzv_conf "is_host=$(( ${NODE_RANK:-0} == 0 )),read_timeout=$SECONDS_TO_MEET,join_timeout=$SECONDS_TO_MEET")
   fi
   FLOWPRIOR_EXIT_CODE=$(mktemp)
   export FLOWPRIOR_EXIT_CODE
   supervised "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
-  # torchrun reports every failure as 1; a person's mistake keeps its code 2, divergence 3, a signal 143.
-  if (( status )) && [[ -s $FLOWPRIOR_EXIT_CODE ]]; then status=$(< "$FLOWPRIOR_EXIT_CODE"); fi
+  # torchrun reports every failure as 1; a person's mistake keeps its code 2, divergence 3, a signal 143, also one that came before the
+  # processes could note it.
+  if (( status )); then
+    if [[ -s $FLOWPRIOR_EXIT_CODE ]]; then status=$(< "$FLOWPRIOR_EXIT_CODE"); elif [[ -n $terminated ]]; then status=143; fi
+  fi
   if [[ -s $FLOWPRIOR_EXIT_CODE.said ]]; then cat "$FLOWPRIOR_EXIT_CODE.said" >&2; fi
   rm -f "$FLOWPRIOR_EXIT_CODE" "$FLOWPRIOR_EXIT_CODE.said"
   unset FLOWPRIOR_EXIT_CODE

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.path import PathDraw
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
@@ -18,6 +19,9 @@ from mar.flow_map import FlowMap
 from mar.head import FlowDrawer
 from mar.model import MAR, MARConfig
 from mar.sampler import sample_latents
+from sit.model import SiTConfig
+from sit.sampler import SamplerConfig as SiTSamplerConfig
+from sit.sampler import sample_latents as sample_sit_latents
 
 META = torch.device("meta")
 
@@ -53,7 +57,7 @@ def test_a_training_step_of_a_flow(sizes, batch, pairs, group_size, most):
 
     def step():
         t = empty(groups, pairs, 1)
-        flow_matching_loss(velocity, data, pairs=pairs, group_size=group_size, noise=noise, t=t).backward()
+        flow_matching_loss(velocity, data, PathDraw(noise, t)).backward()
 
     assert 0.95 * most < gflop(step) < most
 
@@ -61,29 +65,28 @@ def test_a_training_step_of_a_flow(sizes, batch, pairs, group_size, most):
 def test_alignment_of_128_tokens_and_its_gradient_with_its_share_of_a_grid_renewed_every_100_steps():
     with META:
         prior = FlowPrior(VelocityMLP(32, 1024, 6), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, 32)))
-    latents, noise, t = empty(2, 64, 32, requires_grad=True), empty(2, 4, 64, 32), empty(2, 4, 64)
+    latents, draw = empty(2, 64, 32, requires_grad=True), PathDraw(empty(2, 4, 64, 32), empty(2, 4, 64))
 
     def gradient(grid):
-        return lambda: prior.alignment_loss(latents, noise=noise, t=t, grid=grid).backward()
+        return lambda: prior.alignment_loss(latents, draw, grid=grid).backward()
 
     anew, first, kept = (gflop(gradient(grid)) for grid in (None, TimeGrid(1024), TimeGrid(1024)))
     assert 48 < anew < 49
     assert 26 < kept + (first - kept) / 100 < 27
 
 
-@pytest.mark.parametrize("skip_unread, most", [(False, 1217), (True, 1196)])
-def test_a_training_step_of_mar_b_with_the_mean_number_of_masked_tokens(skip_unread, most):
+@pytest.mark.parametrize("skip_unread, times, most", [(False, 4, 1217), (True, 4, 1196), (True, 1, 1017)])
+def test_a_training_step_of_mar_b_with_the_mean_number_of_masked_tokens(skip_unread, times, most):
     with META:
-        model = MARConfig(skip_unread=skip_unread).build(64, 32, 1000)
+        model = MARConfig(skip_unread=skip_unread, pairs_share_time=times == 1).build(64, 32, 1000)
     masked = math.ceil(0.867 * 64)
     latents, labels, order = empty(8, 64, 32), empty(8, dtype=torch.long), empty(8, 64, dtype=torch.long)
 
     def step():
         cond = model.condition(latents, labels, order[:, masked:], order[:, :masked], skip_unread)
-        noise, t = empty(8, 4, masked, 32), empty(8, 4, masked)
-        flow_matching_loss(
-            model.head, gather_tokens(latents, order[:, :masked]), pairs=4, cond=cond, noise=noise, t=t
-        ).backward()
+        data = gather_tokens(latents, order[:, :masked])
+        draw = PathDraw(empty(8, 4, masked, 32), empty(8, times, masked))
+        flow_matching_loss(model.head, data, draw, cond).backward()
 
     assert 0.99 * most < gflop(step) < most
 
@@ -125,3 +128,31 @@ def mar_b(config: MARConfig) -> MAR:
         model = config.build(64, 32, 1000)
         model.flow_map = FlowMap(model.head, (1.0, 4.0))
     return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size, billions", [("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64)])
+def test_a_forward_pass_of_sit_takes_the_published_multiplications_and_additions(size, billions):
+    """Of DiT (arXiv 2212.09748), whose blocks and sizes SiT has, at 256 tokens; it counts one multiplication and its addition as one."""
+    with META:
+        model = SiTConfig(size=size).build(256, 16, 1000)
+    forward = gflop(lambda: model(empty(1, 256, 16), empty(1), empty(1, dtype=torch.long)))
+    assert forward / 2 == pytest.approx(billions, rel=2e-3)
+
+
+@pytest.mark.parametrize("size, block, most", [("B", "plain", 268), ("B", "lightning", 268), ("XL", "plain", 1400)])
+def test_a_training_step_of_sit_on_8_images_of_64_tokens(size, block, most):
+    with META:
+        model = SiTConfig(size=size, block=block).build(64, 32, 1000)
+    step = gflop(lambda: model(empty(8, 64, 32), empty(8), empty(8, dtype=torch.long)).square().mean().backward())
+    assert 0.99 * most < step < most
+
+
+@pytest.mark.parametrize(
+    "options, most", [({}, 1866), ({"cfg_interval": (0.0, 0.75)}, 1750), ({"solver": "sde", "steps": 8}, 1866)]
+)
+def test_sampling_two_images_of_sit_xl_with_guidance_in_8_evaluations(options, most):
+    with META:
+        model = SiTConfig(size="XL").build(64, 32, 1000).eval().requires_grad_(False)
+    config = SiTSamplerConfig(**{"steps": 4, **options})
+    drawn = gflop(lambda: sample_sit_latents(model, empty(2, dtype=torch.long), [0, 1], 1.5, config))
+    assert 0.99 * most < drawn < most

@@ -14,6 +14,8 @@ MAY_IMPORT = {
     "tokenizer": {"flowprior"},
     "generation": {"flowprior", "tokenizer"},
     "mar": {"flowprior", "tokenizer", "generation"},
+    "simflow": {"flowprior", "tokenizer", "generation"},
+    "sit": {"flowprior", "tokenizer", "generation"},
 }
 
 

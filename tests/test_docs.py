@@ -19,6 +19,11 @@ from generation.commands import COMMANDS as GENERATION_COMMANDS
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
+from simflow.__main__ import COMMANDS as SIMFLOW_COMMANDS
+from simflow.config import PRESETS as SIMFLOW_PRESETS
+from simflow.config import SimFlowStageConfig
+from simflow.train_simflow import PRESETS as JOINT_PRESETS
+from simflow.train_simflow import SimFlowAEConfig
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
 from tokenizer.prior.train_flowhead import FlowPriorConfig
@@ -38,11 +43,19 @@ STAGES: dict[str, tuple[type, Path]] = {
     "scripts/train_flowhead.sh": (FlowPriorConfig, PRIOR_PRESETS),
     "scripts/train_ae.sh": (AEConfig, AE_PRESETS),
     "scripts/train_mar.sh": (MARStageConfig, MAR_PRESETS),
+    "scripts/train_simflow.sh": (SimFlowAEConfig, JOINT_PRESETS),
+    "scripts/train_tarflow.sh": (SimFlowStageConfig, SIMFLOW_PRESETS),
+    "simflow generate": (SimFlowStageConfig, SIMFLOW_PRESETS),
+    "simflow likelihood": (SimFlowStageConfig, SIMFLOW_PRESETS),
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),
 }
-OPTIONS = {name for cls in (FlowPriorConfig, AEConfig, MARStageConfig, ToyConfig) for name, _, _ in list_options(cls)}
+OPTIONS = {
+    name
+    for cls in (FlowPriorConfig, AEConfig, MARStageConfig, SimFlowAEConfig, SimFlowStageConfig, ToyConfig)
+    for name, _, _ in list_options(cls)
+}
 
 
 class Command(NamedTuple):
@@ -73,7 +86,7 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
-                if what == "mar" and words[0] in GENERATION_COMMANDS:
+                if what in ("mar", "simflow") and words[0] in {*GENERATION_COMMANDS, *SIMFLOW_COMMANDS}:
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found
@@ -118,13 +131,14 @@ def test_the_readme_is_two_screens_long_and_no_line_is_wider_than_one():
 def stage_options(command: Command) -> dict[str, Any]:
     """A stage's preset with the command's options over it."""
     _, presets = STAGES[command.what]
-    name, words = command.environment.get("PRESET", "digits"), command.words
+    own = {"scripts/train_simflow.sh": "digits_simflow"}.get(command.what, "digits")
+    name, words = command.environment.get("PRESET", own), command.words
     if "--preset" in words:
         at = words.index("--preset")
         name, words = words[at + 1], words[:at] + words[at + 2 :]
     if name.endswith(".yaml"):  # of the reader's own
         name = "digits"
-    preset = find_preset(name, presets, families=presets == MAR_PRESETS)
+    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIMFLOW_PRESETS))
     return apply_overrides(read_preset(preset, presets), [word for word in words if not word.startswith("--")])
 
 
@@ -138,7 +152,7 @@ OF_STAGES = [
 @pytest.mark.parametrize("command", OF_STAGES, ids=lambda command: f"{command.page} {command.what}")
 def test_every_stages_command_names_a_preset_and_options_that_are_there(command):
     words = command.words
-    if command.what == "mar generate":
+    if command.what in ("mar generate", "simflow generate"):
         _, words = generate.parse(words)
     flags = {word for word in words if word.startswith("--")}
     assert flags <= ({"--dry-run"} if command.what == "scripts/train_ae.sh" else {"--preset"})

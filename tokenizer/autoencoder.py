@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from flowprior.run.files import (
 )
 from flowprior.run.hub import push_folder, saved_folder
 from flowprior.run.norms import norm_eps, set_norm_eps
-from tokenizer.latent_maps import LatentMapConfig, build_latent_maps, chosen_maps
+from tokenizer.latent_maps import LatentMapConfig, build_latent_maps
 from tokenizer.tokens import placed, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
@@ -55,8 +56,18 @@ class AutoencoderConfig:
         "compute the transformers' blocks again in the backward pass instead of keeping their activations",
         changes_result=False,
     )
+    posterior_std: float = option(
+        0.0,
+        "std of the noise that makes a latent of the encoder's output in training, the same everywhere (simflow asks for it by itself); 0: none",
+    )
 
     def __post_init__(self) -> None:
+        if not 0 <= self.posterior_std < math.inf:
+            raise ValueError(f"posterior_std is a finite number from 0 on, not {self.posterior_std}")
+        if self.gaussian and self.posterior_std:
+            raise ValueError(
+                "gaussian and posterior_std are two posteriors, a learned variance and a fixed one: choose one"
+            )
         if min(self.image_size, self.patch_size, self.tokens, self.channels) < 1:
             raise ValueError("image_size, patch_size, tokens and channels are at least 1")
         if self.image_size % self.patch_size:
@@ -65,8 +76,13 @@ class AutoencoderConfig:
             raise ValueError("input_mean and input_std are three numbers each, or both empty")
         if self.input_std and not min(self.input_std) > 0:
             raise ValueError("input_std is above 0")
-        for section in chosen_maps(self.latent_map):
+        for section in self.latent_map.chosen:
             section.check(self.tokens, self.channels)
+
+    @property
+    def draws(self) -> bool:
+        """Whether latents are drawn from a posterior in training."""
+        return self.gaussian or self.posterior_std > 0
 
     def input_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation, per colour of images in [0, 1], that the encoder's input is normalised with."""
@@ -162,13 +178,15 @@ class Autoencoder(nn.Module):
         return tensors_fingerprint(self.state_dict())
 
     def posterior(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
-        """Encode; with ``noise (B, T, C)`` a gaussian autoencoder draws its latents, without it they are the mean."""
+        """Encode; with ``noise (B, T, C)`` an autoencoder with a posterior draws its latents, without it they are the mean."""
         code = self.encoder(images)  # (B, T, C or 2 C)
         latents, mean, logvar = code, code, None
         if self.config.gaussian:
             mean, logvar = code.chunk(2, dim=-1)
             logvar = logvar.clamp(-30, 20)
             latents = mean if noise is None else mean + (0.5 * logvar).exp() * noise
+        elif self.config.posterior_std and noise is not None:
+            latents = mean + self.config.posterior_std * noise
         metrics: dict[str, Tensor] = {}
         for latent_map in self.latent_maps:
             latents, measured = latent_map(latents)
@@ -176,7 +194,7 @@ class Autoencoder(nn.Module):
         return Encoded(latents, mean, logvar, code, metrics)
 
     def encode(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``: of a gaussian autoencoder the mean.
+        """``(B, 3, H, H)`` in [-1, 1] to latents ``(B, T, C)``: of a posterior the mean.
 
         Raises:
             ValueError: images of another shape, or not floating-point.

@@ -17,13 +17,6 @@ from tokenizer.objective import AutoencoderObjective
 COUNTED_IMAGES = 4  # arithmetic and activations are proportional to the images
 
 
-class _NoSeed(StepRandom):
-    """The shapes of a step's noise, on a device that holds no numbers."""
-
-    def generator(self, name: str) -> None:
-        return None
-
-
 class StepCost(NamedTuple):
     """Per image, of a forward and a backward pass of everything that is trained."""
 
@@ -63,11 +56,14 @@ def online_flows(objective: AutoencoderObjective) -> dict[str, OnlineFlow]:
 
 
 def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
-    """Count one step in which every term has its full weight."""
-    device, last = torch.device("meta"), train.steps + 10**9
+    """Count one step, on the meta device, in which every term has its full weight."""
+    device, last = objective.world.device, train.steps + 10**9
     size = objective.autoencoder.config.image_size
-    batch = {"image": torch.empty(COUNTED_IMAGES, 3, size, size, dtype=torch.uint8, device=device)}
-    random, kept = _NoSeed(0, last, device=device), {}
+    batch = {
+        "image": torch.empty(COUNTED_IMAGES, 3, size, size, dtype=torch.uint8, device=device),
+        "label": torch.zeros(COUNTED_IMAGES, dtype=torch.long, device=device),
+    }
+    random, kept = StepRandom(0, last, device=device), {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -82,21 +78,28 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
             output = objective.train()(batch, random)
         output.loss.backward()
     flop: dict[str, float] = by_part(counter, objective)
+    samples = output.samples
     if objective.adversary is not None:
         adversary = objective.adversary
         adversary.discriminator.train().trained.requires_grad_(True)
         with FlopCounterMode(display=False) as counter:
-            losses = adversary.discriminator_terms(output.samples["images"], output.samples["reconstruction"], random)
+            losses = adversary.discriminator_terms(samples["images"], samples["reconstruction"], random)
             losses["discriminator"].backward()
         flop["discriminator, its own step"] = counter.get_total_flops()
-    for regulariser in objective.regularisers:
-        with FlopCounterMode(display=False) as counter:
-            loss = regulariser.auxiliary_loss(output.samples["latents"], random)
-            if loss is not None:
-                loss.backward()
-                flop[f"regulariser {regulariser.name}, its own step"] = counter.get_total_flops()
+    for name, online in online_flows(objective).items():
+        flop[f"regulariser {name}, its own step"] = online.config.steps * online_flop(online, samples["latents"])
     activations = sum(size for size, _ in kept.values())
     return StepCost({name: count / COUNTED_IMAGES for name, count in flop.items()}, activations / COUNTED_IMAGES)
+
+
+def online_flop(online: OnlineFlow, latents: Tensor) -> int:
+    """Arithmetic of a step of the flow that follows ``latents (B, n, C)``."""
+    (images, tokens, channels), pairs = latents.shape, online.config.pairs
+    size = online.group_size(tokens, online.config.group_size)
+    x = latents.new_empty(images, pairs, tokens // size, size, channels)
+    with FlopCounterMode(display=False) as counter:
+        online.velocity(x, x.new_empty(images, pairs, tokens // size, 1)).sum().backward()
+    return counter.get_total_flops()
 
 
 def by_part(counter: FlopCounterMode, objective: AutoencoderObjective) -> dict[str, float]:

@@ -16,9 +16,10 @@ from flowprior.data.images import open_images
 from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, entry_point
 from flowprior.notes import note
-from flowprior.run.files import read_json, write_json
+from flowprior.run.files import read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.presets import config_from_command_line
+from flowprior.run.provenance import Provenance
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.metrics import Meter, build_meters
 from tokenizer.reconstruct import measure, measure_with_noise
@@ -27,7 +28,12 @@ from tokenizer.train_ae import PRESETS, AEConfig
 
 @entry_point
 def main() -> None:
-    config = config_from_command_line(AEConfig, PRESETS, __doc__)
+    run_evaluation(AEConfig, PRESETS, __doc__)
+
+
+def run_evaluation(config_class: type[AEConfig], presets: Path, description: str, default: str = "digits") -> None:
+    """What the command does; arguments as for :func:`tokenizer.train_ae.run_stage`."""
+    config = config_from_command_line(config_class, presets, description, default=default)
     if config.dry_run:
         return
     folder = Path(config.run_dir) / "ae"
@@ -70,7 +76,8 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     if shares:
         protocol["noise on the latents, in each channel's standard deviation"] = list(shares)
     file = folder / "evaluation.json"
-    if file.is_file() and read_json(file, "evaluation").get("protocol") == protocol:
+    evaluation = Provenance(file, "evaluation", "protocol")
+    if not evaluation.differing(protocol, World()):
         print(f"evaluation of the autoencoder: complete ({file})")
     else:
         metrics = measure(autoencoder, images, meters, config.train.loader_workers)
@@ -79,7 +86,7 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
             metrics |= measure_with_noise(autoencoder, images, sets, config.train.loader_workers)
         missing = {name: reason_of(name, value) for name, value in metrics.items() if not math.isfinite(value)}
         reasons = {"not_measured": missing} if missing else {}
-        write_json(file, {"metrics": metrics | dict.fromkeys(missing), **reasons, "protocol": protocol})
+        evaluation.write(protocol, metrics=metrics | dict.fromkeys(missing), **reasons)
     kept = read_json(file, "evaluation")
     finite = {name: value for name, value in kept["metrics"].items() if value is not None}
     print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in finite.items()))

@@ -54,6 +54,15 @@ class LossConfig:
             raise ValueError(f"latent_noise_std is a finite number from 0 on, not {self.latent_noise_std}")
 
 
+class HandedOn(nn.ModuleDict):
+    """The autoencoder and what else is averaged with it, by name."""
+
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """What ``train.compile`` compiles, of each."""
+        return [part for module in self.values() for part in getattr(module, "compiled_parts", [module])]
+
+
 class AutoencoderObjective(Objective):
     """``pixel + perceptual + adversarial + sum of regularisers``, each with its weight.
 
@@ -65,7 +74,7 @@ class AutoencoderObjective(Objective):
         features: the frozen model that some regularisers align with.
         world: this process among those of the run.
         log_steps: every so many steps the gradient that each term sends to the latents is measured; 0: never.
-        require_weights: False leaves LPIPS's network random, for counting.
+        perceptual: LPIPS, where ``config`` gives it a weight.
     """
 
     backward_again = True  # adaptive weights and the log ask for gradients of single terms, before those of the loss
@@ -79,15 +88,12 @@ class AutoencoderObjective(Objective):
         features: FeatureModel | None = None,
         world: World | None = None,
         log_steps: int = 0,
-        require_weights: bool = True,
+        perceptual: PerceptualLoss | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder, self.config, self.adversary, self.features = autoencoder, config, adversary, features
         self.world, self.log_steps = world or World(), log_steps
-        self.regularisers = nn.ModuleList(regularisers)
-        self.perceptual = None
-        if config.perceptual_weight:
-            self.perceptual = PerceptualLoss(config.perceptual_weights, require_weights=require_weights)
+        self.regularisers, self.perceptual = nn.ModuleList(regularisers), perceptual
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         """The loss, every term raw under its name and weighted under ``weighted/``, and at the logging interval the norm of the gradient
@@ -95,7 +101,7 @@ class AutoencoderObjective(Objective):
         ``reconstruction`` in steps that train the discriminator."""
         images = to_model(batch["image"])  # (B, 3, H, H)
         model = self.autoencoder.config
-        noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.gaussian else None
+        noise = random.normal("posterior", len(images), model.tokens, model.channels) if model.draws else None
         reconstruction, encoded = self.autoencoder(images, noise, self._latent_noise(len(images), random))
         reconstruction = reconstruction.float()
 
@@ -119,6 +125,12 @@ class AutoencoderObjective(Objective):
             for name, value in weighted.items():
                 metrics[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.world)
         return StepOutput(sum(weighted.values()), terms | metrics, samples)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """What is averaged and handed on: the autoencoder, and beside it the networks that regularisers made for later stages."""
+        products = {r.name: r.product for r in self.regularisers if r.product is not None}
+        return HandedOn({"autoencoder": self.autoencoder, **products}) if products else self.autoencoder
 
     def train_auxiliary(
         self, output: StepOutput, step: int, autocast: AbstractContextManager[None]

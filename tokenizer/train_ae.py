@@ -32,12 +32,14 @@ from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import seed_global_generators
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.dry_run import describe_step
-from tokenizer.features import FeatureConfig, FeatureContext, load_features, untrained_features
+from tokenizer.features import FeatureConfig, build_features
+from tokenizer.features.base import FeatureContext
 from tokenizer.losses.adversarial import Adversary
+from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics import METERS, MeterContext, check_meters
 from tokenizer.monitor import Monitor, MonitorConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
-from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers, chosen_configs
+from tokenizer.regularisers import RegulariserConfig, RegulariserContext, build_regularisers
 
 MAKE_PRIOR = "bash scripts/train_flowhead.sh"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -136,6 +138,9 @@ class AEConfig:
             return Path(measured.path).resolve() != Path(self.data.path).resolve()
         return measured != self.data
 
+    def check_run(self) -> None:
+        """Called before anything is written: a :class:`UserError` where the run holds what a stage based on this one would overwrite."""
+
     def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
         """What measures of ``image_count`` reconstructions are built from."""
         return MeterContext(
@@ -154,10 +159,23 @@ PRESETS = Path(__file__).parent / "configs"
 
 @entry_point
 def main() -> None:
-    config = config_from_command_line(AEConfig, PRESETS, __doc__)
+    run_stage(AEConfig, PRESETS, __doc__)
+
+
+def run_stage(config_class: type[AEConfig], presets: Path, description: str, default: str = "digits") -> None:
+    """What the command does, for stage 2 or for one that is based on it.
+
+    Args:
+        config_class: :class:`AEConfig`, or one with further regularisers.
+        presets: folder of its presets.
+        description: for ``--help``.
+        default: the preset where none is named.
+    """
+    config = config_from_command_line(config_class, presets, description, default=default)
     if config.dry_run:
         print(dry_run(config))
         return
+    config.check_run()
     folder = RunFolder(config.run_dir, "ae")
     with distributed_world() as world, folder.held(world):
         prior = find_prior(config)
@@ -179,14 +197,13 @@ def build_objective(
 ) -> AutoencoderObjective:
     """Autoencoder, losses and regularisers as the config asks for them, with weights that depend on the seed alone.
 
-    Without a folder no weights are read or fetched: everything is there to be counted.
+    Without a folder, features and LPIPS keep random weights: everything is there to be counted.
     """
     features = None
-    if any(getattr(section, "needs_features", False) for section in chosen_configs(config.regulariser)):
-        context = FeatureContext(config.data.size, config.train.seed, folder, world)
-        features = (
-            load_features(config.features, context) if folder else untrained_features(config.features, config.data.size)
-        )
+    if any(getattr(section, "needs_features", False) for section in config.regulariser.chosen):
+        features = build_features(config.features, config.data.size)
+        if folder is not None:
+            features.prepare(FeatureContext(config.train.seed, folder, world))
     seed_global_generators(config.train.seed, "regularisers and discriminator")
     context = RegulariserContext(prior, config.model, num_classes, config.train.seed, world, features, config.train)
     regularisers = build_regularisers(config.regulariser, context)
@@ -196,32 +213,32 @@ def build_objective(
     for regulariser in regularisers:
         model = regulariser.adapt(model)
     seed_global_generators(config.train.seed, "autoencoder")
+    autoencoder, perceptual = Autoencoder(model), None
+    if config.loss.perceptual_weight:
+        perceptual = PerceptualLoss()
+        if folder is not None:
+            perceptual.load(config.loss.perceptual_weights)
     return AutoencoderObjective(
-        Autoencoder(model),
-        regularisers,
-        config.loss,
-        adversary,
-        features,
-        world,
-        config.train.log_steps,
-        require_weights=folder is not None,
+        autoencoder, regularisers, config.loss, adversary, features, world, config.train.log_steps, perceptual
     ).to(world.device)
 
 
 def dry_run(config: AEConfig) -> str:
     """What a step would cost, counted on the meta device: nothing is fetched, computed or written. A prior that is not there yet is
     taken to have the paper's size."""
-    dino = replace(config.loss.adversarial.discriminator.dino, pretrained=False, weights="")
+    untrained = {"pretrained": False, "weights": ""}
+    dino = replace(config.loss.adversarial.discriminator.dino, **untrained)
     discriminator = replace(config.loss.adversarial.discriminator, dino=dino)
     config = replace(
         config,
-        model=replace(config.model, encoder=replace(config.model.encoder, pretrained=False, weights="")),
+        model=replace(config.model, encoder=replace(config.model.encoder, **untrained)),
         loss=replace(config.loss, adversarial=replace(config.loss.adversarial, discriminator=discriminator)),
+        features=replace(config.features, timm=replace(config.features.timm, **untrained)),
     )
-    world, prior = World(device=torch.device("meta")), None
-    needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
+    needed = any(section.needs_prior for section in config.regulariser.chosen)
     there = needed and (config.prior_folder / "config.json").is_file()
     sizes = find_prior(config).velocity.sizes if there else {"channels": config.model.channels}
+    world, prior = World(device=torch.device("meta")), None
     with torch.device("meta"):
         if needed:
             prior = FlowPrior(
@@ -254,7 +271,7 @@ def train(
             print(line)
     autoencoder = objective.autoencoder
     loop = TrainingLoop(
-        objective, autoencoder, config.train, config.optim, world, folder.path, description="autoencoder"
+        objective, objective.averaged, config.train, config.optim, world, folder.path, description="autoencoder"
     )
     target_samples = config.prior_folder.parent / "target_samples.safetensors"
     meters = config.meter_context(len(held_out), world.device)
@@ -278,6 +295,8 @@ def train(
                 "latent_std": metrics["latent_std"],
             }
             autoencoder.save(folder.path / "autoencoder")
+            for regulariser in objective.regularisers:
+                regulariser.hand_on(Path(config.run_dir), autoencoder, images)
             folder.complete(
                 {
                     "fingerprint": autoencoder.fingerprint,
@@ -312,7 +331,7 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
     Raises:
         UserError: a regulariser needs a prior and there is none, or the prior is over other channels.
     """
-    needed = any(section.needs_prior for section in chosen_configs(config.regulariser))
+    needed = any(section.needs_prior for section in config.regulariser.chosen)
     if not (config.prior_folder / "config.json").is_file():
         if not (needed or config.prior):
             return None

@@ -14,7 +14,7 @@ from flowprior.distributed import World
 from flowprior.flow.likelihood import alignment_per_token
 from flowprior.flow.losses import alignment_loss
 from flowprior.flow.online import OnlineFlow
-from flowprior.flow.path import group_size_for
+from flowprior.flow.path import draw_path_of_step, group_size_for
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.run.files import read_tensors, write_tensors
@@ -92,12 +92,10 @@ class AlignmentObjective(Objective):
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         config, groups = self.config, self.groups()
-        noise = random.normal("noise", len(groups), config.pairs, *groups.shape[1:])
-        t = random.times("t", len(groups), config.pairs, 1)
-        draws = {"pairs": config.pairs, "group_size": groups.shape[1], "noise": noise, "t": t}
+        draw = draw_path_of_step(random, groups, pairs=config.pairs, group_size=groups.shape[1])
         if self.online is None:
-            return StepOutput(alignment_loss(self.velocity, groups, **draws))
-        return StepOutput(self.online.loss(self.velocity, groups, both=config.objective == "both", **draws))
+            return StepOutput(alignment_loss(self.velocity, groups, draw))
+        return StepOutput(self.online.loss(self.velocity, groups, draw, both=config.objective == "both"))
 
 
 class Snapshots:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowprior.flow.path import group_size_for, path_sample
+from flowprior.flow.path import draw_path_of_step, group_size_for, path_sample
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
@@ -57,9 +57,9 @@ class StableTargetObjective(Objective):
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
         samples = batch["features"]  # (B, C)
         size = group_size_for(len(samples), self.group_size)
-        data = samples.view(-1, 1, size, samples.shape[-1])  # (B / size, 1, size, C)
-        noise = random.normal("noise", len(data), self.pairs, *data.shape[2:])  # (B / size, P, size, C)
-        t = random.times("t", len(data), self.pairs, 1)
+        data = samples.view(-1, size, samples.shape[-1])  # (B / size, size, C)
+        noise, t = draw_path_of_step(random, data, pairs=self.pairs, group_size=size)  # (B / size, P, size, C)
+        data = data.unsqueeze(1)  # (B / size, 1, size, C)
         with torch.no_grad():
             target = stable_target(noise, data, t, samples)
         predicted = self.velocity(path_sample(noise, data, t).x_t, t)  # (B / size, P, size, C)

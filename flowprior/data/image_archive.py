@@ -21,7 +21,8 @@ from flowprior.distributed import World
 from flowprior.errors import UserError, one_line
 from flowprior.progress import progress_bar
 from flowprior.run.archives import archive_members, check_expansion, is_archive, read_arrays
-from flowprior.run.files import flush_to_disk, read_json, require_room, write_json
+from flowprior.run.files import flush_to_disk, require_room
+from flowprior.run.provenance import Provenance
 
 IMAGES, LABELS = "arr_0", "labels"
 
@@ -48,11 +49,10 @@ def draw_parts(
     Returns:
         The parts in their order, uint8 ``(n, H, W, 3)``, once all processes are done.
     """
-    note, contents = folder / "parts.json", {"made_by": made_by, "size": size}
-    world.barrier()
-    if world.is_main and not (note.is_file() and read_json(note, "note of the parts") == contents):
+    provenance, contents = Provenance(folder / "parts.json", "note of the parts"), {"made_by": made_by, "size": size}
+    if provenance.differing(contents, world) and world.is_main:
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(note, contents)
+        provenance.write(contents)
     world.barrier()
     files = [folder / f"{number:06d}.npy" for number in range(-(-count // size))]
     mine = range(world.rank, len(files), world.size)

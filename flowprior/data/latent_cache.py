@@ -32,6 +32,7 @@ from flowprior.run.files import (
     read_tensors,
     require_room,
     tensors_fingerprint,
+    tensors_metadata,
     write_json,
     write_tensors,
 )
@@ -233,10 +234,8 @@ def _is_shard(file: Path, mark: str) -> bool:
     if not file.is_file():
         return False
     try:
-        with safe_open(file, "pt") as shard:
-            kept = shard.metadata() or {}
-        return kept == _metadata(mark, read_tensors(file, "shard"))
-    except (SafetensorError, OSError, UserError):
+        return tensors_metadata(file) == _metadata(mark, read_tensors(file, "shard"))
+    except UserError:
         return False
 
 

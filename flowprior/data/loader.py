@@ -76,14 +76,6 @@ def training_batches(
     )
 
 
-def ordered_batches(
-    source: KeyedDataset, size: int, start: int = 0, end: int | None = None
-) -> Iterator[dict[str, Tensor]]:
-    """The samples ``start`` to ``end`` in their own order and without augmentation (epoch -1), each once."""
-    end = len(source) if end is None else min(end, len(source))
-    return indexed_batches(source, [range(i, min(i + size, end)) for i in range(start, end, size)])
-
-
 def indexed_batches(
     source: KeyedDataset, batches: Sequence[Sequence[int]], processes: int = 0
 ) -> Iterator[dict[str, Tensor]]:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowprior.flow.losses import Velocity, draw_on_path
+from flowprior.flow.losses import Velocity
+from flowprior.flow.path import PathDraw
 
 
 class PathWeight(NamedTuple):
@@ -56,14 +57,10 @@ def distribution_loss(
     online: Velocity,
     prior: Velocity,
     latents: Tensor,
+    draw: PathDraw,
     *,
     weight: str = "plain",
     t_max: float = 0.98,
-    pairs: int = 1,
-    group_size: int = 1,
-    noise: Tensor | None = None,
-    t: Tensor | None = None,
-    generator: torch.Generator | None = None,
 ) -> DistributionTerms:
     """``int_0^t_max lambda(t) KL(q_t || p_t) dt`` per channel, as an estimate whose gradient is an estimate of the divergence's own.
 
@@ -74,10 +71,9 @@ def distribution_loss(
         online: ``v_q``, of the latents.
         prior: ``v_p``, of the target.
         latents: ``y``, tokens ``(..., n, C)``.
+        draw: noise and uniform numbers in [0, 1), which times ``t_max`` are the times.
         weight: of :data:`PATH_WEIGHTS`.
-        t_max: end of the path, below 1, where scores diverge; times are drawn uniformly up to it.
-        pairs, group_size, noise, generator: as in :func:`flowprior.flow.losses.flow_matching_loss`.
-        t: uniform numbers in [0, 1), times ``t_max`` the times.
+        t_max: end of the path, below 1, where scores diverge.
 
     Raises:
         ValueError: there is no such weight, or no token.
@@ -86,15 +82,14 @@ def distribution_loss(
         raise ValueError(f"weight {weight!r} is unknown: write one of {', '.join(PATH_WEIGHTS)}")
     pull, value = PATH_WEIGHTS[weight]
     with torch.no_grad():
-        draw = draw_on_path(
-            latents, pairs=pairs, group_size=group_size, noise=noise, t=t, t_max=t_max, generator=generator
-        )
-        v_p = prior(draw.x_t, draw.t).float()
-        difference = online(draw.x_t, draw.t).float() - v_p  # (..., P, n / size, size, C)
-        times = draw.t.unsqueeze(-1)  # (..., P, n / size, 1, 1)
+        draw = PathDraw(draw.noise, t_max * draw.t)
+        point, t = draw.sample(latents), draw.t.unsqueeze(-1)  # (..., P, n / size, size, C), (..., P, n / size, 1)
+        v_p = prior(point.x_t, t).float()
+        difference = online(point.x_t, t).float() - v_p  # (..., P, n / size, size, C)
+        times = t.unsqueeze(-1)  # (..., P, n / size, 1, 1)
         drawn = pull(times) * difference
         divergence = t_max * (value(times, t_max) * difference.square()).mean()
         gradient = t_max * drawn.flatten(-3, -2).mean(-3)  # (..., n, C)
-        predicted, observed = (drawn * difference).sum(), (drawn * (draw.velocity - v_p)).sum()
+        predicted, observed = (drawn * difference).sum(), (drawn * (point.velocity - v_p)).sum()
     slope = (gradient * latents.float()).mean()
     return DistributionTerms(divergence + slope - slope.detach(), predicted, observed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowprior.flow.losses import flow_matching_loss
-from flowprior.flow.path import group_size_for
+from flowprior.flow.path import PathDraw, draw_path_of_step, group_size_for
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import VelocityMLP
@@ -20,7 +20,7 @@ class FlowMatchingObjective(Objective):
         velocity: the network that is trained.
         target_map: fixed.
         pairs: (t, noise) pairs per feature.
-        group_size: how many features of the batch share a time (see :func:`flow_matching_loss`).
+        group_size: how many features of the batch share a time (see :func:`flowprior.flow.path.draw_path`).
         times: distribution of the times; uniform without it.
     """
 
@@ -40,6 +40,5 @@ class FlowMatchingObjective(Objective):
         data = self.target_map(batch["features"])  # (B, C)
         size = group_size_for(len(data), self.group_size)
         data = data.view(-1, size, data.shape[-1])  # (B / size, size, C)
-        noise = random.normal("noise", len(data), self.pairs, *data.shape[1:])
-        t = self.times.quantile(random.times("t", len(data), self.pairs, 1))
-        return StepOutput(flow_matching_loss(self.velocity, data, pairs=self.pairs, group_size=size, noise=noise, t=t))
+        noise, t = draw_path_of_step(random, data, pairs=self.pairs, group_size=size)
+        return StepOutput(flow_matching_loss(self.velocity, data, PathDraw(noise, self.times.quantile(t))))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowprior.distributed import World, current_world
 from flowprior.flow.distribution import PATH_WEIGHTS, distribution_loss
 from flowprior.flow.losses import Velocity, alignment_loss, flow_matching_loss
-from flowprior.flow.path import group_size_for
+from flowprior.flow.path import PathDraw, draw_path_of_step
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.training.auxiliary_network import AuxiliaryNetwork
@@ -142,7 +142,7 @@ class OnlineFlow:
             ValueError: sequences of another length than the flow was built for.
         """
         if self.config.scope == "token":
-            return group_size_for(tokens, wanted)
+            return wanted
         if tokens != self.tokens:
             raise ValueError(f"this online flow is over sequences of {self.tokens} tokens, not of {tokens}")
         return tokens
@@ -154,22 +154,21 @@ class OnlineFlow:
         share = min(1.0, self.updates / config.t_growth_updates) if config.t_growth_updates else 1.0
         return config.t_first + share * (config.t_max - config.t_first) if share < 1 else config.t_max
 
-    def loss(self, prior: Velocity, latents: Tensor, *, both: bool = False, **draws: Any) -> Tensor:
+    def loss(self, prior: Velocity, latents: Tensor, draw: PathDraw, *, both: bool = False) -> Tensor:
         """The divergence of the latents' distribution from the prior's, and Eq. 5 added where it is to be ``both``.
 
         What this finds out about the flow itself is taken into :attr:`lag` by the next update.
 
         Args:
             prior: ``v_p``.
-            latents, draws: as in :func:`flowprior.flow.distribution.distribution_loss`.
+            latents, draw: as in :func:`flowprior.flow.distribution.distribution_loss`; groups as :meth:`group_size` says.
         """
-        draws["group_size"] = self.group_size(latents.shape[-2], draws.get("group_size", 1)) if latents.dim() > 1 else 1
-        terms = distribution_loss(self, prior, latents, weight=self.config.weight, t_max=self.t_max, **draws)
+        terms = distribution_loss(self, prior, latents, draw, weight=self.config.weight, t_max=self.t_max)
         if torch.is_grad_enabled():
             power = torch.stack([terms.predicted, terms.observed])
             # A step that is not finite is skipped: it leaves nothing.
             self.power_since += torch.where(power.isfinite().all(), power, 0.0)
-        return terms.loss + alignment_loss(prior, latents, **draws) if both else terms.loss
+        return terms.loss + alignment_loss(prior, latents, draw) if both else terms.loss
 
     @property
     def lag(self) -> Tensor:
@@ -196,12 +195,11 @@ class OnlineFlow:
         if latents.dim() == 2:
             latents = latents.unsqueeze(1 if config.scope == "token" else 0)
         latents = latents.flatten(0, -3)  # (B, n, C)
-        size = self.group_size(latents.shape[1], config.group_size)
         for step in range(self.updates * config.steps, (self.updates + 1) * config.steps):
-            noise, t = self._draw(step, latents, size)
+            draw = self._draw_of_update(step, latents)
             # Without autocast's cache: it would keep what was cast before the weights of the step before moved.
             with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-                loss = flow_matching_loss(self.velocity, latents, group_size=size, noise=noise, t=t)
+                loss = flow_matching_loss(self.velocity, latents, draw)
             self.auxiliary.minimise(loss, step)
             if self.ema is not None:
                 self.ema.update(step)
@@ -211,17 +209,18 @@ class OnlineFlow:
         self.power_since.zero_()
         return {"online_loss": loss.detach(), "online_lag": self.lag}
 
-    def _draw(self, step: int, latents: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Noise ``(B, P, n, C)`` and times ``(B, P, n / size)``, by the latents' places in the global batch."""
-        batch, n, channels = latents.shape
-        part, pairs = batch // self.micro_batches, self.config.pairs
-        noises, times = [], []
-        for micro in range(self.micro_batches):
-            slot, slots = micro * self.world.size + self.world.rank, self.micro_batches * self.world.size
-            random = StepRandom(self.seed, step, slot, slots, self.world.device)
-            noises.append(random.normal("online noise", part, pairs, n, channels))
-            times.append(random.times("online t", part, pairs, n // size))
-        return torch.cat(noises), torch.cat(times)
+    def draw(self, random: StepRandom, latents: Tensor) -> PathDraw:
+        """Noise and times for a step of this flow on a micro-batch of ``latents (B, n, C)``."""
+        size = self.group_size(latents.shape[1], self.config.group_size)
+        return draw_path_of_step(random, latents, pairs=self.config.pairs, group_size=size, name="online")
+
+    def _draw_of_update(self, step: int, latents: Tensor) -> PathDraw:
+        """:meth:`draw` for each micro-batch that ``latents (B, n, C)`` were made in."""
+        draws, slots = [], self.micro_batches * self.world.size
+        for micro, part in enumerate(latents.unflatten(0, (self.micro_batches, -1))):
+            random = StepRandom(self.seed, step, micro * self.world.size + self.world.rank, slots, self.world.device)
+            draws.append(self.draw(random, part))
+        return PathDraw(*map(torch.cat, zip(*draws)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, one_line
 from flowprior.flow import likelihood
-from flowprior.flow.losses import alignment_loss, draw_pairs
+from flowprior.flow.losses import alignment_loss
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.online import OnlineFlow
-from flowprior.flow.path import group_size_for
+from flowprior.flow.path import PathDraw, draw_path
 from flowprior.flow.solver import sample
 from flowprior.flow.target_map import TargetMap, TargetMapSettings, fit_target_map
 from flowprior.flow.time_grid import KeptModulations, TimeGrid
@@ -76,11 +76,10 @@ class FlowPrior(nn.Module):
     def alignment_loss(
         self,
         latents: Tensor,
+        draw: PathDraw | None = None,
         *,
         pairs: int = 4,
         group_size: int = 1,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
         generator: torch.Generator | None = None,
         objective: Alignment = "likelihood",
         online: OnlineFlow | None = None,
@@ -90,7 +89,8 @@ class FlowPrior(nn.Module):
 
         Args:
             latents: in the flow's space; every token counts for itself.
-            pairs, group_size, noise, t, generator: as in :func:`flowprior.flow.losses.flow_matching_loss`.
+            draw: noise and times; without it they are drawn here.
+            pairs, group_size, generator: of that draw, as in :func:`flowprior.flow.path.draw_path`.
             objective: ``likelihood`` is Eq. 5, which each latent descends by itself, to the target's densest places;
                 ``distribution`` the divergence of all latents' distribution from the target's
                 (:func:`flowprior.flow.distribution.distribution_loss`); ``both`` their sum.
@@ -104,41 +104,30 @@ class FlowPrior(nn.Module):
                 for a grid with one, or a grid while the network's weights require gradients.
         """
         self._check_channels(latents)
-        draws = {"pairs": pairs, "group_size": group_size, "noise": noise, "t": t, "generator": generator}
-        if objective == "likelihood":
-            return (
-                alignment_loss(self.velocity, latents, **draws)
-                if grid is None
-                else self._on_grid(latents, grid, **draws)
-            )
         if objective not in get_args(Alignment):
             raise ValueError(f"objective {objective!r} is unknown: write one of {', '.join(get_args(Alignment))}")
-        if grid is not None:
+        of_distributions = objective != "likelihood"
+        if of_distributions and grid is not None:
             raise ValueError(f"objective {objective!r} takes no grid of times: leave it out")
-        if online is None:
+        if of_distributions and online is None:
             raise ValueError(f"objective {objective!r} needs the latents' own flow: pass online=OnlineFlow(prior)")
-        return online.loss(self.velocity, latents, both=objective == "both", **draws)
+        if draw is None:
+            if of_distributions:
+                group_size = online.group_size(torch.atleast_2d(latents).shape[-2], group_size)
+            draw = draw_path(latents, pairs=pairs, group_size=group_size, generator=generator)
+        if of_distributions:
+            return online.loss(self.velocity, latents, draw, both=objective == "both")
+        return self._on_grid(latents, draw, grid) if grid else alignment_loss(self.velocity, latents, draw)
 
-    def _on_grid(
-        self,
-        latents: Tensor,
-        grid: TimeGrid,
-        *,
-        pairs: int,
-        group_size: int,
-        noise: Tensor | None,
-        t: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def _on_grid(self, latents: Tensor, draw: PathDraw, grid: TimeGrid) -> Tensor:
         """Eq. 5 at times of ``grid``, with kept modulations."""
-        tokens = latents if latents.dim() > 1 else latents.unsqueeze(0)
-        noise, t = draw_pairs(tokens, pairs, group_size_for(tokens.shape[-2], group_size), noise, t, generator)
-        strata, rows = grid.strata(t), self._kept.of(self.velocity, grid)  # (..., P, n / size), [(count, 3 W), ...]
+        strata = grid.strata(draw.t)  # (..., P, n / size)
+        rows = self._kept.of(self.velocity, grid)  # [(count, 3 W), ..., (count, 2 W)]
 
         def velocity(x: Tensor, _: Tensor) -> Tensor:
             return self.velocity.velocity(x, [row[strata.unsqueeze(-1)] for row in rows])
 
-        return alignment_loss(velocity, latents, pairs=pairs, group_size=group_size, noise=noise, t=grid.times(strata))
+        return alignment_loss(velocity, latents, PathDraw(draw.noise, grid.times(strata)))
 
     def project(self, features: Tensor) -> Tensor:
         """Raw target features ``(..., d2)`` in the flow's space, ``(..., C)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,8 +35,20 @@ def integrate(
     Raises:
         ValueError: for an unknown method or fewer than one step.
     """
-    [last] = deque(states(velocity, x, steps, method, t_start, t_end), maxlen=1)
-    return last
+    return _last(states(velocity, x, steps, method, t_start, t_end))
+
+
+def integrate_over(
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float], method: str = "euler"
+) -> Tensor:
+    """Carry ``x`` along the flow from one of ``times``, of which there are two at least, to the next; arguments as for :func:`integrate`.
+
+    Steps need not be of equal length: ``ab2`` extrapolates by the ratio of a step to the one before (Hairer, Norsett and Wanner, III.5).
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    return _last(_states_over(velocity, x, times, method))
 
 
 def states(
@@ -48,28 +60,36 @@ def states(
     t_end: float = 1.0,
 ) -> Iterator[Tensor]:
     """The states that :func:`integrate` comes through, one after each step; arguments as there."""
-    if method not in EVALUATIONS_PER_STEP:
-        raise ValueError(f"solver {method!r} is unknown: write one of {', '.join(EVALUATIONS_PER_STEP)}")
     if steps < 1:
         raise ValueError(f"a solver takes at least one step, not {steps}")
-    length = (t_end - t_start) / steps
+    # At the end t_end exactly, which bounds guidance.
+    times = [t_start + (t_end - t_start) * (step / steps) for step in range(steps)] + [t_end]
+    return _states_over(velocity, x, times, method)
 
-    def at(step: float) -> float:
-        # At the end t_end exactly, which bounds guidance.
-        return t_end if step == steps else t_start + (t_end - t_start) * (step / steps)
 
-    before = None
-    for step in range(steps):
-        t = at(step)
+def _states_over(
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float], method: str
+) -> Iterator[Tensor]:
+    if method not in EVALUATIONS_PER_STEP:
+        raise ValueError(f"solver {method!r} is unknown: write one of {', '.join(EVALUATIONS_PER_STEP)}")
+    before, length_before = None, 0.0
+    for t, t_next in zip(times, times[1:]):
+        length = t_next - t
         v = velocity(x, t)
         if method == "ab2":
-            v, before = v if before is None else 1.5 * v - 0.5 * before, v
+            v, before = v if before is None else v + 0.5 * length / length_before * (v - before), v
+            length_before = length
         elif method == "midpoint":
-            v = velocity(x + 0.5 * length * v, at(step + 0.5))
+            v = velocity(x + 0.5 * length * v, t + 0.5 * length)
         elif method == "heun":
-            v = 0.5 * (v + velocity(x + length * v, at(step + 1)))
+            v = 0.5 * (v + velocity(x + length * v, t_next))
         x = x + length * v
         yield x
+
+
+def _last(states: Iterator[Tensor]) -> Tensor:
+    [state] = deque(states, maxlen=1)
+    return state
 
 
 @torch.no_grad()

@@ -5,10 +5,9 @@ The names below load their module, and with it torch-fidelity, torchmetrics or F
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from flowprior.errors import UserError
+from flowprior.metrics.optional import library
 
 _HOMES = {
     "digit_networks": ("load_extractor", "load_judge", "recognised_share"),
@@ -21,7 +20,6 @@ _HOMES = {
     "reconstruction": ("ReconstructionMeter", "psnr", "ssim"),
     "statistics": ("Statistics", "StreamingMoments"),
 }
-_OPTIONAL = {"sklearn", "torch_fidelity", "torchmetrics"}
 
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 
@@ -29,12 +27,7 @@ __all__ = sorted(name for names in _HOMES.values() for name in names)
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            try:
-                return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-            except ModuleNotFoundError as error:
-                if error.name in _OPTIONAL:
-                    raise UserError(f"{name} needs {error.name}: pip install 'flowprior[metrics]'") from None
-                raise
+            return getattr(library(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

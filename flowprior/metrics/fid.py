@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from flowprior.errors import UserError
-from flowprior.metrics.extractors import Extractor
-from flowprior.metrics.image_set import ImageSet
+from flowprior.metrics.optional import library
 from flowprior.metrics.statistics import Statistics
+
+if TYPE_CHECKING:
+    from flowprior.metrics.image_set import ImageSet
 
 
 def fid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, float]:
@@ -35,8 +37,10 @@ def fd_dinov2(generated: ImageSet, reference: ImageSet) -> dict[str, float]:
 def _distance_by(
     name: str, generated: ImageSet, reference: ImageSet | Statistics, weights_path: str | Path | None
 ) -> float:
+    from flowprior.metrics.extractors import Extractor  # with torch-fidelity
+
     extractor = Extractor(name, device=generated.extractor.device, weights_path=weights_path)
-    if isinstance(reference, ImageSet):
+    if not isinstance(reference, Statistics):
         return frechet_distance(generated.statistics(extractor), reference.statistics(extractor))
     if reference.spatial is None or name != "inception_spatial":
         raise UserError(f"the reference holds no moments of {name} features: give its images")
@@ -58,9 +62,9 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
             f"{name or 'unknown'} features of {len(part.mu)} dimensions" for name, part in zip(names, (first, second))
         )
         raise UserError(f"statistics of {one} do not compare with {other}: they come from different extractors")
-    return fid_statistics_to_metric(*({"mu": part.mu, "sigma": part.sigma} for part in (first, second)), verbose=False)[
-        KEY_METRIC_FID
-    ]
+    theirs = library("torch_fidelity.metric_fid")
+    moments = ({"mu": part.mu, "sigma": part.sigma} for part in (first, second))
+    return theirs.fid_statistics_to_metric(*moments, verbose=False)[theirs.KEY_METRIC_FID]
 
 
 def half_half_fid(real: ImageSet, seed: int) -> float:

@@ -6,16 +6,13 @@ the reference's :class:`~flowprior.metrics.statistics.Statistics`. To add one, w
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowprior.errors import UserError
 from flowprior.metrics.image_set import ImageSet
 from flowprior.metrics.registry import METRICS, choose_metrics
 from flowprior.metrics.statistics import Statistics
-
-Metric = Callable[..., dict[str, float]]
 
 
 def evaluate_generation(
@@ -48,7 +45,7 @@ def evaluate_generation(
     # Who keeps the reference's features comes first: FID then takes its moments from them and makes no pass of its own.
     order = sorted(chosen, key=lambda name: not METRICS[name].reference_images)
     own = options or {}
-    results = {name: _load(METRICS[name].home)(generated, reference, **own.get(name, {})) for name in order}
+    results = {name: METRICS[name].measure(generated, reference, **own.get(name, {})) for name in order}
     check_sizes(generated, reference)  # of a stream of images the size is known once it was read
     return {key: value for name in chosen for key, value in results[name].items()}
 
@@ -65,8 +62,3 @@ def check_sizes(generated: ImageSet, reference: ImageSet | Statistics) -> None:
         raise UserError(
             f"the generated images are {one[1]} x {one[0]} and the reference's {other}: compare images of one size"
         )
-
-
-def _load(home: str) -> Metric:
-    module, function = home.split(":")
-    return getattr(importlib.import_module(module), function)

@@ -76,13 +76,6 @@ class ImageSet:
         made._part, made.size = lambda part, parts: archive.batches(BATCH, part, parts), archive.size
         return made
 
-    @classmethod
-    def of_features(cls, features: Features, labels: Tensor | None = None) -> ImageSet:
-        """A set of which only the features are known."""
-        made = cls(_no_images, Extractor(features.extractor), labels)
-        made._features[features.extractor] = features
-        return made
-
     @property
     def images(self) -> Tensor:
         """All images at once, uint8 ``(N, 3, H, W)``."""
@@ -164,7 +157,3 @@ def _read(source: ImageSource, threads: int, part: int, parts: int) -> Iterator[
         for start in range(part * BATCH, len(source), parts * BATCH):
             keys = [[SampleKey(index, -1)] for index in range(start, min(start + BATCH, len(source)))]
             yield torch.cat([one["image"] for one in pool.map(source.batch, keys)])  # (B, 3, H, W)
-
-
-def _no_images() -> Iterable[Tensor]:
-    raise ValueError("of this set only the features are known, not the images")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 from flowprior.errors import UserError
-from flowprior.metrics.image_set import ImageSet
-from flowprior.metrics.statistics import Statistics
+from flowprior.metrics.optional import library
+
+if TYPE_CHECKING:
+    from flowprior.metrics.image_set import ImageSet
+    from flowprior.metrics.statistics import Statistics
 
 SPLITS = 10
 SHUFFLE_SEED = 2020  # torch-fidelity's
@@ -39,7 +41,8 @@ def inception_score(generated: ImageSet, reference: ImageSet | Statistics, split
     order = torch.from_numpy(np.random.RandomState(SHUFFLE_SEED).permutation(len(logits)))
     bounds = split_bounds(len(logits), split_size)
     parts = [logits[order[first:last]] for first, last in zip(bounds, bounds[1:])]
-    scores = [isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN] for part in parts]
+    theirs = library("torch_fidelity.metric_isc")
+    scores = [theirs.isc_features_to_metric(p, splits=1, shuffle=False)[theirs.KEY_METRIC_ISC_MEAN] for p in parts]
     return {"inception_score": float(np.mean(scores)), "inception_score_std": float(np.std(scores))}
 
 

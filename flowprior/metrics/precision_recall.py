@@ -5,12 +5,16 @@ The definition is torch-fidelity's, whose own function computes twice as many di
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.metrics.image_set import ImageSet
+
+if TYPE_CHECKING:
+    from flowprior.metrics.image_set import ImageSet
 
 NEIGHBOURHOOD = 3
 BLOCK = 2048

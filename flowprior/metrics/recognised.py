@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flowprior.metrics.digit_networks import recognised_share
-from flowprior.metrics.image_set import ImageSet
-from flowprior.metrics.statistics import Statistics
+
+if TYPE_CHECKING:
+    from flowprior.metrics.image_set import ImageSet
+    from flowprior.metrics.statistics import Statistics
 
 
 def recognised(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, float]:

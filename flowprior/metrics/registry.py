@@ -1,10 +1,15 @@
-"""What can be measured, and with what: names only, so that a config can be checked without loading torch-fidelity."""
+"""What can be measured, and with what. A config is checked with it, so that nothing here loads torch-fidelity before it measures."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from flowprior.metrics.fid import fd_dinov2, fid, sfid
+from flowprior.metrics.inception_score import inception_score
+from flowprior.metrics.precision_recall import precision_recall
+from flowprior.metrics.recognised import recognised
 
 
 class ExtractorSpec(NamedTuple):
@@ -29,10 +34,10 @@ EXTRACTORS = {
 
 
 class MetricSpec(NamedTuple):
-    """Where a metric lives and what it cannot do without.
+    """A metric and what it cannot do without.
 
     Attributes:
-        home: ``module:function``; the function takes ``(generated, reference)`` and returns ``{name: value}``.
+        measure: takes ``(generated, reference)`` and returns ``{name: value}``.
         reference_images: it looks at the reference's single images or features, of which an ``.npz`` holds the moments only.
         labels: it looks at the labels that the generated images were asked for.
         extractors: those it makes sense with; empty: any.
@@ -40,7 +45,7 @@ class MetricSpec(NamedTuple):
         on_request: it is computed only where it is named, since it makes a pass of its own over the images.
     """
 
-    home: str
+    measure: Callable[..., dict[str, float]]
     reference_images: bool = False
     labels: bool = False
     extractors: tuple[str, ...] = ()
@@ -49,19 +54,17 @@ class MetricSpec(NamedTuple):
 
 
 METRICS = {
-    "fid": MetricSpec("flowprior.metrics.fid:fid"),
-    "inception_score": MetricSpec(
-        "flowprior.metrics.inception_score:inception_score", extractors=("digits", "inception")
-    ),
-    "precision_recall": MetricSpec("flowprior.metrics.precision_recall:precision_recall", reference_images=True),
+    "fid": MetricSpec(fid),
+    "inception_score": MetricSpec(inception_score, extractors=("digits", "inception")),
+    "precision_recall": MetricSpec(precision_recall, reference_images=True),
     "recognised": MetricSpec(
-        "flowprior.metrics.recognised:recognised",
+        recognised,
         labels=True,
         extractors=("digits",),
         weights="weights/digits_judge.safetensors",
     ),
-    "sfid": MetricSpec("flowprior.metrics.fid:sfid", extractors=("inception",), on_request=True),
-    "fd_dinov2": MetricSpec("flowprior.metrics.fid:fd_dinov2", reference_images=True, on_request=True),
+    "sfid": MetricSpec(sfid, extractors=("inception",), on_request=True),
+    "fd_dinov2": MetricSpec(fd_dinov2, reference_images=True, on_request=True),
 }
 
 

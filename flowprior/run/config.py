@@ -55,6 +55,9 @@ def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:
     for key, value in _renamed(cls, values, where).items():
         dotted = f"{where}.{key}" if where else str(key)
         if key not in known:
+            if isinstance(value, dict) and (selector := getattr(cls, "SELECTOR", None)):
+                there = ", ".join(f"{where}.{name}" for name in hints if name != selector)
+                raise UserError(f"config has no section '{dotted}': there is {there} (--help lists all options)")
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"config has no option '{dotted}'; the nearest is '{dotted[: len(dotted) - len(str(key))]}{near}' (--help lists all)"
@@ -240,6 +243,8 @@ def registry_section(
 ) -> type:
     """A config section that chooses from a registry, with a sub-section of options for each entry.
 
+    Its ``chosen`` is the list of the sub-sections that the selector names, in its order.
+
     Args:
         name: of the dataclass that is made.
         selector: the option that chooses, ``name`` say.
@@ -250,9 +255,12 @@ def registry_section(
     """
     options = ", ".join(registry)
 
-    def check(self: Any) -> None:
+    def words_of(self: Any) -> list[str]:
         value = getattr(self, selector)
-        words = value.split("+") if several and value != "none" else [] if several else [value]
+        return value.split("+") if several and value != "none" else [] if several else [value]
+
+    def check(self: Any) -> None:
+        value, words = getattr(self, selector), words_of(self)
         if set(words) - set(registry) or len(set(words)) != len(words):
             raise ValueError(
                 f"{selector} is {f'none, or one or more of {options} joined by +' if several else f'one of {options}'}, not '{value}'"
@@ -262,6 +270,6 @@ def registry_section(
         (selector, str, option(default, f"{help}: {'none, or some joined by + of' if several else 'one of'} {options}"))
     ]
     fields += [(entry, config, dataclasses.field(default_factory=config)) for entry, config in registry.items()]
-    return dataclasses.make_dataclass(
-        name, fields, namespace={"__post_init__": check, "SELECTOR": selector, "__doc__": help}
-    )
+    chosen = property(lambda self: [getattr(self, word) for word in words_of(self)])
+    namespace = {"__post_init__": check, "SELECTOR": selector, "chosen": chosen, "__doc__": help}
+    return dataclasses.make_dataclass(name, fields, namespace=namespace)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from flowprior.errors import UserError, one_line
@@ -129,6 +129,15 @@ def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"the {what} {path} is damaged ({error}): restore or delete it") from error
+
+
+def tensors_metadata(path: Path) -> dict[str, str]:
+    """The texts that stand beside the tensors in a safetensors file; none where the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def load_weights(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:

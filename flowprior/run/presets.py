@@ -66,12 +66,17 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_from_command_line(
-    cls: type[C], presets: Path, description: str, argv: list[str] | None = None, families: bool = False
+    cls: type[C],
+    presets: Path,
+    description: str,
+    argv: list[str] | None = None,
+    families: bool = False,
+    default: str = "digits",
 ) -> C:
     """The config that a command line asks for: ``[--preset NAME] [option=value ...]``; ``--help`` prints every field.
 
     ``run_dir``, which every stage's config has, is ``runs/<preset>`` unless it is given. A yes-or-no option of the top level, ``dry_run`` say,
-    is also a flag, ``--dry-run``.
+    is also a flag, ``--dry-run``. The preset is ``default`` where none is named.
     """
     width = max(len(name) for name, _, _ in list_options(cls))
     fields = "\n".join(f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(cls))
@@ -81,7 +86,7 @@ def config_from_command_line(
         epilog=f"options, with their defaults before the preset is applied:\n{fields}",
     )
     parser.add_argument(
-        "--preset", default="digits", help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [digits]"
+        "--preset", default=default, help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [{default}]"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="option=value", help="dotted overrides, e.g. optim.lr=2e-4 train.steps=1000"

@@ -43,14 +43,16 @@ class StepRandom:
         seed: of the run.
         step: of training.
         slot, slots: which of the global batch's equal micro-batches this is, counted in the order of the samples.
-        device: where the noise is made.
+        device: where the noise is made; on the meta device it has shapes only.
     """
 
     def __init__(self, seed: int, step: int, slot: int = 0, slots: int = 1, device: torch.device | str = "cpu") -> None:
         self.seed, self.step, self.slot, self.slots, self.device = seed, step, slot, slots, torch.device(device)
 
-    def generator(self, name: str) -> torch.Generator:
-        """A fresh generator for the draw called ``name``, the same in every process."""
+    def generator(self, name: str) -> torch.Generator | None:
+        """A fresh generator for the draw called ``name``, the same in every process; None on the meta device, which has none."""
+        if self.device.type == "meta":
+            return None
         return torch.Generator(self.device).manual_seed(stream_seed(self.seed, self.step, name))
 
     def host_generator(self, name: str) -> torch.Generator:

@@ -9,6 +9,7 @@ from scripts.benchmarks.autoencoder_cases import autoencoder_step, autoencoder_s
 from scripts.benchmarks.data_cases import cache_reading, evaluation, image_loading, latent_caching
 from scripts.benchmarks.flow_cases import alignment, flow_prior_step, toy_step
 from scripts.benchmarks.mar_cases import mar_sampling, mar_step
+from scripts.benchmarks.sit_cases import sit_sampling, sit_step
 
 CASES = {
     "flow prior step": flow_prior_step,
@@ -16,6 +17,8 @@ CASES = {
     "autoencoder step": autoencoder_step,
     "MAR step": mar_step,
     "MAR sampling": mar_sampling,
+    "SiT step": sit_step,
+    "SiT sampling": sit_sampling,
     "toy step": toy_step,
     "latent caching": latent_caching,
     "cache reading": cache_reading,

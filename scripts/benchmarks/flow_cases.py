@@ -10,13 +10,13 @@ import torch
 
 from flowprior.distributed import World
 from flowprior.flow.objective import FlowMatchingObjective
+from flowprior.flow.path import draw_path
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
-from flowprior.training.randomness import stratified_uniform
 from scripts.benchmarks.measure import Case
 
 PAPER = {"channels": 32, "width": 1024, "depth": 6}
@@ -104,12 +104,11 @@ def alignment(level: str, device: torch.device, folder: Path) -> Case:
     prior = FlowPrior(VelocityMLP(**sizes), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, channels)))
     prior.to(device)
     latents = torch.randn(images, tokens, channels, device=device, requires_grad=True)
-    noise = torch.randn(images, pairs, tokens, channels, device=device)
-    t = stratified_uniform(images * pairs * tokens, device=device).view(images, pairs, tokens)
+    draw = draw_path(latents, pairs=pairs)
 
     def gradient(times: TimeGrid | None) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = prior.alignment_loss(latents, pairs=pairs, noise=noise, t=t, grid=times)
+            loss = prior.alignment_loss(latents, draw, grid=times)
         return torch.autograd.grad(loss, latents)[0]
 
     gradient(TimeGrid(grid))  # once in many steps

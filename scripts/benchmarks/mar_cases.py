@@ -17,7 +17,8 @@ from flowprior.training.loop import TrainConfig, TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from generation.generator import GeneratorObjective
-from mar.model import SIZES, MARConfig, mask_ratio
+from mar.masking import masked_count
+from mar.model import SIZES, MARConfig
 from mar.sampler import SamplerConfig, sample_latents
 from scripts.benchmarks.measure import Case
 
@@ -28,7 +29,7 @@ EXACT = {"skip_unread": True, "share_first": True}
 
 
 def mar_step(level: str, device: torch.device, folder: Path) -> Case:
-    """With the mean number of masked tokens, every block in full, or the last one where it is read."""
+    """With the mean number of masked tokens: every block in full, the last one where it is read, and besides one time for a token's pairs."""
     batch = {"tiny": 2, "quick": 1, "full": 8, "gpu": 128}[level]
     tokens, channels = (8, 2) if level == "tiny" else (64, 32)
     config = MARConfig(**(TINY if level == "tiny" else {}))
@@ -39,24 +40,27 @@ def mar_step(level: str, device: torch.device, folder: Path) -> Case:
     labels = torch.arange(batch) % 1000
     batches = itertools.repeat({"latents": torch.randn(batch, tokens, channels), "label": labels})
 
-    def step(skip_unread: bool) -> Callable[[], object]:
+    def step(**options: bool) -> Callable[[], object]:
         def call() -> object:
-            config.skip_unread = skip_unread
+            vars(config).update(options)
             return loop._train_step(batches)
 
         return call
 
     size = f"{batch} images of {tokens} tokens, width {config.width}, {config.pairs} pairs"
-    return Case(size, "images", batch, {"whole blocks": step(False), "skip_unread": step(True)})
+    variants = {
+        "whole blocks": step(skip_unread=False, pairs_share_time=False),
+        "skip_unread": step(skip_unread=True, pairs_share_time=False),
+        "skip_unread and pairs_share_time": step(skip_unread=True, pairs_share_time=True),
+    }
+    return Case(size, "images", batch, variants)
 
 
 def usual_step(config: MARConfig, tokens: int, seed: int) -> int:
     """A step whose number of masked tokens is the mean one: the loop's own draw, repeated in every call."""
 
-    def masked(step: int) -> int:
-        return math.ceil(tokens * mask_ratio(config, StepRandom(seed, step).host_generator("mask ratio")))
-
-    return min(range(50), key=lambda step: abs(masked(step) - math.ceil(tokens * MEAN_MASK_RATIO)))
+    wanted = math.ceil(tokens * MEAN_MASK_RATIO)
+    return min(range(50), key=lambda step: abs(masked_count(config, tokens, StepRandom(seed, step)) - wanted))
 
 
 def mar_sampling(level: str, device: torch.device, folder: Path) -> Case:

@@ -13,6 +13,7 @@ from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.distributed import World
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig, OnlineOptimConfig
+from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
@@ -56,13 +57,8 @@ class LatentAlignment(Objective):
         self.latents = nn.Parameter(latents)
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
-        images, tokens, channels = self.latents.shape
-        noise = random.normal("noise", images, 4, tokens, channels)
-        t = random.times("t", images, 4, tokens)
-        loss = self.prior.alignment_loss(
-            self.latents, pairs=4, noise=noise, t=t, objective=self.kind, online=self.online
-        )
-        return StepOutput(loss)
+        draw = draw_path_of_step(random, self.latents, pairs=4)
+        return StepOutput(self.prior.alignment_loss(self.latents, draw, objective=self.kind, online=self.online))
 
 
 def randomise(module: nn.Module, std: float = 0.02) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from flowprior import OnlineFlow
 from flowprior.flow.distribution import PATH_WEIGHTS, distribution_loss
 from flowprior.flow.losses import alignment_loss
-from flowprior.flow.path import path_sample
+from flowprior.flow.path import PathDraw, draw_path, path_sample
 from networks import random_prior, random_velocity
 
 LAMBDA = {"plain": lambda t: (1 - t) / t**2, "kl": torch.ones_like, "noise": lambda t: (1 - t) ** 2 / t**2}
@@ -40,9 +40,8 @@ def estimates(weight, online, repeats=40, count=2000):
     for _ in range(repeats):
         parameters = torch.tensor([MEAN, STD], requires_grad=True)
         latents = parameters[0] + parameters[1] * torch.randn(count, 1, generator=generator)
-        terms = distribution_loss(
-            online, gaussian_velocity(0.0, TARGET_STD), latents, weight=weight, t_max=T_MAX, generator=generator
-        )
+        draw = draw_path(latents, generator=generator)
+        terms = distribution_loss(online, gaussian_velocity(0.0, TARGET_STD), latents, draw, weight=weight, t_max=T_MAX)
         (gradient,) = torch.autograd.grad(terms.loss, parameters)
         rows.append(torch.cat([terms.loss.detach().view(1), gradient]))
     return torch.stack(rows).double()
@@ -61,7 +60,8 @@ def test_value_and_gradient_are_those_of_the_weighted_divergence(weight):
 @pytest.mark.parametrize("weight", list(PATH_WEIGHTS))
 def test_where_the_latents_have_the_targets_distribution_value_and_gradient_vanish(weight, generator):
     velocity, latents = gaussian_velocity(0.0, TARGET_STD), torch.randn(50, 1, requires_grad=True)
-    loss = distribution_loss(velocity, velocity, latents, weight=weight, generator=generator).loss
+    draw = draw_path(latents, generator=generator)
+    loss = distribution_loss(velocity, velocity, latents, draw, weight=weight).loss
     loss.backward()
     assert loss == 0 and not latents.grad.any()
 
@@ -73,7 +73,8 @@ def test_an_error_of_the_online_flow_that_averages_out_leaves_no_force_at_the_ta
     forces = []
     for _ in range(100):
         latents = (TARGET_STD * torch.randn(500, 1, generator=generator)).requires_grad_()
-        loss = distribution_loss(shaky, gaussian_velocity(0.0, TARGET_STD), latents, generator=generator).loss
+        draw = draw_path(latents, generator=generator)
+        loss = distribution_loss(shaky, gaussian_velocity(0.0, TARGET_STD), latents, draw).loss
         (gradient,) = torch.autograd.grad(loss, latents)
         forces.append(torch.stack([gradient.sum(), (gradient * latents.detach()).sum()]))
     forces = torch.stack(forces)
@@ -95,8 +96,7 @@ def test_the_gradient_at_a_latent_is_the_weighted_difference_of_velocities_taken
     online, prior, n = random_velocity(2, 8, 1, seed=1), random_velocity(2, 8, 1, seed=2), groups * size
     y = torch.randn(2, n, 2, generator=generator, requires_grad=True)
     noise, u = torch.randn(2, pairs, n, 2, generator=generator), torch.rand(2, pairs, groups, generator=generator)
-    draws = {"pairs": pairs, "group_size": size, "noise": noise, "t": u, "t_max": T_MAX}
-    distribution_loss(online, prior, y, weight=weight, **draws).loss.backward()
+    distribution_loss(online, prior, y, PathDraw(noise, u), weight=weight, t_max=T_MAX).loss.backward()
     expected = torch.zeros_like(y)
     with torch.no_grad():
         for b in range(2):
@@ -118,8 +118,8 @@ def test_what_is_observed_over_what_is_predicted_tells_how_much_of_the_differenc
         lambda x, t: p(x, t) + known * (q(x, t) - p(x, t)),
         p,
         latents,
+        draw_path(latents, generator=torch.Generator().manual_seed(1)),
         t_max=T_MAX,
-        generator=torch.Generator().manual_seed(1),
     )
     measured = (terms.observed - terms.predicted) / torch.maximum(terms.observed.abs(), terms.predicted)
     assert measured.item() == pytest.approx(lag, abs=0.02)
@@ -127,7 +127,7 @@ def test_what_is_observed_over_what_is_predicted_tells_how_much_of_the_differenc
 
 def test_a_weight_that_does_not_exist_is_refused_with_those_that_do():
     with pytest.raises(ValueError, match="plain, kl, noise"):
-        distribution_loss(random_velocity(), random_velocity(), torch.zeros(2, 3), weight="dmd")
+        distribution_loss(random_velocity(), random_velocity(), y := torch.zeros(2, 3), draw_path(y), weight="dmd")
 
 
 def test_the_likelihood_objective_is_equation_5_bit_for_bit(generator):
@@ -135,9 +135,8 @@ def test_the_likelihood_objective_is_equation_5_bit_for_bit(generator):
     noise, t = torch.randn(2, 2, 4, 3, generator=generator), torch.rand(2, 2, 2, generator=generator)
     path = path_sample(noise.view(2, 2, 2, 2, 3), y.view(2, 1, 2, 2, 3), t.unsqueeze(-1))
     plain = (prior.velocity(path.x_t, t.unsqueeze(-1)) - path.velocity).square().mean()
-    draws = {"pairs": 2, "group_size": 2, "noise": noise, "t": t}
-    named = prior.alignment_loss(y, objective="likelihood", **draws)
-    assert torch.equal(plain, named) and torch.equal(plain, prior.alignment_loss(y, **draws))
+    named = prior.alignment_loss(y, PathDraw(noise, t), objective="likelihood")
+    assert torch.equal(plain, named) and torch.equal(plain, prior.alignment_loss(y, PathDraw(noise, t)))
     gradients = [torch.autograd.grad(loss, y)[0] for loss in (plain, named)]
     assert torch.equal(*gradients)
 
@@ -146,12 +145,11 @@ def test_both_is_the_sum_and_only_the_likelihood_needs_no_online_flow(generator)
     prior, y = random_prior(), torch.randn(2, 4, 3, generator=generator)
     online = OnlineFlow(prior)
     online.update(y)
-    noise, t = torch.randn(2, 2, 4, 3, generator=generator), torch.rand(2, 2, 4, generator=generator)
-    draws = {"pairs": 2, "noise": noise, "t": t}
-    parts = [prior.alignment_loss(y, objective=o, online=online, **draws) for o in ("likelihood", "distribution")]
-    both = prior.alignment_loss(y, objective="both", online=online, **draws)
+    draw = draw_path(y, pairs=2, generator=generator)
+    parts = [prior.alignment_loss(y, draw, objective=o, online=online) for o in ("likelihood", "distribution")]
+    both = prior.alignment_loss(y, draw, objective="both", online=online)
     torch.testing.assert_close(both, parts[0] + parts[1])
-    assert parts[1] > 0 and torch.equal(parts[0], alignment_loss(prior.velocity, y, **draws))
+    assert parts[1] > 0 and torch.equal(parts[0], alignment_loss(prior.velocity, y, draw))
     for objective, message in (("distribution", "OnlineFlow"), ("both", "OnlineFlow"), ("mode", "likelihood, distri")):
         with pytest.raises(ValueError, match=message):
             prior.alignment_loss(y, objective=objective)

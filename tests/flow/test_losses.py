@@ -6,16 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowprior.flow.losses import alignment_loss, flow_matching_loss
+from flowprior.flow.path import PathDraw, draw_path
 from networks import random_prior, random_velocity
 
 
 def slow_loss(velocity, data, noise, t, size, cond=None):
-    """Eq. 3 token by token: data (B, n, C), noise (B, P, n, C), t (B, P, n / size)."""
+    """Eq. 3 token by token: data (B, n, C), noise (B, P, n, C), t (B, P or 1, n / size)."""
     terms = []
     for b in range(noise.shape[0]):
         for p in range(noise.shape[1]):
             for i in range(noise.shape[2]):
-                x0, x1, time = noise[b, p, i], data[b, i], t[b, p, i // size]
+                x0, x1, time = noise[b, p, i], data[b, i], t[b, p % t.shape[1], i // size]
                 condition = () if cond is None else (cond[b, i],)
                 v = velocity((1 - time) * x0 + time * x1, time, *condition)
                 terms += [(v[c] - (x1[c] - x0[c])) ** 2 for c in range(data.shape[-1])]
@@ -29,17 +30,18 @@ def slow_loss(velocity, data, noise, t, size, cond=None):
     groups=st.integers(1, 3),
     size=st.integers(1, 3),
     conditional=st.booleans(),
+    shared=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_the_loss_is_equation_3_taken_token_by_token(batch, pairs, groups, size, conditional, seed):
+def test_the_loss_is_equation_3_taken_token_by_token(batch, pairs, groups, size, conditional, shared, seed):
     generator = torch.Generator().manual_seed(seed)
     n = groups * size
     velocity = random_velocity(2, 8, 1, cond_channels=4 if conditional else 0)
     data, noise = torch.randn(batch, n, 2, generator=generator), torch.randn(batch, pairs, n, 2, generator=generator)
-    t = torch.rand(batch, pairs, groups, generator=generator)
+    t = torch.rand(batch, 1 if shared else pairs, groups, generator=generator)
     cond = torch.randn(batch, n, 4, generator=generator) if conditional else None
     with torch.no_grad():
-        fast = flow_matching_loss(velocity, data, pairs=pairs, group_size=size, cond=cond, noise=noise, t=t)
+        fast = flow_matching_loss(velocity, data, PathDraw(noise, t), cond)
         torch.testing.assert_close(fast, slow_loss(velocity, data, noise, t, size, cond), rtol=1e-4, atol=1e-5)
 
 
@@ -63,7 +65,8 @@ def test_at_any_group_size_loss_and_gradient_have_the_exact_expectation(size, pa
     losses, gradients = [], []
     for _ in range(64):
         many = y.detach().expand(256, 4, 2).clone().requires_grad_()
-        loss = flow_matching_loss(linear(a), many, pairs=pairs, group_size=size, generator=generator)
+        draw = draw_path(many, pairs=pairs, group_size=size, generator=generator)
+        loss = flow_matching_loss(linear(a), many, draw)
         losses.append(loss.detach())
         gradients.append(torch.autograd.grad(loss, many)[0].sum(0))
     for measured, truth in ((torch.stack(losses), exact.detach()), (torch.stack(gradients), exact_gradient)):
@@ -79,7 +82,7 @@ def test_the_grouped_and_the_per_token_estimator_agree_in_expectation(generator)
         rows = []
         for _ in range(64):
             many = y.expand(256, 4, 2).clone().requires_grad_()
-            loss = flow_matching_loss(velocity, many, group_size=size, generator=generator)
+            loss = flow_matching_loss(velocity, many, draw_path(many, group_size=size, generator=generator))
             rows.append(torch.cat([loss.detach().view(1), torch.autograd.grad(loss, many)[0].sum(0).flatten()]))
         rows = torch.stack(rows)
         measured[size] = rows.mean(0), rows.std(0) / 8
@@ -92,36 +95,39 @@ def test_drawn_times_and_noise_depend_on_the_generator_alone():
     velocity, data = random_velocity(), torch.ones(2, 4, 3)
     losses = []
     for seed in (0, 0, 1):
-        losses.append(
-            flow_matching_loss(
-                velocity, data, pairs=2, group_size=2, generator=torch.Generator().manual_seed(seed)
-            ).item()
-        )
+        draw = draw_path(data, pairs=2, group_size=2, generator=torch.Generator().manual_seed(seed))
+        losses.append(flow_matching_loss(velocity, data, draw).item())
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_latents_that_are_not_contiguous_have_the_same_loss(generator):
     velocity, data = random_velocity(), torch.randn(2, 4, 3, generator=generator)
     turned = data.transpose(1, 2).contiguous().transpose(1, 2)
-    losses = [
-        flow_matching_loss(velocity, x, group_size=2, generator=torch.Generator().manual_seed(0))
-        for x in (data, turned)
-    ]
+    draw = draw_path(data, group_size=2, generator=generator)
+    losses = [flow_matching_loss(velocity, x, draw) for x in (data, turned)]
     assert not turned.is_contiguous() and losses[0] == losses[1]
 
 
 def test_a_single_token_needs_no_token_dimension(generator):
     velocity, token = random_velocity(), torch.randn(3, generator=generator)
     losses = [
-        flow_matching_loss(velocity, x, pairs=3, generator=torch.Generator().manual_seed(0))
+        flow_matching_loss(velocity, x, draw_path(x, pairs=3, generator=torch.Generator().manual_seed(0)))
         for x in (token, token.view(1, 3))
     ]
     assert losses[0] == losses[1]
 
 
 def test_no_tokens_are_refused():
-    with pytest.raises(ValueError, match="no tokens"):
-        flow_matching_loss(random_velocity(), torch.zeros(0, 4, 3))
+    for empty in (torch.zeros(0, 4, 3), torch.zeros(2, 0, 3)):
+        with pytest.raises(ValueError, match="no tokens"):
+            flow_matching_loss(random_velocity(), empty, draw_path(empty))
+
+
+def test_a_draw_for_other_tokens_is_refused(generator):
+    draw = draw_path(torch.zeros(2, 4, 3), group_size=2, generator=generator)
+    for others in (torch.zeros(2, 8, 3), torch.zeros(2, 2, 3), torch.zeros(3, 4, 3)):
+        with pytest.raises(RuntimeError):
+            flow_matching_loss(random_velocity(), others, draw)
 
 
 def test_the_gradient_of_alignment_reaches_the_latents_and_nothing_else(generator):
@@ -137,7 +143,7 @@ def test_the_gradient_of_alignment_equals_finite_differences(generator):
     noise, t = torch.randn(2, 3, 4, 3, generator=generator), torch.rand(2, 3, 2, generator=generator)
 
     def loss(latents):
-        return alignment_loss(velocity, latents, pairs=3, group_size=2, noise=noise, t=t)
+        return alignment_loss(velocity, latents, PathDraw(noise, t))
 
     (gradient,) = torch.autograd.grad(loss(y.requires_grad_()), y)
     for _ in range(5):
@@ -167,7 +173,8 @@ def test_a_gaussians_exact_velocity_has_the_closed_form_minimum_of_the_loss_and_
         data = mean + std * torch.randn(2000, 1, generator=generator)
         for offset, losses in draws.items():
             again = torch.Generator().manual_seed(seed)
-            losses.append(flow_matching_loss(gaussian_velocity(mean, std, offset), data, generator=again))
+            draw = draw_path(data, generator=again)
+            losses.append(flow_matching_loss(gaussian_velocity(mean, std, offset), data, draw))
     losses = {offset: torch.stack(values) for offset, values in draws.items()}
     minimum = std * math.pi / 2  # integral of std^2 / ((1 - t)^2 + t^2 std^2)
     error = losses[0.0].std() / 40**0.5

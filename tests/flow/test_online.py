@@ -10,6 +10,7 @@ from flowprior import OnlineFlow, OnlineFlowConfig, VelocityMLP
 from flowprior.errors import NonFiniteLoss
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.online import OnlineOptimConfig
+from flowprior.flow.path import draw_path
 from flowprior.run.config import build_config
 from networks import random_prior
 
@@ -64,7 +65,7 @@ def test_it_learns_the_velocity_of_latents_that_stand_still():
     for _ in range(400):
         online.update(2 + 0.5 * torch.randn(64, 8, 1, generator=generator))
     data = 2 + 0.5 * torch.randn(20_000, 1, generator=generator)
-    loss = flow_matching_loss(online, data, generator=generator)
+    loss = flow_matching_loss(online, data, draw_path(data, generator=generator))
     assert loss.item() == pytest.approx(0.5 * math.pi / 2, rel=0.05)  # the exact velocity's, see test_losses
 
 

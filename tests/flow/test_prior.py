@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowprior import FlowPrior, UserError
+from flowprior.flow.path import draw_path
 from networks import random_prior
 
 
@@ -65,10 +66,10 @@ def test_a_saved_prior_comes_back_with_equal_weights_and_outputs(tmp_path, gener
     prior.save(tmp_path)
     again = FlowPrior.load(tmp_path)
     latents, features = torch.randn(2, 4, 3, generator=generator), torch.randn(4, 5, generator=generator)
-    noise, t = torch.randn(2, 4, 4, 3, generator=generator), torch.rand(2, 4, 4, generator=generator)
+    draw = draw_path(latents, pairs=4, generator=generator)
     assert again.fingerprint == prior.fingerprint and again.target == prior.target and again.channels == 3
     assert torch.equal(again.project(features), prior.project(features))
-    assert torch.equal(again.alignment_loss(latents, noise=noise, t=t), prior.alignment_loss(latents, noise=noise, t=t))
+    assert torch.equal(again.alignment_loss(latents, draw), prior.alignment_loss(latents, draw))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 

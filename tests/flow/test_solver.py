@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowprior.flow.solver import EVALUATIONS_PER_STEP, integrate, sample
+from flowprior.flow.solver import EVALUATIONS_PER_STEP, integrate, integrate_over, sample
 
 METHODS = sorted(EVALUATIONS_PER_STEP)
 
@@ -22,6 +22,26 @@ def error(method, steps):
 @pytest.mark.parametrize("method, order", [("euler", 1), ("ab2", 2), ("midpoint", 2), ("heun", 2)])
 def test_halving_the_step_divides_the_error_as_the_methods_order_says(method, order):
     assert error(method, 200) / error(method, 400) == pytest.approx(2**order, rel=0.1)
+
+
+def error_over(method, steps):
+    """Over a grid whose last steps are many times its first ones, but alike in length to their neighbours."""
+    times = [(step / steps) ** 2 for step in range(steps + 1)]
+    x = integrate_over(growth, torch.ones((), dtype=torch.float64), times, method).item()
+    return abs(x - math.exp(math.sin(3) / 3))
+
+
+@pytest.mark.parametrize("method, order", [("euler", 1), ("ab2", 2), ("midpoint", 2), ("heun", 2)])
+def test_a_method_keeps_its_order_over_steps_of_unequal_length(method, order):
+    assert error_over(method, 200) / error_over(method, 400) == pytest.approx(2**order, rel=0.1)
+
+
+def test_two_unequal_steps_of_ab2_are_exact_for_a_slope_that_is_linear_in_time_but_for_the_first():
+    def slope(x, t):
+        return torch.tensor(3 * t, dtype=torch.float64)
+
+    x = integrate_over(slope, torch.zeros((), dtype=torch.float64), [0.0, 0.1, 1.0], "ab2")
+    assert x.item() == pytest.approx(1.5 * (1 - 0.1**2), abs=1e-12)
 
 
 @given(st.sampled_from(METHODS), st.integers(1, 400), st.booleans())

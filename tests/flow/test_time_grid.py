@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowprior.flow.path import PathDraw
 from flowprior.flow.time_grid import KeptModulations, TimeGrid
 from networks import random_prior, random_velocity
 
 
-def loss_and_gradient(prior, latents, **options):
+def loss_and_gradient(prior, latents, *draw, **options):
     latents = latents.detach().requires_grad_()
-    loss = prior.alignment_loss(latents, **options)
+    loss = prior.alignment_loss(latents, *draw, **options)
     return loss.detach(), torch.autograd.grad(loss, latents)[0]
 
 
@@ -38,11 +39,9 @@ def test_alignment_on_a_grid_is_plain_alignment_at_the_grids_times(lead, pairs, 
     t = torch.rand(*lead, pairs, groups, generator=generator)
     snapped = grid.times(grid.strata(t))
     assert ((snapped * count - offset).round() == (t * count).floor()).all()
-    options = {"pairs": pairs, "group_size": size, "noise": noise}
-    plain = loss_and_gradient(prior, latents, t=snapped, **options)
-    torch.testing.assert_close(
-        loss_and_gradient(prior, latents, t=t, grid=grid, **options), plain, rtol=1e-4, atol=1e-5
-    )
+    plain = loss_and_gradient(prior, latents, PathDraw(noise, snapped))
+    on_grid = loss_and_gradient(prior, latents, PathDraw(noise, t), grid=grid)
+    torch.testing.assert_close(on_grid, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_a_grid_leaves_the_draws_of_the_generator_as_they_are(generator):
@@ -63,7 +62,7 @@ def test_over_all_offsets_the_expectation_is_that_of_continuous_times_and_at_one
     noise, fine = torch.randn(1, 1, 3, generator=generator), 256
 
     def mean(grid, times):
-        rows = [loss_and_gradient(prior, latents, pairs=1, noise=noise, t=t.view(1, 1), grid=grid) for t in times]
+        rows = [loss_and_gradient(prior, latents, PathDraw(noise, t.view(1, 1)), grid=grid) for t in times]
         return torch.cat([torch.stack([row[0] for row in rows]).mean().view(1), sum(r[1] for r in rows)[0] / len(rows)])
 
     continuous = mean(None, (torch.arange(fine) + 0.5) / fine)

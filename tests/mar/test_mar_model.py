@@ -1,11 +1,8 @@
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from flowprior.run.config import build_config
@@ -14,7 +11,8 @@ from flowprior.training.randomness import StepRandom
 from generation.generator import build_generator
 from mar.attention import block_at, block_with_past, gather_tokens
 from mar.config import GENERATORS, PRESETS, GeneratorConfig, MARStageConfig
-from mar.model import MAR, SIZES, MARConfig, mask_ratio
+from mar.masking import masked_count
+from mar.model import MAR, SIZES, MARConfig
 
 TOKENS, CHANNELS, CLASSES = 6, 3, 5
 SMALL = dict(
@@ -89,20 +87,6 @@ def test_a_size_goes_with_its_own_numbers_only():
             MARConfig(size="mar_large", width=width)
     with pytest.raises(ValueError, match="mar_base, mar_efficient, mar_large, mar_huge, mar_digits"):
         MARConfig(size="mar_xxl")
-
-
-@given(st.floats(0.05, 1.0), st.floats(0.05, 2.0), st.integers(0, 1000))
-def test_the_mask_ratio_lies_between_its_minimum_and_one(low, std, seed):
-    generator = torch.Generator().manual_seed(seed)
-    draws = [mask_ratio(MARConfig(mask_ratio_min=low, mask_ratio_std=std), generator) for _ in range(5)]
-    assert all(low - 1e-9 <= draw <= 1 for draw in draws)
-
-
-@pytest.mark.parametrize("low, std", [(0.7, 0.25), (0.1, 0.5), (0.5, 0.05)])
-def test_the_mask_ratio_is_a_truncated_normal(low, std):
-    generator = torch.Generator().manual_seed(0)
-    draws = [mask_ratio(MARConfig(mask_ratio_min=low, mask_ratio_std=std), generator) for _ in range(4000)]
-    assert stats.kstest(draws, stats.truncnorm((low - 1) / std, 0, loc=1, scale=std).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("count", range(TOKENS))
@@ -180,22 +164,26 @@ def test_tokens_beside_kept_keys_see_what_they_see_in_one_sequence_and_the_kept_
 
 
 @pytest.mark.parametrize("step", range(4))
-def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_out(latents, step):
-    model = make(label_drop=0.0, mask_ratio_min=0.2)
+@pytest.mark.parametrize("options", [{}, {"pairs_share_time": True}, {"mask_counts": 2}], ids=str)
+def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_out(latents, step, options):
+    model = make(label_drop=0.0, mask_ratio_min=0.2, **options)
     random = StepRandom(0, step)
     latents.requires_grad_()
     loss = model.loss(latents, LABELS, random)
 
-    count = max(1, math.ceil(TOKENS * mask_ratio(model.config, random.generator("mask ratio"))))
+    count, times = masked_count(model.config, TOKENS, random), 1 if model.config.pairs_share_time else 3
     order = random.uniform("order", 4, TOKENS).argsort(1)
-    noise, t = random.normal("noise", 4, 3, count, CHANNELS), random.times("t", 4, 3, count)
+    noise, t = random.normal("noise", 4, 3, count, CHANNELS), random.times("t", 4, times, count)
+    if model.config.pairs_share_time:
+        first, second = random.normal("noise", 4, 2, count, CHANNELS).unbind(1)
+        noise = torch.stack([first, second, -first], dim=1)
     cond = model.condition(latents, LABELS, order[:, count:], torch.arange(TOKENS).expand(4, -1))
     terms = []
     for image in range(4):
         masked = order[image, :count].tolist()
         for pair in range(3):
             all_noise, all_t = torch.zeros(TOKENS, CHANNELS), torch.zeros(TOKENS)
-            all_noise[masked], all_t[masked] = noise[image, pair], t[image, pair]
+            all_noise[masked], all_t[masked] = noise[image, pair], t[image, pair % times]
             point = (1 - all_t[:, None]) * all_noise + all_t[:, None] * latents[image]
             error = (model.head(point, all_t, cond[image]) - (latents[image] - all_noise)).square().mean(-1)  # (T,)
             terms.append(error[masked])
@@ -212,6 +200,26 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
             torch.testing.assert_close(
                 gradient, expected, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_pairs_that_share_a_time_leave_the_expectation_of_loss_and_gradient_as_it_is(latents):
+    """Over times and noise, with everything else the same: 2,400 draws of every image, at one mask after another."""
+    plain, shared = (make(label_drop=0.0, mask_ratio_min=0.2, pairs_share_time=share) for share in (False, True))
+    many, labels, differences, sizes = latents.repeat(100, 1, 1), LABELS.repeat(100), [], []
+    for step in range(24):
+        found = []
+        for model in (plain, shared):
+            model.zero_grad()
+            loss = model.loss(many, labels, StepRandom(0, step))
+            loss.backward()
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            found.append(torch.cat([loss.detach().view(1), gradient]))
+        differences.append(found[1] - found[0])
+        sizes.append(found[0])
+    differences, mean = torch.stack(differences), torch.stack(sizes).mean(0)
+    error = differences.std(0) / 24**0.5
+    assert (differences.mean(0).abs() <= 6 * error + 1e-6).all()
+    assert error[0] < 0.01 * mean[0] and error[1:].norm() < 0.1 * mean[1:].norm()
 
 
 def class_rows_with_gradient(label_drop: float, latents: torch.Tensor) -> list[int]:

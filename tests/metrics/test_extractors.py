@@ -11,6 +11,7 @@ from flowprior.metrics import ImageSet, evaluate_generation, extractors, missing
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import ExtractorSpec
 from flowprior.run.files import write_tensors
+from known_features import OfFeatures
 
 
 def extract(batches, name: str = "digits", **options) -> extractors.Features:
@@ -39,7 +40,7 @@ def test_fid_and_precision_may_look_at_different_layers(monkeypatch):
     assert found.fid.shape == (50, 64) and torch.equal(found.prc, found.logits)
     assert torch.equal(found.subset(torch.arange(5)).prc, found.logits[:5])
     result = evaluate_generation(
-        ImageSet(images[:50], extractors.Extractor("digits")), ImageSet.of_features(found), ["fid", "precision_recall"]
+        ImageSet(images[:50], extractors.Extractor("digits")), OfFeatures(found), ["fid", "precision_recall"]
     )
     assert result["precision"] == result["recall"] == 1 and abs(result["fid"]) < 1e-4
 

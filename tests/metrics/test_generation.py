@@ -15,19 +15,18 @@ from flowprior.metrics.image_set import ImageSet
 from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import METRICS, MetricSpec
 from flowprior.metrics.statistics import Statistics, StreamingMoments
+from known_features import OfFeatures
 
 DIGITS = Extractor("digits")
 
 
 def set_of(points: torch.Tensor, logits: torch.Tensor | None = None) -> ImageSet:
     points = points.float()
-    return ImageSet.of_features(
-        Features(points, torch.zeros(len(points), 10) if logits is None else logits, points, "digits")
-    )
+    return OfFeatures(Features(points, torch.zeros(len(points), 10) if logits is None else logits, points, "digits"))
 
 
 def subset(images: ImageSet, indices: torch.Tensor) -> ImageSet:
-    return ImageSet.of_features(images.features().subset(indices))
+    return OfFeatures(images.features().subset(indices))
 
 
 def with_moments(
@@ -200,14 +199,12 @@ def test_mistakes_are_named(digits):
         ImageSet(digits.images[:2], DIGITS, torch.zeros(3))
 
 
-def test_a_metric_of_images_and_labels_is_one_file_and_one_line(tmp_path, monkeypatch):
-    (tmp_path / "brightness.py").write_text(
-        "def brightness(generated, reference):\n"
-        "    zeros = generated.images[generated.labels == 0].float().mean()\n"
-        "    return {'brightness': float(zeros - next(iter(reference.batches())).float().mean())}\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(METRICS, "brightness", MetricSpec("brightness:brightness", reference_images=True, labels=True))
+def test_a_metric_of_images_and_labels_is_a_function_and_one_line(monkeypatch):
+    def brightness(generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+        zeros = generated.images[generated.labels == 0].float().mean()
+        return {"brightness": float(zeros - next(iter(reference.batches())).float().mean())}
+
+    monkeypatch.setitem(METRICS, "brightness", MetricSpec(brightness, reference_images=True, labels=True))
     images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])
     images[:2] = 9
     black = ImageSet(images[2:], DIGITS)

@@ -118,7 +118,7 @@ def target(file: str):
 
 DOORS = {
     "model.encoder.weights": lambda file: build_vit(ViTConfig(NAME, True, weights=file), SIZE, 16),
-    "features.timm.weights": lambda file: TimmFeatures(NAME, True, file, SIZE).load(None).frozen.vit,
+    "features.timm.weights": lambda file: TimmFeatures(NAME, True, file, SIZE).build(SIZE).frozen.vit,
     "discriminator.dino.weights": lambda file: DinoConfig(NAME, True, file, SIZE, blocks=(1,)).build(SIZE).frozen.vit,
     "target.timm.weights": target,
     "evaluate.weights": lambda file: TinyDINO("tiny", ["1024"], file).network,
@@ -139,18 +139,18 @@ def test_every_option_that_names_a_file_strips_refuses_and_says_alike(tmp_path, 
 
 
 def test_vgg_16_is_filled_by_name_and_size(tmp_path):
-    network = PerceptualLoss(require_weights=False).net.net
+    network = PerceptualLoss().net.net
     theirs = {
         f"features.{name.split('.', 1)[1]}": torch.rand_like(value) for name, value in network.state_dict().items()
     }
     theirs["classifier.0.weight"] = torch.ones(2)
     torch.save(prefixed("module.")(theirs), tmp_path / "vgg.pth")
-    found = PerceptualLoss(str(tmp_path / "vgg.pth")).net.net.state_dict()
+    found = PerceptualLoss().load(str(tmp_path / "vgg.pth")).net.net.state_dict()
     assert all(torch.equal(value, theirs[f"features.{name.split('.', 1)[1]}"]) for name, value in found.items())
     theirs["features.0.bias"] = torch.ones(1)  # which a copy would spread over 64 channels
     torch.save(theirs, tmp_path / "vgg.pth")
     with pytest.raises(UserError, match=r"is \(1,\) instead of \(64,\)"):
-        PerceptualLoss(str(tmp_path / "vgg.pth"))
+        PerceptualLoss().load(str(tmp_path / "vgg.pth"))
 
 
 def test_flax_archives_are_refused_by_their_kind(tmp_path):

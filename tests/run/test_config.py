@@ -300,6 +300,14 @@ def test_sections_of_a_registry_count_only_where_they_are_chosen():
         section(name="third")
 
 
+def test_options_of_a_part_that_is_not_there_to_choose_are_answered_with_the_sections_that_are():
+    section = registry_section("Chooser", "name", "inner", {"inner": TrainConfig, "other": OptimConfig}, "which")
+    with pytest.raises(UserError, match="no section 'model.third': there is model.inner, model.other"):
+        build_config(section, {"third": {"steps": 3}}, "model")
+    with pytest.raises(UserError, match="the nearest is 'model.name'"):
+        build_config(section, {"naem": "inner"}, "model")
+
+
 @dataclasses.dataclass
 class WithSwitch:
     run_dir: str = option("", "")

@@ -53,6 +53,16 @@ TINY = {
         "sample.cfg=[1, 2]",
         "sample.preview_images=10",
     ],
+    "train_sit": [
+        "model.sit={size: '', width: 32, depth: 1, heads: 2}",
+        "model.sit.sampler.steps=3",
+        "cache.shard_images=700",
+        "cache.scale_per=all",
+        "train.steps=12",
+        "sample.count=40",
+        "sample.cfg=[1, 2]",
+        "sample.preview_images=10",
+    ],
 }
 
 
@@ -92,7 +102,7 @@ def scripts() -> Iterator[Scripts]:
 
 
 class Pipeline:
-    """One run of the three scripts, one after the other."""
+    """One run of the scripts, one after the other."""
 
     def __init__(self, scripts: Scripts, run_dir: Path) -> None:
         self.run_dir, self.outputs = run_dir, {}

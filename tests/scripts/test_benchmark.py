@@ -38,7 +38,7 @@ def test_every_case_is_measured_and_the_faster_way_of_each_does_less_arithmetic(
             assert metrics.get("times_less_flop", 1) > 0.999
     compared = {name: list(case["variants"].values()) for name, case in result["cases"].items()}
     compared = {name: variants for name, variants in compared.items() if len(variants) > 1 and variants[0]["gflop"]}
-    assert len(compared) == 6
+    assert len(compared) == 7
     for name, variants in compared.items():
         assert (variants[-1]["times_less_flop"] > 1) == (name != "training from files")
 

@@ -8,10 +8,11 @@ from PIL import Image
 from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, list_options
 from mar.config import MARStageConfig
+from sit.config import SiTStageConfig
 from tokenizer.prior.train_flowhead import FlowPriorConfig
 from tokenizer.train_ae import AEConfig
 
-NAMES = ["train_flowhead", "train_ae", "train_mar"]
+NAMES = ["train_flowhead", "train_ae", "train_mar", "train_sit"]
 
 
 def refused(result) -> str:
@@ -22,7 +23,7 @@ def refused(result) -> str:
     return line
 
 
-@pytest.mark.parametrize("name, config", zip(NAMES, [FlowPriorConfig, AEConfig, MARStageConfig]))
+@pytest.mark.parametrize("name, config", zip(NAMES, [FlowPriorConfig, AEConfig, MARStageConfig, SiTStageConfig]))
 def test_help_lists_every_field_with_its_default(scripts, name, config):
     shown = scripts.run(name, "--help", tiny=False)
     assert shown.returncode == 0 and not shown.stderr
@@ -32,7 +33,12 @@ def test_help_lists_every_field_with_its_default(scripts, name, config):
 
 
 @pytest.mark.parametrize(
-    "name, script", [("train_ae", "scripts/train_flowhead.sh"), ("train_mar", "scripts/train_ae.sh")]
+    "name, script",
+    [
+        ("train_ae", "scripts/train_flowhead.sh"),
+        ("train_mar", "scripts/train_ae.sh"),
+        ("train_sit", "scripts/train_ae.sh"),
+    ],
 )
 def test_a_stage_before_the_one_that_it_needs_names_the_script_to_run_and_writes_nothing(
     scripts, tmp_path, name, script
@@ -56,11 +62,14 @@ def test_an_unknown_preset_is_answered_with_those_that_there_are(scripts, tmp_pa
         ("train_ae", "regulariser.flow.wieght=1", "regulariser.flow.wieght", "regulariser.flow.weight"),
         ("train_mar", "model.mar.head_dept=1", "model.mar.head_dept", "model.mar.head_depth"),
         ("train_mar", "trian.steps=1", "trian", "train"),
+        ("train_mar", "model.sit.width=8", "model.sit", "model.mar"),
+        ("train_sit", "model.mar.width=8", "model.mar", "model.sit"),
+        ("train_sit", "model.sit.sampler.head_steps=1", "model.sit.sampler.head_steps", "model.sit.sampler.steps"),
     ],
 )
 def test_an_unknown_option_is_answered_with_the_nearest(scripts, tmp_path, name, word, unknown, nearest):
     line = refused(scripts.run(name, word, run_dir=tmp_path / "run"))
-    assert f"'{unknown}'" in line and f"'{nearest}'" in line
+    assert f"'{unknown}'" in line and nearest in line.split(unknown, 1)[1]
     assert not (tmp_path / "run").exists()
 
 
@@ -100,7 +109,9 @@ def test_numbers_of_processes_are_whole(scripts, tmp_path, name, variables):
 @pytest.mark.parametrize("name", NAMES)
 def test_data_that_is_not_there_is_named(scripts, tmp_path, name, pipeline):
     missing = str(tmp_path / "missing")
-    autoencoder = [f"autoencoder={pipeline.run_dir / 'ae' / 'autoencoder'}"] if name == "train_mar" else []
+    autoencoder = (
+        [f"autoencoder={pipeline.run_dir / 'ae' / 'autoencoder'}"] if name in ("train_mar", "train_sit") else []
+    )
     words = ["regulariser.name=none"] if name == "train_ae" else autoencoder
     assert missing in refused(scripts.run(name, *words, run_dir=tmp_path / "run", DATA=missing))
     assert not (tmp_path / "run").exists()
@@ -179,7 +190,7 @@ def test_missing_perceptual_weights_can_be_done_without_in_the_same_folder(scrip
         for name in ("patch_size", "tokens", "channels", "encoder.width", "encoder.depth", "decoder.heads")
     ]
     + [(AEConfig, f"regulariser.flow.{name}") for name in ("pairs", "group_size")]
-    + [(MARStageConfig, "model.mar.pairs")],
+    + [(MARStageConfig, "model.mar.pairs"), (SiTStageConfig, "model.sit.pairs")],
 )
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_below_one_are_refused_by_their_config(config, option, value):

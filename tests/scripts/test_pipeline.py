@@ -10,6 +10,15 @@ from flowprior.flow.prior import FlowPrior
 from runs import kill_once_it_has_saved, losses, read
 from tokenizer.autoencoder import Autoencoder
 
+STAGES = [("train_flowhead", "flowhead"), ("train_ae", "ae"), ("train_mar", "mar"), ("train_sit", "sit")]
+NEEDS = {"flowhead": [], "ae": ["flowhead"], "mar": ["ae", "latents"], "sit": ["ae", "latents"]}
+
+
+def copy_needed(pipeline, stage, folder):
+    """What a stage needs of those before it, from the pipeline's run to the run in ``folder``."""
+    for needed in NEEDS[stage]:
+        shutil.copytree(pipeline.run_dir / needed, folder / needed)
+
 
 def test_the_stages_leave_everything_that_the_next_ones_and_the_report_read(pipeline):
     run = pipeline.run_dir
@@ -21,11 +30,11 @@ def test_the_stages_leave_everything_that_the_next_ones_and_the_report_read(pipe
     assert manifest["origin"]["autoencoder"] == generator["about"]["autoencoder"] == autoencoder.fingerprint
     assert generator["fingerprint"] == pipeline.result("mar")["fingerprint"]
     assert manifest["count"] == 1797 and len(manifest["shards"]) == 3
-    for stage in ("flowhead", "ae", "mar"):
+    for stage in ("flowhead", "ae", "mar", "sit"):
         assert (run / stage / "config.yaml").is_file()
         assert all(row["step"] <= 12 for row in map(json.loads, (run / stage / "log.jsonl").read_text().splitlines()))
         assert pipeline.result(stage)["seconds"] > 0
-    for stage in ("ae", "mar"):
+    for stage in ("ae", "mar", "sit"):
         assert list((run / stage / "pictures").glob("*.png"))
 
 
@@ -58,6 +67,21 @@ def test_samples_are_whole_and_their_evaluation_says_how_they_were_made(pipeline
     assert protocol["count"] == 40 and protocol["generator"] == pipeline.result("mar")["fingerprint"]
 
 
+def test_a_second_generator_takes_the_latents_of_the_first_and_draws_the_classes_that_are_asked_for(pipeline):
+    assert "latents: complete" in pipeline.outputs["train_sit"].stdout
+    run = pipeline.run_dir
+    generator = read(run / "sit" / "generator" / "config.json")
+    assert (
+        generator["generator"]["sit"]["width"] == 32
+        and generator["fingerprint"] == pipeline.result("sit")["fingerprint"]
+    )
+    assert read(run / "sit" / "inputs.json") == read(run / "mar" / "inputs.json")
+    for cfg in ("1", "2"):
+        with np.load(run / "sit" / "samples" / f"cfg_{cfg}.npz", allow_pickle=False) as arrays:
+            assert arrays["arr_0"].shape == (40, 32, 32, 3) and arrays["labels"].tolist() == [i % 10 for i in range(40)]
+        assert {"fid", "precision", "recognised"} <= set(read(run / "sit" / "evaluation.json")["metrics"][cfg])
+
+
 def test_the_autoencoder_is_evaluated_on_every_image(pipeline):
     evaluation = read(pipeline.run_dir / "ae" / "evaluation.json")
     assert {"psnr", "ssim", "rfid"} <= set(evaluation["metrics"]) and evaluation["protocol"]["count"] == 1797
@@ -73,6 +97,7 @@ def test_no_temporary_file_is_left(pipeline):
         ("train_flowhead", ["flowhead"]),
         ("train_ae", ["ae", "evaluation of the autoencoder"]),
         ("train_mar", ["latents", "mar", "samples, cfg 1", "samples, cfg 2", "evaluation of the generator"]),
+        ("train_sit", ["latents", "sit", "samples, cfg 1", "samples, cfg 2", "evaluation of the generator"]),
     ],
 )
 def test_run_again_every_stage_says_that_it_is_complete_and_touches_nothing(pipeline, scripts, snapshot, name, words):
@@ -89,6 +114,7 @@ def test_run_again_every_stage_says_that_it_is_complete_and_touches_nothing(pipe
         ("train_flowhead", "width=32", "flowhead"),
         ("train_ae", "optim.lr=0.5", "ae"),
         ("train_mar", "train.seed=3", "mar"),
+        ("train_sit", "model.sit.time_shift=2", "sit"),
     ],
 )
 def test_other_options_in_the_folder_of_a_run_are_refused(pipeline, scripts, snapshot, name, word, stage):
@@ -111,11 +137,9 @@ def test_options_that_change_no_result_are_taken(pipeline, scripts):
     assert again.returncode == 0 and "complete" in again.stdout
 
 
-@pytest.mark.parametrize("name, stage", [("train_flowhead", "flowhead"), ("train_ae", "ae"), ("train_mar", "mar")])
+@pytest.mark.parametrize("name, stage", STAGES)
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bits(pipeline, scripts, tmp_path, name, stage):
-    for needed in ("flowhead", "ae", "latents"):
-        if needed != stage and (name, needed) != ("train_ae", "latents"):
-            shutil.copytree(pipeline.run_dir / needed, tmp_path / needed)
+    copy_needed(pipeline, stage, tmp_path)
     kill_once_it_has_saved(scripts.command(name, run_dir=tmp_path), tmp_path / stage / "checkpoints" / "step_00000005")
     assert not (tmp_path / stage / "result.json").exists()
     resumed = scripts.run(name, run_dir=tmp_path)
@@ -155,10 +179,9 @@ def test_a_damaged_shard_stops_the_generator_before_its_first_step(pipeline, scr
     assert len(refused.stderr.splitlines()) == 1 and not (tmp_path / "mar").exists()
 
 
-@pytest.mark.parametrize("name, stage", [("train_flowhead", "flowhead"), ("train_ae", "ae")])
+@pytest.mark.parametrize("name, stage", [stage for stage in STAGES if stage != ("train_mar", "mar")])
 def test_two_processes_under_torchrun_train_what_one_does(pipeline, scripts, tmp_path, name, stage):
-    if stage == "ae":
-        shutil.copytree(pipeline.run_dir / "flowhead", tmp_path / "flowhead")
+    copy_needed(pipeline, stage, tmp_path)
     together = scripts.run(name, run_dir=tmp_path, NPROC="2")
     assert together.returncode == 0, together.stderr
     assert losses(tmp_path, stage) == pytest.approx(losses(pipeline.run_dir, stage), rel=1e-5)

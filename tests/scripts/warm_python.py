@@ -5,6 +5,7 @@
     python -S warm_python.py SOCKET ...             anything else is the plain interpreter's
 
 The fork has the caller's folder, environment, standard streams and process group, and runs the module as ``__main__``.
+A SIGTERM to the caller reaches it, and who kills the caller kills it.
 """
 
 import array
@@ -87,8 +88,9 @@ def become(connection: socket.socket, request: dict, descriptors: list[int]) -> 
 
 
 def end_with(connection: socket.socket) -> None:
-    """Whoever kills the caller means the fork."""
-    connection.recv(1)
+    """Whoever signals or kills the caller means the fork."""
+    while connection.recv(1):
+        os.kill(os.getpid(), signal.SIGTERM)
     os._exit(137)
 
 
@@ -102,6 +104,7 @@ def call(path: str, module: str, arguments: list[str]) -> int:
     }
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
+        signal.signal(signal.SIGTERM, lambda number, frame: connection.send(b"T"))
         streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
         connection.sendmsg([json.dumps(request).encode()], streams)
         answer = connection.recv(1)

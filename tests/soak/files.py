@@ -162,6 +162,7 @@ def no_code(soak: Soak) -> Iterator[Trial]:
             "tokenizer",
             "generation",
             "mar",
+            "sit",
             "toy_examples",
             "fid_stats",
         ):

@@ -27,6 +27,8 @@ OBJECTIVES = {
     "flowhead": FlowMatchingObjective,
     "ae": AutoencoderObjective,
     "mar": GeneratorObjective,
+    "simflow": AutoencoderObjective,
+    "sit": GeneratorObjective,
     "distil": HeadDistillation,
 }
 

@@ -86,6 +86,13 @@ def command_lines() -> list[Case]:
             "evaluate.reference=x": "reference", "evaluate.metrics=[speed]": "speed", "model.name=dit": "dit", "autoencoder=/none": "/none",
             "data.size=32": "32", "cache.posterior=mode": "posterior", "train.keep_checkpoints=0": "keep_checkpoints",
         },
+        "sit": {
+            "model.mar.width=16": "model.sit", "model.mar.sampler.ar_steps=2": "model.sit", "model.sit.dropout=0.1": "dropout",
+            "model.sit.sampler.head_steps=2": "sampler.steps", "model.name=mar": "one of sit", "model.sit.size=XXL": "XXL",
+            "model.sit.width=15": "width", "model.sit.time_shift=0": "time_shift", "model.sit.block=modern": "lightning",
+            "model.sit.prediction=noise": "velocity", "model.sit.sampler.solver=rk9": "solver", "model.sit.sampler.rtol=0": "rtol",
+            "model.sit.sampler.last_step=1": "last_step", "model.sit.sampler.cfg_interval=[1,0]": "cfg_interval",
+        },
         "generate": {"--classes=0": "--classes", "--n=x": "--n", "--cfg=high": "--cfg", "--out=x.gif": "--out", "sample.batch=0": "batch"},
         "cache": {"cache.posterior=moments": "posterior", "cache.enlarge=3": "enlarge", "cache.loader_workers=-1": "loader_workers"},
         "evaluate": {"evaluate.samples=/none.npz": "/none.npz", "evaluate.samples=here": "here", "evaluate.half_half_splits=-1": "half_half"},

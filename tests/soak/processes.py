@@ -9,17 +9,22 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import generation.train
 import mar.cache_latents
 import mar.distil_head
 import mar.estimate_scale
 import mar.evaluate
 import mar.generate
 import mar.train_mar
+import simflow.train_simflow
 import tokenizer.evaluate
 import tokenizer.prior.train_flowhead
 import tokenizer.train_ae
+from flowprior.errors import entry_point
+from sit.config import SiTStageConfig
 
 MAINS = {
     "flowhead": tokenizer.prior.train_flowhead.main,
@@ -28,6 +33,8 @@ MAINS = {
     "cache": mar.cache_latents.main,
     "scale": mar.estimate_scale.main,
     "mar": mar.train_mar.main,
+    "simflow": simflow.train_simflow.main,
+    "sit": entry_point(partial(generation.train.main, SiTStageConfig)),
     "distil": mar.distil_head.main,
     "generate": mar.generate.main,
     "evaluate": mar.evaluate.main,

@@ -21,7 +21,7 @@ from soak.instruments import slow_steps, until
 from soak.stages import STEPS, TRAINED, Soak, Trial, log_of, result_hash, stage_folder, steps_saved
 
 COUNTS, WORLDS = (1, 7, 64, 117), (1, 2, 3)
-NO_DROPOUT = {"mar": ("model.mar.dropout=0",)}
+NO_DROPOUT = {"mar": ("model.mar.dropout=0",), "simflow": ("regulariser.simflow.flow.dropout=0",)}
 TOLERANCE = 1e-5
 
 

@@ -27,14 +27,17 @@ TRAIN = [
     "optim={lr: 2e-3, warmup_steps: 6, ema_decay: 0.99, weight_decay: 0.01}",
 ]
 VIT = "{width: 12, depth: 1, heads: 3}"
-MAR = [
+GENERATION = [
     "data.size=16",
     "cache={flips: true, shard_images: 4, batch: 2, scale_samples: 50, scale_per: channel}",
-    "model.mar={width: 16, heads: 2, encoder_depth: 1, decoder_depth: 1, buffer_tokens: 2, head_width: 16, head_depth: 1, pairs: 2}",
-    "model.mar.sampler={ar_steps: 2, head_steps: 2}",
     "sample={count: 20, cfg: [2], batch: 4, preview_images: 4}",
     "evaluate={extractor: digits, metrics: [fid, inception_score], half_half_splits: 1}",
 ]
+MAR = [
+    "model.mar={width: 16, heads: 2, encoder_depth: 1, decoder_depth: 1, buffer_tokens: 2, head_width: 16, head_depth: 1, pairs: 2}",
+    "model.mar.sampler={ar_steps: 2, head_steps: 2}",
+]
+SIT = ["model.sit={size: '', width: 16, heads: 2, depth: 2, pairs: 2}", "model.sit.sampler.steps=2"]
 WORDS = {
     "flowhead": ["channels=4", "width=16", "depth=1", "pairs=2", "group_size=4", *TRAIN],
     "ae": [
@@ -53,19 +56,42 @@ WORDS = {
         "evaluate.extractor=",
         *TRAIN,
     ],
-} | dict.fromkeys(("cache", "mar", "generate", "evaluate", "scale"), [*MAR, *TRAIN])
-WORDS["distil"] = [*MAR, "distil={jumps: 3, solver_steps: 4}", *TRAIN]
+    "simflow": [
+        "data.size=16",
+        "data.crop=random_resized",
+        "data.flip=true",
+        "model={image_size: 16, patch_size: 8, tokens: 2, channels: 4}",
+        f"model.encoder={VIT}",
+        f"model.decoder={VIT}",
+        "regulariser.simflow.flow={width: 12, heads: 2, depths: [1, 1], dropout: 0.1}",
+        "monitor={images: 8, picture_images: 4, metrics: [fidelity]}",
+        "evaluate.metrics=[fidelity]",
+        "evaluate.extractor=",
+        *TRAIN,
+    ],
+    "sit": [*GENERATION, *SIT, *TRAIN],
+} | dict.fromkeys(("cache", "mar", "generate", "evaluate", "scale"), [*GENERATION, *MAR, *TRAIN])
+WORDS["distil"] = [*GENERATION, *MAR, "distil={jumps: 3, solver_steps: 4}", *TRAIN]
 SECTIONS = {"distil": "distil."}  # of a config that holds the stage's train and optim, where these are not its own
 NEEDS = {
     "flowhead": [],
     "ae": ["flowhead"],
     "cache": ["ae"],
     "mar": ["ae", "latents"],
+    "sit": ["ae", "latents"],
     "distil": ["ae", "latents", "mar/generator"],
     "generate": ["ae", "mar/generator"],
     "evaluate": ["mar/samples"],
+    "simflow": [],
 }
-TRAINED = {"flowhead": "prior", "ae": "autoencoder", "mar": "generator", "distil": "map"}
+TRAINED = {
+    "flowhead": "prior",
+    "ae": "autoencoder",
+    "mar": "generator",
+    "distil": "map",
+    "sit": "generator",
+    "simflow": "autoencoder",
+}
 STAGES = list(NEEDS)
 
 
@@ -210,7 +236,7 @@ def leftovers(run: Path) -> list[str]:
 
 def stage_folder(name: str, run: Path) -> Path:
     """Where the stage writes."""
-    folders = {"cache": "latents", "distil": "mar/flow_map", "generate": "mar", "evaluate": "mar"}
+    folders = {"cache": "latents", "distil": "mar/flow_map", "generate": "mar", "evaluate": "mar", "simflow": "ae"}
     return run / folders.get(name, name)
 
 
@@ -246,7 +272,9 @@ def result_hash(name: str, run: Path) -> str:
     folder = stage_folder(name, run)
     if name in TRAINED:
         last = folder / "checkpoints" / f"step_{STEPS:08d}"
-        return tensors_fingerprint(load_file(folder / TRAINED[name] / "model.safetensors")) + checkpoint_hash(last)
+        made = tensors_fingerprint(load_file(folder / TRAINED[name] / "model.safetensors")) + checkpoint_hash(last)
+        beside = run / name / "generator" / "model.safetensors"
+        return made + (tensors_fingerprint(load_file(beside)) if name == "simflow" else "")
     if name == "cache":
         manifest = json.loads((folder / "manifest.json").read_text())
         shards = [load_file(folder / entry["file"]) for entry in manifest["shards"]]

@@ -5,14 +5,17 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as functional
 
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import build_config
+from flowprior.run.files import write_tensors
 from flowprior.training.randomness import StepRandom
 from networks import random_prior, values
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
-from tokenizer.features import FeatureConfig, FeatureContext, load_features
+from tokenizer.features import FeatureConfig, build_features
+from tokenizer.features.base import FeatureContext
 from tokenizer.features.timm import TimmFeatures
 from tokenizer.latent_maps.soft_codebook import SoftCodebook, SoftCodebookConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
@@ -33,7 +36,7 @@ MODEL = AutoencoderConfig(32, 8, TOKENS, CHANNELS, encoder=VIT, decoder=VIT)
 @pytest.fixture(scope="module")
 def features():
     torch.manual_seed(0)
-    return TimmFeatures("vit_tiny_patch16_224", pretrained=False, size=32).load(None)
+    return TimmFeatures("vit_tiny_patch16_224", pretrained=False, size=32).build(32)
 
 
 def context(features=None, prior=None) -> RegulariserContext:
@@ -188,7 +191,7 @@ def test_an_adaptive_regulariser_pulls_at_the_encoders_last_layer_as_the_reconst
 def test_frozen_features_are_the_models_own_of_normalised_and_resized_images(features):
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     patches, whole = features(images)
-    resized = torch.nn.functional.interpolate(images, size=(32, 32), mode="bicubic", antialias=True)
+    resized = functional.interpolate(images, size=(32, 32), mode="bicubic", antialias=True)
     tokens = features.frozen.vit.forward_features(resized)  # this model's mean and deviation are 0.5: images in [-1, 1]
     torch.testing.assert_close(patches, tokens[:, 1:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole, tokens[:, 0], rtol=1e-4, atol=1e-5)
@@ -202,7 +205,8 @@ def test_the_digits_features_are_a_function_of_the_seed_and_lie_in_the_folder(tm
     made = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1), ("a", 0)):
         state = torch.random.get_rng_state()
-        model = load_features(config, FeatureContext(32, seed, tmp_path / name, World()))
+        model = build_features(config, 32)
+        model.prepare(FeatureContext(seed, tmp_path / name, World()))
         assert torch.equal(torch.random.get_rng_state(), state)
         made.setdefault((name, seed), []).append(model(images)[0])
     assert torch.equal(made["a", 0][0], made["a", 0][1]) and torch.equal(made["a", 0][0], made["b", 0][0])
@@ -210,7 +214,26 @@ def test_the_digits_features_are_a_function_of_the_seed_and_lie_in_the_folder(tm
     [file] = (tmp_path / "a").iterdir()
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=file.name):
-        load_features(config, FeatureContext(32, 0, tmp_path / "a", World()))
+        build_features(config, 32).prepare(FeatureContext(0, tmp_path / "a", World()))
+
+
+def test_features_of_the_digits_are_those_of_the_weights_that_lie_in_the_folder(tmp_path, generator):
+    sizes = {"stages.0": (8, 1, 3, 3), "stages.1": (8, 8, 3, 3), "stages.2": (8, 8, 3, 3), "classify": (10, 8)}
+    tensors = {f"{name}.weight": torch.randn(size, generator=generator) for name, size in sizes.items()}
+    tensors |= {f"{name}.bias": torch.randn(size[0], generator=generator) for name, size in sizes.items()}
+    write_tensors(tmp_path / "digit_features_8_2_0.safetensors", tensors)
+    model = build_features(build_config(FeatureConfig, {"source": "digits", "digits": {"steps": 2, "width": 8}}), 32)
+    model.prepare(FeatureContext(0, tmp_path, World()))
+    images = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    x = images[:, :1]
+    for number in range(3):
+        x = functional.conv2d(x if number == 0 else functional.gelu(x), *layer(tensors, number), stride=2, padding=1)
+    patches, whole = model(images)
+    assert torch.equal(patches, x.flatten(2).transpose(1, 2)) and torch.equal(whole, functional.gelu(patches).mean(1))
+
+
+def layer(tensors: dict[str, torch.Tensor], number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return tensors[f"stages.{number}.weight"], tensors[f"stages.{number}.bias"]
 
 
 def pairs() -> list[str]:

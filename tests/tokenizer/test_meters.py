@@ -48,7 +48,7 @@ def test_meters_over_batches_give_what_the_whole_set_gives(vgg):
         ssim(IMAGES, NOISY)
     )
     assert metrics["rfid"] == pytest.approx(frechet_distance(moments(NOISY), moments(IMAGES)), rel=1e-6)
-    whole = PerceptualLoss(str(vgg))(to_model(NOISY[:8]), to_model(IMAGES[:8]))
+    whole = PerceptualLoss().load(str(vgg))(to_model(NOISY[:8]), to_model(IMAGES[:8]))
     [lpips] = build_meters(["lpips"], context(perceptual_weights=str(vgg)))
     lpips.update(IMAGES[:8], NOISY[:8])
     assert lpips.compute()["lpips"] == pytest.approx(whole.item(), rel=1e-5) and whole > 0
@@ -92,7 +92,7 @@ def test_vgg_weights_that_are_damaged_or_not_there_are_refused_and_named(vgg, tm
     if damage:
         file.write_bytes(damage(vgg.read_bytes()))
     with pytest.raises(UserError, match="vgg.safetensors") as caught:
-        PerceptualLoss(str(file))
+        PerceptualLoss().load(str(file))
     assert "\n" not in str(caught.value) and "download.pytorch.org" in str(caught.value)
 
 
@@ -103,7 +103,7 @@ def test_vgg_weights_are_taken_from_torchs_own_file_formats_by_name(vgg, tmp_pat
     weights = load_file(vgg)
     extra = {"classifier.0.weight": torch.zeros(2)}
     torch.save(weights | extra, tmp_path / "vgg.pth", _use_new_zipfile_serialization=zip_file)
-    network = PerceptualLoss(str(tmp_path / "vgg.pth")).net.net
+    network = PerceptualLoss().load(str(tmp_path / "vgg.pth")).net.net
     assert torch.equal(network.slice1[0].weight, weights["features.0.weight"])
     assert torch.equal(network.slice5._modules["28"].weight, weights["features.28.weight"])
 

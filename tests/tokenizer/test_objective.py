@@ -6,6 +6,7 @@ from torch.distributions import Normal, kl_divergence
 
 from flowprior.distributed import World
 from flowprior.errors import UserError
+from flowprior.flow.path import PathDraw
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
@@ -42,13 +43,14 @@ def context(prior: FlowPrior | None) -> RegulariserContext:
     return RegulariserContext(prior, AutoencoderConfig(32, 8, TOKENS, CHANNELS), 10, 0, World())
 
 
-def make(regularisers: str, prior: FlowPrior | None, weights: bool = False, **loss) -> AutoencoderObjective:
+def make(regularisers: str, prior: FlowPrior | None, **loss) -> AutoencoderObjective:
     built = build_regularisers(build_config(RegulariserConfig, {"name": regularisers}), context(prior))
     torch.manual_seed(0)
     vit = ViTConfig(width=24, depth=1, heads=3)
     gaussian = any(regulariser.needs_gaussian for regulariser in built)
     model = Autoencoder(AutoencoderConfig(32, 8, TOKENS, CHANNELS, gaussian, vit, vit))
-    return AutoencoderObjective(model, built, LossConfig(**loss), require_weights=weights)
+    perceptual = PerceptualLoss() if "perceptual_weight" in loss else None
+    return AutoencoderObjective(model, built, LossConfig(**loss), perceptual=perceptual)
 
 
 @pytest.fixture
@@ -87,14 +89,14 @@ def test_lpips_grows_linearly_to_its_weight(batch, ramp, step, share):
 
 
 def test_lpips_is_zero_between_equal_images_and_positive_between_others(batch):
-    distance = PerceptualLoss(require_weights=False)
+    distance = PerceptualLoss()
     images = batch["image"].float() / 127.5 - 1
     assert distance(images, images) == 0
     assert distance(images, images.flip(-1)) > 0
 
 
 def test_lpips_is_frozen_stays_in_evaluation_and_passes_gradients_to_the_images(batch):
-    distance = PerceptualLoss(require_weights=False).train()
+    distance = PerceptualLoss().train()
     images = (batch["image"].float() / 127.5 - 1).requires_grad_()
     distance(images, images.detach().flip(-1)).backward()
     assert images.grad.abs().sum() > 0
@@ -107,7 +109,7 @@ def test_missing_vgg_weights_are_one_sentence_that_says_where_to_put_them(tmp_pa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="vgg16-397923af.pth") as caught:
-        make("none", None, weights=True, perceptual_weight=1.0)
+        PerceptualLoss().load()
     assert (
         str(tmp_path) in str(caught.value)
         and "\n" not in str(caught.value)
@@ -163,7 +165,7 @@ def test_on_a_grid_of_times_the_flow_regulariser_is_the_priors_loss_at_the_grids
         grid, random = TimeGrid(8, offsets[-1]), StepRandom(3, step)
         t = grid.times(grid.strata(random.times("alignment t", 2, 3, 3)))
         noise = random.normal("alignment noise", 2, 3, TOKENS, CHANNELS)
-        expected = prior.alignment_loss(latents, pairs=3, group_size=2, noise=noise, t=t).item()
+        expected = prior.alignment_loss(latents, PathDraw(noise, t)).item()
         assert found == pytest.approx(expected, rel=1e-5)
     assert offsets[0] != offsets[1] == offsets[2] != offsets[3]
 

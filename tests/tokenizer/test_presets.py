@@ -9,7 +9,7 @@ from flowprior.errors import UserError
 from flowprior.run.config import build_config
 from flowprior.run.presets import read_preset
 from networks import random_prior
-from tokenizer.regularisers import chosen_configs
+from tokenizer.features import build_features
 from tokenizer.regularisers.kl import kl_divergence
 from tokenizer.train_ae import PRESETS, AEConfig, build_objective, dry_run
 
@@ -79,8 +79,9 @@ def test_the_kl_baselines_weight_is_the_published_1e_6_of_the_sum_over_an_images
 def test_softvqs_features_are_dinov2_ls_with_four_patches_a_token():
     config = load("imagenet_softvq")
     assert config.features.source == "timm" and "vit_large_patch14_dinov2" in config.features.timm.name
+    config.features.timm.pretrained = False
     with torch.device("meta"):
-        features = config.features.timm.untrained(256)
+        features = build_features(config.features, 256)
     assert (features.width, features.patches) == (1024, 4 * config.model.tokens)
 
 
@@ -90,9 +91,9 @@ PARAMETERS = {"none": 607_022_880, "kl": 607_022_880 + 1025 * 32, "softvq": 607_
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("imagenet")])
 def test_an_imagenet_preset_builds_the_autoencoder_of_the_paper(name):
     config = load(name)
-    config.model.encoder.pretrained = False
+    config.model.encoder.pretrained = config.features.timm.pretrained = False
     config.loss.perceptual_weight = config.loss.adversarial.weight = 0.0
-    needs_prior = any(section.needs_prior for section in chosen_configs(config.regulariser))
+    needs_prior = any(section.needs_prior for section in config.regulariser.chosen)
     prior = random_prior(32, 40).to("meta") if needs_prior else None
     with torch.device("meta"):
         autoencoder = build_objective(config, None, World(device=torch.device("meta")), 1000, prior).autoencoder

@@ -175,7 +175,7 @@ def test_the_nearest_multiple_of_a_patch_is_the_larger_of_two(size, patch, whole
 
 
 def test_frozen_features_of_a_size_that_patches_do_not_divide_see_every_pixel_and_the_size_is_said(capsys):
-    features = TimmFeatures("test_vit", pretrained=False, size=40).load(None)
+    features = TimmFeatures("test_vit", pretrained=False, size=40).build(40)
     assert "images are resized to 48 px for 'test_vit', not 40: its patches have 16 px" in capsys.readouterr().err
     images = torch.rand(1, 3, 40, 40, requires_grad=True)
     with torch.enable_grad():
@@ -183,5 +183,5 @@ def test_frozen_features_of_a_size_that_patches_do_not_divide_see_every_pixel_an
     assert tokens.shape[1] == features.frozen.vit.num_prefix_tokens + 9
     tokens.square().sum().backward()
     assert (images.grad.abs().sum((0, 1)) > 0).all()
-    TimmFeatures("test_vit", pretrained=False, size=32).load(None)
+    TimmFeatures("test_vit", pretrained=False, size=32).build(32)
     assert capsys.readouterr().err == ""

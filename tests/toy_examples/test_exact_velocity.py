@@ -9,6 +9,7 @@ import torch
 
 from flowprior.flow.likelihood import log_prob
 from flowprior.flow.losses import flow_matching_loss
+from flowprior.flow.path import draw_path
 from toy_examples.distributions import DISTRIBUTIONS, distribution
 from toy_examples.exact_velocity import exact_velocity
 
@@ -46,7 +47,8 @@ def test_scaling_shifting_or_squeezing_the_velocity_raises_the_flow_matching_los
     data = target.sample(4096, torch.Generator().manual_seed(2)).view(64, 64, 2)
 
     def loss(velocity) -> float:
-        return flow_matching_loss(velocity, data, generator=torch.Generator().manual_seed(3)).item()
+        draw = draw_path(data, generator=torch.Generator().manual_seed(3))
+        return flow_matching_loss(velocity, data, draw).item()
 
     assert loss(best) < loss(lambda x, t: 1.05 * best(x, t))
     assert loss(best) < loss(lambda x, t: best(x, t) + 0.1)

@@ -57,9 +57,9 @@ def autoencoder_objective():
     return objective, objective.autoencoder, {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}
 
 
-def generator_objective():
+def generator_objective(**options):
     torch.manual_seed(0)
-    model = MARConfig(**SMALL_MAR, mask_ratio_min=0.05, mask_ratio_std=0.5).build(TOKENS, CHANNELS, 3)
+    model = MARConfig(**SMALL_MAR, mask_ratio_min=0.05, mask_ratio_std=0.5, **options).build(TOKENS, CHANNELS, 3)
     batch = {"latents": torch.randn(4, TOKENS, CHANNELS), "label": torch.arange(4) % 3}
     return GeneratorObjective(model, LatentNormaliser(CHANNELS)), model, batch
 
@@ -70,6 +70,11 @@ OBJECTIVES = {
     "flow prior": (prior_objective, lambda model: sample(model, (8, CHANNELS), steps=25), 2),
     "autoencoder": (autoencoder_objective, lambda model: model(torch.zeros(3, 3, 32, 32)), 4),
     "generator": (generator_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 6),
+    "generator, few mask counts, pairs that share times": (
+        partial(generator_objective, mask_counts=6, pairs_share_time=True),
+        lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0),
+        6,
+    ),
 }
 
 

@@ -12,9 +12,8 @@ from flowprior.distributed import World
 
 
 class FeatureContext(NamedTuple):
-    """What a source's ``load`` may use."""
+    """What a model's ``prepare`` may use."""
 
-    image_size: int
     seed: int
     folder: Path  # of the stage: for a model that is worth keeping
     world: World
@@ -33,6 +32,9 @@ class FeatureModel(nn.Module, ABC):
 
     def train(self, mode: bool = True) -> FeatureModel:
         return super().train(False)
+
+    def prepare(self, context: FeatureContext) -> None:
+        """Make or read weights that lie in the stage's folder, in all processes together; by default there are none."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

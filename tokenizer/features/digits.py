@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowprior.data.digits import NUM_CLASSES, digit_images
-from flowprior.data.images import to_model
-from flowprior.progress import progress_bar
 from flowprior.run.config import option
 from flowprior.run.files import load_weights, read_tensors, write_tensors
 from flowprior.training.randomness import stream_seed
+from tokenizer.digit_classifier import DigitClassifier, trained_classifier
 from tokenizer.features.base import FeatureContext, FeatureModel
 
 
@@ -28,67 +26,36 @@ class DigitsFeatures:
         if min(self.width, self.steps) < 1:
             raise ValueError("width and steps are at least 1")
 
-    def load(self, context: FeatureContext) -> ClassifierFeatures:
-        """The classifier that lies in the stage's folder; the first process trains it where there is none."""
-        file = context.folder / f"digit_features_{self.width}_{self.steps}_{context.seed}.safetensors"
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # layers draw weights from the global generator before they are given others
-            if context.world.is_main and not file.is_file():
-                write_tensors(file, self.trained(context.image_size, context.seed).state_dict())
-            context.world.barrier()
-            model = self.untrained(context.image_size)
-        load_weights(model, read_tensors(file, "digit features"), f"the classifier in {file}")
-        return model
-
-    def untrained(self, image_size: int) -> ClassifierFeatures:
-        """The same model with random weights, to be counted."""
-        return ClassifierFeatures(self.width, image_size, None).freeze()
-
-    def trained(self, image_size: int, seed: int) -> ClassifierFeatures:
-        """A classifier trained on all digits: a function of the arguments."""
-        images, labels = digit_images(image_size)
-        images = to_model(images)
-        generator = torch.Generator().manual_seed(stream_seed(seed, "digit features"))
-        model = ClassifierFeatures(self.width, image_size, generator)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-        for _ in progress_bar(range(self.steps), desc="feature classifier", unit="step"):
-            rows = torch.randint(len(images), (64,), generator=generator)
-            loss = F.cross_entropy(model.logits(images[rows]), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return model
+    def build(self, image_size: int) -> ClassifierFeatures:
+        return ClassifierFeatures(self, image_size)
 
 
 class ClassifierFeatures(FeatureModel):
-    """Three strided convolutions, then the class from the mean over positions.
+    """One vector per 8 x 8 pixels, and their mean behind the last non-linearity."""
 
-    Args:
-        width: channels D of the spatial features.
-        image_size: pixels on a side.
-        generator: draws the initial weights; None: the global one.
-    """
-
-    def __init__(self, width: int, image_size: int, generator: torch.Generator | None) -> None:
+    def __init__(self, config: DigitsFeatures, image_size: int) -> None:
         super().__init__()
-        self.width, self.patches = width, (-(-image_size // 8)) ** 2
-        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in ((1, width), (width, width), (width, width)))
-        self.classify = nn.Linear(width, NUM_CLASSES)
-        for layer in [*self.stages, self.classify]:
-            nn.init.kaiming_normal_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
+        self.config, self.image_size = config, image_size
+        self.width, self.patches = config.width, (-(-image_size // 8)) ** 2
+        self.classifier = DigitClassifier(self.widths)
+        self.freeze()
 
-    def spatial(self, images: Tensor) -> Tensor:
-        x = images[:, :1]
-        for layer in self.stages[:-1]:
-            x = F.gelu(layer(x))
-        return self.stages[-1](x).flatten(2).transpose(1, 2)  # (B, N, D), before the last non-linearity
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,) * 3
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.classify(F.gelu(self.spatial(images)).mean(1))  # (B, 10)
+    def prepare(self, context: FeatureContext) -> None:
+        """Take the weights that lie in the stage's folder; the first process trains them on all digits where there are none."""
+        steps, seed = self.config.steps, context.seed
+        file = context.folder / f"digit_features_{self.width}_{steps}_{seed}.safetensors"
+        if context.world.is_main and not file.is_file():
+            seed = stream_seed(seed, "digit features")
+            trained = trained_classifier(self.widths, self.image_size, steps, seed, "feature classifier")
+            write_tensors(file, trained.state_dict())
+        context.world.barrier()
+        load_weights(self.classifier, read_tensors(file, "digit features"), f"the classifier in {file}")
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        patches = self.spatial(images).float()  # (B, N, D)
+        patches = self.classifier.spatial(images).float()  # (B, N, D)
         return patches, F.gelu(patches).mean(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowprior.notes import note
 from flowprior.run.config import option
-from tokenizer.features.base import FeatureContext, FeatureModel
+from tokenizer.features.base import FeatureModel
 from tokenizer.tokens import PlacedTokens, before_blocks, placed, through_block, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, patch_pixels, pixel_statistics, whole_patches
 
@@ -32,12 +32,8 @@ class TimmFeatures:
         if self.size < 1:
             raise ValueError(f"size is at least 1, not {self.size}")
 
-    def load(self, context: FeatureContext) -> ViTFeatures:
+    def build(self, image_size: int) -> ViTFeatures:
         return ViTFeatures(FrozenViT(ViTConfig(self.name, self.pretrained, weights=self.weights), self.size))
-
-    def untrained(self, image_size: int) -> ViTFeatures:
-        """The same model with random weights, to be counted."""
-        return ViTFeatures(FrozenViT(ViTConfig(self.name), self.size))
 
 
 class FrozenViT(nn.Module):

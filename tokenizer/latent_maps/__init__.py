@@ -20,11 +20,6 @@ LatentMapConfig = registry_section(
 )
 
 
-def chosen_maps(config: LatentMapConfig) -> list[SoftCodebookConfig | SegmentCodebooksConfig]:
-    """The sections of the maps that ``config.name`` lists, in that order."""
-    return [] if config.name == "none" else [getattr(config, name) for name in config.name.split("+")]
-
-
 def build_latent_maps(config: LatentMapConfig, tokens: int, channels: int) -> nn.ModuleList:
     """The maps that ``config.name`` lists."""
-    return nn.ModuleList(section.build(tokens, channels) for section in chosen_maps(config))
+    return nn.ModuleList(section.build(tokens, channels) for section in config.chosen)

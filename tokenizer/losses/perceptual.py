@@ -22,29 +22,25 @@ def vgg_place(weights: str = "") -> Path:
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS-VGG distance, frozen; images in [-1, 1]. The linear layers come with the package, VGG-16's weights do not.
+    """LPIPS-VGG distance, frozen; images in [-1, 1]. The linear layers come with the package, VGG-16's weights by :meth:`load`."""
 
-    Args:
-        weights: file of torchvision's VGG-16 weights, where it is not in torch's hub folder; only ``features.*`` are read.
-        require_weights: without them (tests of shapes) the VGG trunk stays random.
-
-    Raises:
-        UserError: the weights are not on this machine and cannot be fetched, or are not VGG-16's.
-    """
-
-    def __init__(self, weights: str = "", require_weights: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         import lpips
 
         with warnings.catch_warnings():  # lpips speaks to torchvision as one did before its 0.13
             warnings.simplefilter("ignore", UserWarning)
             self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        if require_weights:
-            self._load_vgg(vgg_place(weights), fetch=not weights)
         self.requires_grad_(False)
         self.eval()
 
-    def _load_vgg(self, file: Path, fetch: bool) -> None:
+    def load(self, weights: str = "") -> PerceptualLoss:
+        """Take torchvision's VGG-16, of which only ``features.*`` are read, from the file ``weights`` or else from torch's hub folder.
+
+        Raises:
+            UserError: the weights are not on this machine and cannot be fetched, or are not VGG-16's.
+        """
+        file, fetch = vgg_place(weights), not weights
         remedy = f"put {VGG_FILE} from {VGG_URL} there, name it with loss.perceptual_weights=<path>, or write loss.perceptual_weight=0"
         if fetch and not file.is_file():
             try:
@@ -57,15 +53,14 @@ class PerceptualLoss(nn.Module):
         # slice3.12.weight is torchvision's features.12.weight
         own = {name: f"features.{name.split('.', 1)[1]}" for name in self.net.net.state_dict()}
         try:
-            weights = without_prefixes(read_weights(file, "file of VGG-16 weights"), own.values())
-            tensors = {name: weights.tensors[theirs] for name, theirs in own.items() if theirs in weights.tensors}
-            others = (
-                name for name in weights.tensors if name not in own.values() and not name.startswith("classifier.")
-            )
-            tensors |= {name: weights.tensors[name] for name in others}
-            fill(self.net.net, weights._replace(tensors=tensors), "torchvision's VGG-16")
+            found = without_prefixes(read_weights(file, "file of VGG-16 weights"), own.values())
+            tensors = {name: found.tensors[theirs] for name, theirs in own.items() if theirs in found.tensors}
+            others = (name for name in found.tensors if name not in own.values() and not name.startswith("classifier."))
+            tensors |= {name: found.tensors[name] for name in others}
+            fill(self.net.net, found._replace(tensors=tensors), "torchvision's VGG-16")
         except UserError as error:
             raise UserError(f"{error}: {remedy}") from error
+        return self
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         return super().train(False)

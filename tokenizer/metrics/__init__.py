@@ -5,16 +5,14 @@ A new one is a file with a class like :class:`~tokenizer.metrics.base.Meter`, an
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 from tokenizer.metrics.base import Meter, MeterContext
+from tokenizer.metrics.fidelity import FidelityMeter
+from tokenizer.metrics.lpips import LPIPSMeter
+from tokenizer.metrics.rfid import RFIDMeter
 
-METERS = {
-    "fidelity": "tokenizer.metrics.fidelity:FidelityMeter",
-    "lpips": "tokenizer.metrics.lpips:LPIPSMeter",
-    "rfid": "tokenizer.metrics.rfid:RFIDMeter",
-}
+METERS: dict[str, type[Meter]] = {"fidelity": FidelityMeter, "lpips": LPIPSMeter, "rfid": RFIDMeter}
 
 
 def check_meters(names: Sequence[str]) -> None:
@@ -25,8 +23,4 @@ def check_meters(names: Sequence[str]) -> None:
 
 def build_meters(names: Sequence[str], context: MeterContext) -> list[Meter]:
     """The meters of these names; a :class:`~flowprior.errors.UserError` where weights cannot be had."""
-    built = []
-    for name in names:
-        module, kind = METERS[name].split(":")
-        built.append(getattr(importlib.import_module(module), kind)(context))
-    return built
+    return [METERS[name](context) for name in names]

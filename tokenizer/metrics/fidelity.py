@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flowprior.metrics import ReconstructionMeter
+from flowprior import metrics
 from tokenizer.metrics.base import Meter, MeterContext
 
 
@@ -13,7 +13,7 @@ class FidelityMeter(Meter):
 
     def __init__(self, context: MeterContext) -> None:
         super().__init__(context)
-        self.meter = ReconstructionMeter()
+        self.meter = metrics.ReconstructionMeter()
 
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
         self.meter.update(original.to(self.context.device), reconstructed.to(self.context.device))

@@ -19,7 +19,7 @@ class LPIPSMeter(Meter):
 
     def __init__(self, context: MeterContext) -> None:
         super().__init__(context)
-        self.distance = PerceptualLoss(context.perceptual_weights).to(context.device)
+        self.distance = PerceptualLoss().load(context.perceptual_weights).to(context.device)
         self.sum, self.count = 0.0, 0
 
     @torch.no_grad()

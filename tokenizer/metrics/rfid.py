@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior import metrics
 from flowprior.errors import UserError
-from flowprior.metrics import Extractor, Statistics, StreamingMoments, frechet_distance
 from flowprior.run.files import file_sha256
 from flowprior.training.precision import full_precision
 from tokenizer.metrics.base import Meter, MeterContext
@@ -27,12 +27,12 @@ class RFIDMeter(Meter):
         super().__init__(context)
         if not context.extractor:
             raise UserError("rFID needs a feature extractor: write evaluate.extractor=inception")
-        self.extractor = Extractor(
+        self.extractor = metrics.Extractor(
             context.extractor, device=context.device, weights_path=context.extractor_weights or None
         )
         self.weights = self.extractor.fingerprint  # loads them, now rather than after the first batch
         self.reference = read_reference(context) if context.reference else None
-        self.real, self.decoded = StreamingMoments(), StreamingMoments()
+        self.real, self.decoded = metrics.StreamingMoments(), metrics.StreamingMoments()
 
     @torch.no_grad()
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
@@ -49,7 +49,7 @@ class RFIDMeter(Meter):
         if self.decoded.count < 2:
             return {"rfid": float("nan")}
         real = self.reference or self.real.statistics(self.extractor.name)
-        return {"rfid": frechet_distance(self.decoded.statistics(self.extractor.name), real)}
+        return {"rfid": metrics.frechet_distance(self.decoded.statistics(self.extractor.name), real)}
 
     def protocol(self) -> dict[str, Any]:
         shape = {"size": f"{self.context.image_size} x {self.context.image_size}", "crop": "centre"}
@@ -66,9 +66,9 @@ class RFIDMeter(Meter):
         }
 
 
-def read_reference(context: MeterContext) -> Statistics:
+def read_reference(context: MeterContext) -> metrics.Statistics:
     """The moments in ``context.reference``; a :class:`UserError` unless they are of as many images, cropped as these are."""
-    statistics, wanted = Statistics.load(context.reference), centre_crop_name(context.image_size)
+    statistics, wanted = metrics.Statistics.load(context.reference), centre_crop_name(context.image_size)
     for what, stated, expected in (
         ("extractor", statistics.extractor, context.extractor),
         ("number of images", statistics.count, context.image_count),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.objective import FlowMatchingObjective
+from flowprior.flow.path import PathDraw
 from flowprior.flow.solver import sample
 from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
 from flowprior.training.randomness import stratified_uniform
@@ -85,7 +86,7 @@ class PriorEvaluation:
         for first in range(0, count, ROWS_AT_ONCE):
             part = slice(first, first + ROWS_AT_ONCE)
             data = self.reference[part]  # (n, C)
-            loss = flow_matching_loss(self.objective.velocity, data, pairs=pairs, noise=noise[:, part], t=t[:, part])
+            loss = flow_matching_loss(self.objective.velocity, data, PathDraw(noise[:, part], t[:, part]))
             total += loss.item() * len(data)
         return total / count
 

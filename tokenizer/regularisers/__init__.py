@@ -25,11 +25,6 @@ RegulariserConfig = registry_section(
 )
 
 
-def chosen_configs(config: RegulariserConfig) -> list[object]:
-    """The sections of the regularisers that ``config.name`` lists, in that order; none for ``none``."""
-    return [] if config.name == "none" else [getattr(config, name) for name in config.name.split("+")]
-
-
 def build_regularisers(config: RegulariserConfig, context: RegulariserContext) -> list[Regulariser]:
     """The regularisers that ``config.name`` lists."""
-    return [section.build(context) for section in chosen_configs(config)]
+    return [section.build(context) for section in config.chosen]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from flowprior.data.images import ImageSource
 from flowprior.distributed import World
 from flowprior.flow.prior import FlowPrior
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.loop import TrainConfig
 from flowprior.training.randomness import StepRandom
-from tokenizer.autoencoder import AutoencoderConfig, Encoded
+from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
 from tokenizer.features import FeatureModel
 
 
@@ -35,7 +37,8 @@ class Regulariser(nn.Module, ABC):
     A subclass implements :meth:`term`. Parameters that it registers are trained with the autoencoder's optimiser. One that trains
     a network by a loss of its own holds it in an :class:`~flowprior.training.auxiliary_network.AuxiliaryNetwork`, steps that in
     :meth:`train_auxiliary`, and names it in :meth:`saved`, so that it is checkpointed with the rest. One that changes the latents adds a map of
-    :mod:`tokenizer.latent_maps` in :meth:`adapt`: the map belongs to the autoencoder, which applies it wherever it encodes.
+    :mod:`tokenizer.latent_maps` in :meth:`adapt`: the map belongs to the autoencoder, which applies it wherever it encodes. One whose network
+    serves later stages names it as its :attr:`product` and saves it in :meth:`hand_on`.
     """
 
     name: str = ""
@@ -64,9 +67,19 @@ class Regulariser(nn.Module, ABC):
         metrics to log. A NonFiniteLoss that it raises, as an AuxiliaryNetwork does in all processes, makes the step be skipped."""
         return {}
 
-    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        """What :meth:`train_auxiliary` minimises, where it trains a network: for a step's arithmetic to be counted."""
+    @property
+    def product(self) -> nn.Module | None:
+        """A network of its own that is averaged and checkpointed with the autoencoder, and so left out of :meth:`saved`."""
         return None
+
+    def hand_on(self, run_dir: Path, autoencoder: Autoencoder, images: ImageSource) -> None:
+        """Save what later stages need; called once in the first process, with averaged weights in place and the autoencoder saved.
+
+        Args:
+            run_dir: of the whole run.
+            autoencoder: as it was saved.
+            images: that were trained on.
+        """
 
     def saved(self) -> dict[str, Stateful]:
         """What a resumed run needs: by default this module's state, if it has any."""

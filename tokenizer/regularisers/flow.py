@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
-from flowprior.flow.path import group_size_for
+from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.prior import Alignment
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.run.config import option
@@ -77,29 +76,16 @@ class FlowRegulariser(Regulariser):
         return self.weight * ramp(step, self.config.start_step, self.config.ramp_steps)
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        config, (images, tokens, channels) = self.config, encoded.latents.shape
-        size = group_size_for(tokens, config.group_size)
+        config, latents, size, grid = self.config, encoded.latents, self.config.group_size, None
         if self.online is not None:
-            size = self.online.group_size(tokens, size)
-        noise = random.normal("alignment noise", images, config.pairs, tokens, channels)
-        t = random.times("alignment t", images, config.pairs, tokens // size)
-        draws = {"pairs": config.pairs, "group_size": size, "noise": noise, "t": t}
+            size = self.online.group_size(latents.shape[1], size)
+        draw = draw_path_of_step(random, latents, pairs=config.pairs, group_size=size, name="alignment")
         if config.time_grid:
-            draws["grid"] = TimeGrid(config.time_grid, random.uniform_of_period("alignment grid", config.grid_steps))
-        return self.prior.alignment_loss(encoded.latents, objective=config.objective, online=self.online, **draws)
+            grid = TimeGrid(config.time_grid, random.uniform_of_period("alignment grid", config.grid_steps))
+        return self.prior.alignment_loss(latents, draw, objective=config.objective, online=self.online, grid=grid)
 
     def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         return self.online.update(latents) if self.online is not None else {}
-
-    def auxiliary_loss(self, latents: Tensor, random: StepRandom) -> Tensor | None:
-        if self.online is None:
-            return None
-        (images, tokens, channels), config = latents.shape, self.online.config
-        size = self.online.group_size(tokens, config.group_size)
-        noise = random.normal("online noise", images, config.pairs, tokens, channels)
-        t = random.times("online t", images, config.pairs, tokens // size)
-        draws = {"group_size": size, "noise": noise, "t": t}
-        return sum(flow_matching_loss(self.online.velocity, latents, **draws) for _ in range(config.steps))
 
     def saved(self) -> dict[str, Stateful]:
         return {"online_flow": self.online} if self.online is not None else {}  # the prior lies in its own folder

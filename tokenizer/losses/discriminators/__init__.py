@@ -16,4 +16,5 @@ DiscriminatorConfig = registry_section(
 
 def build_discriminator(config: DiscriminatorConfig, image_size: int) -> Discriminator:
     """The discriminator that ``config.name`` names."""
-    return getattr(config, config.name).build(image_size)
+    [discriminator] = config.chosen
+    return discriminator.build(image_size)

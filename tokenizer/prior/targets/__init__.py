@@ -45,4 +45,5 @@ def load_target(config: TargetConfig, context: TargetContext) -> TargetFeatures:
             )
         return getattr(config, name).load(context._replace(folder=context.folder / f"target_{name}"))
 
-    return getattr(config, config.source).load(context._replace(other=other))
+    [source] = config.chosen
+    return source.load(context._replace(other=other))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from flowprior.data.images import ImageConfig
 from flowprior.distributed import World
 from flowprior.run.files import tensors_fingerprint, write_tensors
 from flowprior.run.fingerprints import accept_earlier
+from flowprior.run.provenance import Provenance
 
 
 def spread_rows(total: int, wanted: int) -> Tensor:
@@ -69,31 +70,13 @@ def computed_once(
         shown: the fingerprint of the images that they are made from, as it stands in ``recipe``.
     """
     file, made_from = context.folder / "target.safetensors", f"{recipe!r} seed {context.seed}"
-    if (kept := _kept_recipe(file)) is not None and accept_earlier(kept, shown, file) == made_from:
-        made_from = kept
-    context.world.barrier()  # nobody writes before everybody has looked
-    if context.world.is_main and not _is_kept(file, made_from):
+    updated = partial(accept_earlier, now=shown, where=file)
+    stale = Provenance(file, "target", "made_from", updated=updated).differing(made_from, context.world)
+    if stale and context.world.is_main:
         made = make()
         about = {"name": made.name, "made_from": made_from, "rows_per_sample": str(made.rows_per_sample)}
         write_tensors(file, {"features": made.features}, about)
-    while not _is_kept(file, made_from):  # a barrier alone would give up on a computation of more than some minutes
-        time.sleep(1)
     context.world.barrier()
     with safe_open(file, "pt") as kept:
         about = kept.metadata()
         return TargetFeatures(kept.get_tensor("features"), about["name"], int(about.get("rows_per_sample", 1)))
-
-
-def _is_kept(file: Path, made_from: str) -> bool:
-    return _kept_recipe(file) == made_from
-
-
-def _kept_recipe(file: Path) -> str | None:
-    """What the features in ``file`` were made from; None where there are none."""
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, "pt") as kept:
-            return (kept.metadata() or {}).get("made_from")
-    except (SafetensorError, OSError):
-        return None

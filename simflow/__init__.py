@@ -1,0 +1,1 @@
+"""An autoregressive normalizing flow over latent tokens: a generator on cached latents, or trained jointly with the autoencoder."""

@@ -1,0 +1,106 @@
+"""SimFlow's regulariser (Zhao et al., arXiv 2512.04084): the likelihood of the latents under a flow that is learned along with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from flowprior.data.images import ImageSource
+from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.distributed import World
+from flowprior.run.config import option
+from flowprior.run.lock import sole_writer
+from flowprior.training.checkpoint import Stateful
+from flowprior.training.randomness import StepRandom
+from generation.generator import GeneratorObjective
+from generation.reference import class_counts
+from generation.saved import save_generator
+from simflow.config import GeneratorConfig, SimFlowStageConfig
+from simflow.model import TarFlowConfig
+from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
+from tokenizer.regularisers.base import Regulariser, RegulariserContext
+
+
+@dataclass
+class JointFlowConfig:
+    """The simflow regulariser: a posterior of fixed variance, and a flow as its prior."""
+
+    needs_prior: ClassVar[bool] = False
+    weight: float = option(
+        1e-3,
+        "weight of the negative log-likelihood of the drawn latents, in nats per dimension; w of the sum over an image's T x C is w T C here",
+    )
+    std: float = option(0.5, "standard deviation of the posterior, the same everywhere; the published one")
+    flow: TarFlowConfig = option(TarFlowConfig, "")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight is a finite number above 0, not {self.weight}: the flow learns by it as well")
+        if not 0 < self.std < math.inf:
+            raise ValueError(
+                f"std is a finite number above 0, not {self.std}: without noise the flow's likelihood grows without bound as latents shrink"
+            )
+        if self.flow.noise_std:
+            raise ValueError(f"flow.noise_std is 0, not {self.flow.noise_std}: the noise is the posterior's, write std")
+
+    def build(self, context: RegulariserContext) -> JointFlow:
+        return JointFlow(self, context)
+
+
+class JointFlow(Regulariser):
+    """``-log p(z) / (T C)`` of latents ``z = mean + std noise`` under a class-conditional flow p, in nats.
+
+    With the reconstruction it is the evidence lower bound of the paper: the entropy of the posterior, whose variance is fixed, is a
+    constant. Nothing is stopped: the gradient moves the flow towards the latents and the latents towards the flow. Latents gain nothing by
+    shrinking to a point, since the noise keeps its size. The flow sees latents in their own units.
+    """
+
+    name = "simflow"
+
+    def __init__(self, config: JointFlowConfig, context: RegulariserContext) -> None:
+        super().__init__(config.weight)
+        self.config, sizes = config, context.model
+        self.shape = {"tokens": sizes.tokens, "channels": sizes.channels, "num_classes": context.num_classes}
+        self.generator = config.flow.build(**self.shape)
+        parameters = sum(p.numel() for p in self.generator.parameters())
+        self.note = (
+            f"simflow: posterior of std {config.std:g}, and a flow of {parameters:,} parameters that learns its latents"
+        )
+
+    def adapt(self, model: AutoencoderConfig) -> AutoencoderConfig:
+        return replace(model, posterior_std=self.config.std)
+
+    def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
+        # A tensor of its own, whose gradient is the flow's alone: torch's counter of arithmetic tells parts of a step by such.
+        return self.generator.loss(encoded.latents.float().clone(), batch["label"], random)
+
+    @property
+    def product(self) -> nn.Module:
+        return self.generator
+
+    def saved(self) -> dict[str, Stateful]:
+        return {}
+
+    def hand_on(self, run_dir: Path, autoencoder: Autoencoder, images: ImageSource) -> None:
+        """Save the flow as the generator of the run, under the identity as the latents' scale."""
+        normaliser = LatentNormaliser(self.shape["channels"]).to(next(self.parameters()).device)
+        about = {
+            "autoencoder": autoencoder.fingerprint,
+            "class_names": images.class_names,
+            "class_counts": list(class_counts(images)),
+            "trained": "with the autoencoder",
+            "posterior_std": self.config.std,
+        }
+        folder = run_dir / SimFlowStageConfig.NAME
+        section = GeneratorConfig(name="tarflow", tarflow=self.config.flow)
+        with sole_writer(folder, World()):
+            save_generator(
+                folder / "generator", GeneratorObjective(self.generator, normaliser), section, self.shape, about
+            )
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"std": self.config.std}

@@ -1,0 +1,73 @@
+"""Train an autoencoder of fixed posterior variance together with a flow over its latents, from scratch (SimFlow, arXiv 2512.04084).
+
+    python -m simflow.train_simflow [--preset digits_simflow] [--dry-run] [option=value ...]
+
+Writes ``<run_dir>/ae`` as stage 2 does, and ``<run_dir>/simflow/generator``, the flow, which ``python -m simflow generate`` samples from
+without a stage 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowprior.errors import UserError, entry_point
+from flowprior.run.config import option, registry_section
+from flowprior.run.run_folder import RunFolder
+from simflow.config import SimFlowStageConfig
+from simflow.regulariser import JointFlowConfig
+from tokenizer.regularisers import REGULARISERS
+from tokenizer.train_ae import AEConfig, run_stage
+
+PRESETS = Path(__file__).parent / "joint_configs"
+DEFAULT_PRESET = "digits_simflow"
+OTHER_POSTERIORS = ("kl", "softvq", "soft_pq")
+
+JointRegulariserConfig = registry_section(
+    "JointRegulariserConfig",
+    "name",
+    "simflow",
+    {**REGULARISERS, "simflow": JointFlowConfig},
+    "what acts on the latents",
+    several=True,
+)
+
+
+@dataclass
+class SimFlowAEConfig(AEConfig):
+    """Stage 2 with the flow beside the autoencoder."""
+
+    regulariser: JointRegulariserConfig = option(JointRegulariserConfig, "")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = self.regulariser.name.split("+")
+        if "simflow" not in names:
+            raise ValueError(
+                f"regulariser.name is {self.regulariser.name} and this command trains a flow: write simflow, alone or joined by + with others, "
+                "or run `python -m tokenizer.train_ae`"
+            )
+        others = [name for name in names if name in OTHER_POSTERIORS]
+        others += ["model.gaussian=true"] * self.model.gaussian
+        others += [f"model.latent_map.name={self.model.latent_map.name}"] * (self.model.latent_map.name != "none")
+        if others:
+            raise ValueError(f"simflow's posterior has a fixed variance, and {others[0]} brings another: leave one out")
+        if self.model.posterior_std not in (0, self.regulariser.simflow.std):
+            raise ValueError(
+                f"model.posterior_std {self.model.posterior_std} is not regulariser.simflow.std {self.regulariser.simflow.std}: "
+                "leave out the former"
+            )
+
+    def check_run(self) -> None:
+        alone = RunFolder(self.run_dir, SimFlowStageConfig.NAME)
+        if alone.has_begun():
+            raise UserError(f"{alone.path} holds a flow that was trained on cached latents: {alone.remedy}")
+
+
+@entry_point
+def main() -> None:
+    run_stage(SimFlowAEConfig, PRESETS, __doc__, DEFAULT_PRESET)
+
+
+if __name__ == "__main__":
+    main()

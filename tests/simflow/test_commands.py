@@ -1,0 +1,115 @@
+"""Both ways to a trained flow, with the commands that a person types: with the autoencoder, and on cached latents."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flowprior.data.digits import digit_images
+from generation import commands
+from simflow import __main__ as room
+from simflow import evaluate_ae, train_simflow
+from simflow.config import SimFlowStageConfig
+from tokenizer.autoencoder import Autoencoder
+
+VIT = "{width: 12, depth: 1, heads: 3}"
+FLOW = "{width: 12, heads: 2, depths: [1, 1]}"
+SHORT = "train={steps: 12, global_batch: 16, eval_steps: 0, log_steps: 4, checkpoint_steps: 5, tensorboard: false}"
+JOINT = [
+    "data.subset=train",
+    "model={image_size: 32, patch_size: 16, tokens: 4, channels: 4}",
+    f"model.encoder={VIT}",
+    f"model.decoder={VIT}",
+    f"regulariser.simflow.flow={FLOW}",
+    "monitor={images: 8, picture_images: 4, metrics: [fidelity]}",
+    "evaluate.metrics=[fidelity]",
+    SHORT,
+]
+SAMPLE = [
+    "data.subset=train",
+    "sample={count: 20, cfg: [1, 2], preview_images: 10}",
+    "evaluate={extractor: digits, metrics: [fid], half_half_splits: 0}",
+]
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """A function from a command and its words to its exit code and what it said."""
+
+    def run(command, *words: str) -> tuple[int, str]:
+        main = command if callable(command) else lambda: commands.run(SimFlowStageConfig, room.COMMANDS)
+        named = [] if callable(command) else [command]
+        monkeypatch.setattr(sys, "argv", ["x", *named, "--preset=digits_simflow", *words])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0), "".join(capfd.readouterr())
+        return 0, "".join(capfd.readouterr())
+
+    return run
+
+
+def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_with_no_stage_3(call, tmp_path):
+    run = f"run_dir={tmp_path}"
+    code, said = call("generate", run, *SAMPLE)
+    assert code == 2 and "run_dir" in said and said.count("error:") == 1
+
+    for command, words in (
+        (train_simflow.main, JOINT),
+        (evaluate_ae.main, JOINT),
+        ("generate", SAMPLE),
+        ("evaluate", SAMPLE),
+        ("likelihood", SAMPLE),
+    ):
+        code, said = call(command, run, *words)
+        assert code == 0, said
+    autoencoder = Autoencoder.load(tmp_path / "ae" / "autoencoder")
+    assert autoencoder.config.posterior_std == 0.5
+    saved = json.loads((tmp_path / "simflow" / "generator" / "config.json").read_text())
+    assert saved["about"]["autoencoder"] == autoencoder.fingerprint
+    _, labels = digit_images(32)
+    assert sum(saved["about"]["class_counts"]) < len(labels) and len(saved["about"]["class_counts"]) == 10
+    weights = load_file(tmp_path / "simflow" / "generator" / "model.safetensors")
+    assert weights["normaliser.scale"].eq(1).all() and not weights["normaliser.mean"].any()
+    averages = load_file(tmp_path / "ae" / "checkpoints" / "step_00000012" / "ema.safetensors")
+    flow = {name.removeprefix("simflow."): value for name, value in averages.items() if name.startswith("simflow.")}
+    assert flow and all(torch.equal(weights[f"model.{name}"], value) for name, value in flow.items())
+    with np.load(tmp_path / "simflow" / "samples" / "cfg_2.npz", allow_pickle=False) as arrays:
+        assert arrays["arr_0"].shape == (20, 32, 32, 3)
+    assert json.loads((tmp_path / "simflow" / "evaluation.json").read_text())["metrics"]["1"]["fid"] > 0
+
+    # Far from trained, the flow is near the standard normal, and latents of std 0.5 and more have at least their noise's entropy.
+    bits = json.loads((tmp_path / "simflow" / "likelihood.json").read_text())["metrics"]["bits_per_dimension"]
+    assert 1.0 < bits < 4
+
+    code, said = call(train_simflow.main, run, *JOINT)
+    assert code == 0 and "complete" in said
+    code, said = call("train", run, *SAMPLE)
+    assert code == 2 and "was trained with its autoencoder" in said and str(tmp_path) in said
+
+
+def test_without_the_saved_flow_nothing_is_sampled_and_a_line_says_how_it_is_made(call, tmp_path):
+    assert call(train_simflow.main, f"run_dir={tmp_path}", *JOINT)[0] == 0
+    (tmp_path / "simflow" / "generator" / "config.json").unlink()
+    code, said = call("generate", f"run_dir={tmp_path}", *SAMPLE)
+    assert code == 2 and f"there is no trained generator at {tmp_path / 'simflow' / 'generator'}" in said
+    assert "bash scripts/train_simflow.sh" in said
+
+
+def test_a_flow_on_cached_latents_goes_through_the_stage_like_any_generator(call, tmp_path):
+    first, second = f"run_dir={tmp_path / 'joint'}", f"run_dir={tmp_path / 'alone'}"
+    assert call(train_simflow.main, first, *JOINT)[0] == 0
+    words = [second, f"autoencoder={tmp_path / 'joint' / 'ae' / 'autoencoder'}", *SAMPLE, SHORT]
+    words += [f"model.tarflow={FLOW}", "model.tarflow.noise_std=0.3"]
+    for command in ("cache_latents", "estimate_scale", "train", "generate", "evaluate"):
+        code, said = call(command, *words)
+        assert code == 0, said
+    rows = map(json.loads, (tmp_path / "alone" / "simflow" / "log.jsonl").read_text().splitlines())
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0]
+    code, said = call(train_simflow.main, second, *JOINT)
+    assert code == 2 and f"{tmp_path / 'alone' / 'simflow'} holds a flow that was trained on cached latents" in said
+    assert not (tmp_path / "alone" / "ae").exists()

@@ -1,0 +1,126 @@
+"""The autoencoder and the flow that are trained together: the objective, and what its mistakes are answered with."""
+
+import pytest
+import torch
+
+from flowprior.distributed import World
+from flowprior.errors import UserError
+from flowprior.run.config import build_config
+from flowprior.training.loop import TrainingLoop
+from flowprior.training.optim import OptimConfig
+from flowprior.training.randomness import StepRandom
+from simflow.train_simflow import SimFlowAEConfig
+from tokenizer.train_ae import build_objective, dry_run
+
+SMALL = {
+    "data": {"source": "digits", "size": 16},
+    "model": {
+        "image_size": 16,
+        "patch_size": 8,
+        "tokens": 3,
+        "channels": 4,
+        "encoder": {"width": 12, "depth": 1, "heads": 3},
+        "decoder": {"width": 12, "depth": 1, "heads": 3},
+    },
+    "train": {"steps": 4, "global_batch": 8, "log_steps": 1},
+}
+FLOW = {"width": 12, "heads": 2, "depths": [1, 1], "label_drop": 0.0}
+
+
+def config(name: str = "simflow", model: dict | None = None, **simflow) -> SimFlowAEConfig:
+    regulariser = {"name": name, "simflow": {"flow": FLOW, **simflow}}
+    return build_config(SimFlowAEConfig, SMALL | {"model": SMALL["model"] | (model or {}), "regulariser": regulariser})
+
+
+@pytest.fixture
+def objective(tmp_path):
+    made = build_objective(config(weight=0.1), tmp_path, World(), 10, None)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():  # a fresh flow is the identity
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    return {"image": images, "label": torch.arange(8)}
+
+
+def test_latents_are_the_mean_in_use_and_have_noise_of_the_fixed_std_in_training(objective):
+    autoencoder, images = objective.autoencoder, torch.zeros(64, 3, 16, 16)
+    noise = torch.randn(64, 3, 4)
+    encoded = autoencoder.posterior(images, noise)
+    torch.testing.assert_close(encoded.latents, autoencoder.encode(images) + 0.5 * noise)
+    assert encoded.code.shape == (64, 3, 4) and encoded.logvar is None
+
+
+def test_the_loss_is_the_reconstruction_of_drawn_latents_and_their_weighted_negative_log_likelihood(objective, batch):
+    random = StepRandom(0, 2)
+    output = objective(batch, random)
+    images = batch["image"].float() / 127.5 - 1
+    latents = objective.autoencoder.encode(images) + 0.5 * random.normal("posterior", 8, 3, 4)
+    flow = objective.regularisers[0].generator.flow
+    nats = -flow.log_prob(latents, batch["label"]).mean() / 12
+    pixels = (objective.autoencoder.decode(latents) - images).square().mean()
+    torch.testing.assert_close(output.terms["simflow"], nats)
+    torch.testing.assert_close(output.loss, pixels + 0.1 * nats)
+
+
+def test_the_likelihoods_gradient_reaches_encoder_and_flow_and_nothing_else(objective, batch):
+    random = StepRandom(0, 2)
+    objective(batch, random).terms["simflow"].backward()
+    silent = {name for name, p in objective.named_parameters() if p.grad is None or not p.grad.any()}
+    # Of 10 classes 8 are seen, and biases of the keys shift all attention alike: tensors as a whole have gradients.
+    assert {name for name in silent if not name.startswith("autoencoder.decoder.")} == set()
+    assert {name for name in silent if name.startswith("autoencoder.decoder.")} == {
+        name for name, _ in objective.named_parameters() if name.startswith("autoencoder.decoder.")
+    }
+
+
+def test_the_flow_is_averaged_and_checkpointed_with_the_autoencoder(objective, batch, tmp_path):
+    train, optim = config().train, OptimConfig(lr=1e-2, ema_decay=0.5)
+    loop = TrainingLoop(objective, objective.averaged, train, optim, World(), tmp_path, progress=False)
+    loop.run(batch for _ in range(train.steps))
+    [first, *_] = objective.regularisers[0].generator.parameters()
+    raw = first.detach().clone()
+    with loop.averaged_weights():
+        averaged = first.detach().clone()
+    assert not torch.equal(raw, averaged)
+    again = build_objective(config(weight=0.1), tmp_path, World(), 10, None)
+    resumed = TrainingLoop(again, again.averaged, train, optim, World(), tmp_path, progress=False)
+    assert resumed.step == train.steps
+    assert all(torch.equal(a, b) for a, b in zip(objective.state_dict().values(), again.state_dict().values()))
+    with resumed.averaged_weights():
+        assert torch.equal(next(again.regularisers[0].generator.parameters()), averaged)
+
+
+def test_a_dry_run_counts_the_flow():
+    assert "regulariser simflow" in dry_run(config())
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(name="simflow+kl"), "kl brings another"),
+        (dict(name="softvq+simflow"), "softvq brings another"),
+        (dict(name="simflow+soft_pq"), "soft_pq brings another"),
+        (dict(model={"gaussian": True}), "model.gaussian=true brings another"),
+        (dict(model={"posterior_std": 0.3}), "leave out the former"),
+        (dict(name="flow"), "write simflow"),
+        (dict(std=0), "std is a finite number above 0"),
+        (dict(std=float("inf")), "std is a finite number above 0"),
+        (dict(weight=0), "weight is a finite number above 0"),
+        (dict(flow=FLOW | {"noise_std": 0.1}), "noise_std is 0"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(options, said):
+    with pytest.raises(UserError) as error:
+        config(**options)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_terms_of_alignment_to_frozen_features_join():
+    assert config(name="simflow+reals").regulariser.name == "simflow+reals"
