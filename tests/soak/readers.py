@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from image_sets import pictures, write_folder, write_shards, write_zip
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from flowprior.data.features import read_features
@@ -20,6 +25,8 @@ from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import check_statistics
 from flowprior.data.order import SampleKey
+from flowprior.data.stores import index
+from flowprior.data.stores.recognise import open_store
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.statistics import Statistics
 from flowprior.pretrained.weights import read_weights
@@ -57,6 +64,7 @@ def formats(soak: Soak, folder: Path) -> dict[str, Format]:
     for name in ("ae/autoencoder", "flowhead/prior", "latents"):
         shutil.copytree(base / name, folder / name)
     found = _checkpoint(folder / "checkpoint") | _cache(folder / "latents") | _arrays(folder) | _images(folder)
+    found |= _places(folder / "places")
     config = folder / "config.yaml"
     shutil.copy(base / "flowhead" / "config.yaml", config)
     log = folder / "log.jsonl"
@@ -174,6 +182,44 @@ def _images(folder: Path) -> dict[str, Format]:
         config = ImageConfig(source="folder", path=str(file.parent), size=8, crop="random_resized")
         made[f"image.{suffix}"] = Format(file, lambda config=config: open_images(config).batch([SampleKey(0, 1)]))
     return made
+
+
+def _places(folder: Path) -> dict[str, Format]:
+    """Shards, the index of shards, and lists; the files of each in a folder of their own."""
+    images, made = pictures(6, size=(8, 9)), {}
+
+    def add(name: str, file: Path, place: Path | None = None, sign: Callable[[], None] | None = None) -> None:
+        config = ImageConfig("files", str(place or file), 8)
+        made[name] = Format(file, lambda: open_images(config).batch([SampleKey(index, -1) for index in range(6)]), sign)
+
+    (folder / "zip").mkdir(parents=True)
+    (folder / "deflated").mkdir()
+    add("shard.tar", write_shards(folder / "tar", images, label="json") / "set-000000.tar", folder / "tar")
+    add("images.zip", write_zip(folder / "zip" / "images.zip", images))
+    add("deflated.zip", write_zip(folder / "deflated" / "images.zip", images, zipfile.ZIP_DEFLATED))
+    for name, place in (("tar", write_shards(folder / "indexed", images)), ("zip", folder / "zip" / "images.zip")):
+        kept = open_store(str(place)).index_files[0]  # type: ignore[attr-defined]
+        copied = folder / f"index of {name}"
+        shutil.copytree(kept.parent, copied)
+        for file in copied.iterdir():
+            os.utime(file, ns=(0, (kept.parent / file.name).stat().st_mtime_ns))
+        add(f"index of {name}", copied / kept.name, copied / place.name if place.is_file() else copied, partial(_sign_index, copied / kept.name))
+    for suffix, line in ((".csv", "{i.file},{i.label}\n"), (".jsonl", '{{"path": "{i.file}", "label": "{i.label}"}}\n')):
+        listed = write_folder(folder / suffix[1:], images) / f"list{suffix}"
+        listed.write_text("".join(line.format(i=image) for image in images))
+        add(f"list{suffix}", listed)
+    return made
+
+
+def _sign_index(file: Path) -> None:
+    """Make the checksum that an index vouches with fit; one that cannot be parsed stays as it is."""
+    try:
+        with safe_open(file, "pt") as opened:
+            about = json.loads(opened.metadata()["about"])
+            columns = {name: opened.get_tensor(name).numpy().copy() for name in index.COLUMNS}
+        index.write_index(file, {name: lambda c=column: [c] for name, column in columns.items()}, about)
+    except Exception:  # of whatever the mutation has made of it
+        return
 
 
 def every_json(folder: Path) -> None:
