@@ -2,7 +2,7 @@
 
     python tests/helpers/files_run.py tokenizer.train_ae --preset digits regulariser.name=none run_dir=/tmp/run
 
-Bodies of modules and classes do not count, but functions that they call do.
+Bodies of modules and classes do not count, nor their comprehensions, but functions that they call do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
+COMPREHENSIONS = (
+    "<listcomp>",
+    "<setcomp>",
+    "<dictcomp>",
+    "<genexpr>",
+)  # with functions of their own before Python 3.12
+
+
 class Reached(BaseException):
     """The first ``backward()``."""
 
@@ -30,7 +38,13 @@ def files_run(module: str, words: list[str]) -> dict[str, set[str]]:
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename.startswith(f"{ROOT}/"):
+        counts = code.co_name not in COMPREHENSIONS
+        if (
+            event == "call"
+            and counts
+            and code.co_flags & inspect.CO_OPTIMIZED
+            and code.co_filename.startswith(f"{ROOT}/")
+        ):
             found.setdefault(code.co_filename.removeprefix(f"{ROOT}/"), set()).add(code.co_name)
 
     def stop(*_: Any, **__: Any) -> None:
