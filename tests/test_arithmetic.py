@@ -111,7 +111,7 @@ def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps(preset, evaluatio
         pytest.param(
             {"decoder_every": 1, "encoder_every": 4, "head_evaluations": 1, "share_first": False}, 511, id="map once"
         ),
-        pytest.param({}, 390, id="preset"),
+        pytest.param({}, 436, id="preset"),
     ],
 )
 def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps_by_the_heads_map(options, most, monkeypatch):

@@ -51,6 +51,7 @@ STAGES: dict[str, tuple[type, Path]] = {
     "simflow likelihood": (SimFlowStageConfig, SIMFLOW_PRESETS),
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
+    "mar distil_head": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),
     "scripts/train_sit.sh": (SiTStageConfig, SIT_PRESETS),
     "sit generate": (SiTStageConfig, SIT_PRESETS),
@@ -98,7 +99,11 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
-                if what in ("mar", "sit", "simflow") and words[0] in {*GENERATION_COMMANDS, *SIMFLOW_COMMANDS}:
+                if what in ("mar", "sit", "simflow") and words[0] in {
+                    *GENERATION_COMMANDS,
+                    *SIMFLOW_COMMANDS,
+                    "distil_head",
+                }:
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found

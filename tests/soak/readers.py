@@ -190,7 +190,7 @@ def _places(folder: Path) -> dict[str, Format]:
 
     def add(name: str, file: Path, place: Path | None = None, sign: Callable[[], None] | None = None) -> None:
         config = ImageConfig("files", str(place or file), 8)
-        made[name] = Format(file, lambda: open_images(config).batch([SampleKey(index, -1) for index in range(6)]), sign)
+        made[name] = Format(file, lambda: _every_image(config), sign)
 
     (folder / "zip").mkdir(parents=True)
     (folder / "deflated").mkdir()
@@ -217,6 +217,11 @@ def _places(folder: Path) -> dict[str, Format]:
         listed.write_text("".join(line.format(i=image) for image in images))
         add(f"list{suffix}", listed)
     return made
+
+
+def _every_image(config: ImageConfig) -> None:
+    images = open_images(config)
+    images.batch([SampleKey(index, -1) for index in range(len(images))])
 
 
 def _sign_index(file: Path) -> None:
