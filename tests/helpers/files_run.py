@@ -38,7 +38,8 @@ def files_run(module: str, words: list[str]) -> dict[str, set[str]]:
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        counts = code.co_name not in COMPREHENSIONS
+        installed = code.co_filename.startswith(f"{sys.prefix}/")  # an environment may lie in the project
+        counts = code.co_name not in COMPREHENSIONS and not installed
         if (
             event == "call"
             and counts
