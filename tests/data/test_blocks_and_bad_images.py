@@ -12,7 +12,7 @@ from flowprior.data.order import SampleKey
 from flowprior.data.stores import verified
 from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from image_sets import pictures, write_folder, write_parquet, write_saved, write_shards, write_zip
 
 SOME = pictures(24, ("ant", "bee", "cat"), "jpg", size=(20, 24))
