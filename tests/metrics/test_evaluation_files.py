@@ -59,7 +59,7 @@ def metrics_of(config: MARStageConfig) -> dict:
 
 
 def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_metrics(config_with, tmp_path):
-    weights = read_tensors(weights_file("extractor"), "weights")
+    weights = read_tensors(weights_file("digits", "extractor"), "weights")
     write_tensors(tmp_path / "w.safetensors", weights | {"head.bias": weights["head.bias"] + 1})
     statistics = [tmp_path / folder / "s.npz" for folder in "ab"]
     for count, file in zip((40, 50), statistics):
