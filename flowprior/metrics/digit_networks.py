@@ -217,7 +217,11 @@ def main() -> None:
     parser.add_argument(
         "--networks", nargs="+", choices=sorted(NETWORKS), default=sorted(NETWORKS), help="which to train"
     )
-    parser.add_argument("--epochs", type=int, help="passes over the images (default: 40 and 20 for the extractors, 100 and 50 for the judges)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        help="passes over the images (default: 40 and 20 for the extractors, 100 and 50 for the judges)",
+    )
     parser.add_argument(
         "--out", type=Path, default=WEIGHTS, help="folder for the weight files (default: beside this module)"
     )
@@ -231,7 +235,9 @@ def main() -> None:
             print(f"{data}, {name}: held-out accuracy {accuracy:.4f}", flush=True)
             network = train(data, name, split_indices(len(images), "all"), arguments.epochs)
             write_tensors(weights_file(data, name, arguments.out), network.state_dict())
-            print(f"{data}, {name}: trained on all images, {weights_file(data, name, arguments.out)} written", flush=True)
+            print(
+                f"{data}, {name}: trained on all images, {weights_file(data, name, arguments.out)} written", flush=True
+            )
 
 
 if __name__ == "__main__":

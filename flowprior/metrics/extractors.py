@@ -19,8 +19,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
-from flowprior.errors import UserError, one_line
 from flowprior.data.embedded import EMBEDDED
+from flowprior.errors import UserError, one_line
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
 from flowprior.metrics.statistics import Statistics, StreamingMoments

@@ -3,8 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from flowprior.data.digits import digit_images
-from flowprior.data.embedded import split_indices
+from flowprior.data.embedded import digit_images, split_indices
 
 COUNT = 1797
 

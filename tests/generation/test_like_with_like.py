@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowprior.data.digits import digit_images
-from flowprior.data.embedded import EMBEDDED
+from flowprior.data.embedded import EMBEDDED, digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, StreamingMoments, evaluate_generation, frechet_distance
 from flowprior.metrics.digit_networks import weights_file

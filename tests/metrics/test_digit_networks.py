@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowprior.data.digits import digit_images
-from flowprior.data.embedded import EMBEDDED
+from flowprior.data.embedded import EMBEDDED, digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import digit_networks
 from flowprior.metrics.digit_networks import load_extractor, load_judge, recognised_share

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics
 from flowprior.metrics.digit_networks import weights_file

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import ImageSet, evaluate_generation, extractors, missing_weights
 from flowprior.metrics.digit_networks import load_extractor

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from generation import commands
 from simflow import __main__ as room
 from simflow import evaluate_ae, train_simflow

@@ -3,8 +3,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flowprior.data.digits import digit_images
-from flowprior.data.embedded import split_indices
+from flowprior.data.embedded import digit_images, split_indices
 from flowprior.data.images import ImageConfig, to_model
 from flowprior.distributed import World
 from flowprior.errors import UserError

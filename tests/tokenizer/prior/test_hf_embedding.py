@@ -16,7 +16,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.data.features import read_features
 from flowprior.distributed import World
 from flowprior.errors import UserError

@@ -29,7 +29,9 @@ class HFEmbeddingTarget:
     repo: str = option("Qwen/Qwen2.5-0.5B", "hub repository")
     revision: str = option("main", "branch, tag or commit of the repository")
     folder: str = option("", "a folder with the repository's safetensors, in place of the hub", changes_result=False)
-    package: str = option("", "an installed Python package that holds the table's .safetensors file, in place of the hub")
+    package: str = option(
+        "", "an installed Python package that holds the table's .safetensors file, in place of the hub"
+    )
     tensor: str = option("model.embed_tokens.weight", "name of the table, (N, d)")
 
     def load(self, context: TargetContext) -> TargetFeatures:
