@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from image_sets import pictures, write_folder, write_shards, write_zip
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -36,6 +35,7 @@ from flowprior.run.lock import NAME as LOCK
 from flowprior.run.lock import FolderLock
 from flowprior.run.reporting import RunLog, read_log
 from flowprior.run.run_folder import Stopwatch
+from image_sets import pictures, write_folder, write_shards, write_zip
 from soak.saves import SmallRun
 from soak.stages import Soak
 from tokenizer.autoencoder import Autoencoder
@@ -190,7 +190,13 @@ def _places(folder: Path) -> dict[str, Format]:
 
     def add(name: str, file: Path, place: Path | None = None, sign: Callable[[], None] | None = None) -> None:
         config = ImageConfig("files", str(place or file), 8)
-        made[name] = Format(file, lambda: open_images(config).batch([SampleKey(index, -1) for index in range(6)]), sign)
+
+        def read() -> None:
+            found = open_images(config)
+            found.batch([SampleKey(index, -1) for index in range(len(found))])
+            found.fingerprint()
+
+        made[name] = Format(file, read, sign)
 
     (folder / "zip").mkdir(parents=True)
     (folder / "deflated").mkdir()
@@ -203,8 +209,16 @@ def _places(folder: Path) -> dict[str, Format]:
         shutil.copytree(kept.parent, copied)
         for file in copied.iterdir():
             os.utime(file, ns=(0, (kept.parent / file.name).stat().st_mtime_ns))
-        add(f"index of {name}", copied / kept.name, copied / place.name if place.is_file() else copied, partial(_sign_index, copied / kept.name))
-    for suffix, line in ((".csv", "{i.file},{i.label}\n"), (".jsonl", '{{"path": "{i.file}", "label": "{i.label}"}}\n')):
+        add(
+            f"index of {name}",
+            copied / kept.name,
+            copied / place.name if place.is_file() else copied,
+            partial(_sign_index, copied / kept.name),
+        )
+    for suffix, line in (
+        (".csv", "{i.file},{i.label}\n"),
+        (".jsonl", '{{"path": "{i.file}", "label": "{i.label}"}}\n'),
+    ):
         listed = write_folder(folder / suffix[1:], images) / f"list{suffix}"
         listed.write_text("".join(line.format(i=image) for image in images))
         add(f"list{suffix}", listed)

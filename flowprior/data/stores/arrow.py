@@ -11,7 +11,7 @@ import numpy as np
 
 from flowprior.data.stores.base import ImageStore, StoreOptions
 from flowprior.data.stores.labels import NO_LABEL
-from flowprior.data.stores.tables import TableLabels, bytes_of, choose_columns, image_bytes, import_pyarrow
+from flowprior.data.stores.tables import TableLabels, bytes_of, choose_columns, image_bytes, import_pyarrow, reading
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
 from flowprior.run.files import read_json
@@ -43,26 +43,24 @@ class ArrowStore(ImageStore):
     ) -> None:
         self.open_table, self.where, self.home = open_table, where, folder
         table = open_table()
-        columns = choose_columns(table.schema, options, where)
-        if not table.num_rows:
-            raise UserError(f"{where} holds no rows")
-        self.image, labels = columns.image, TableLabels()
-        self._use(table)
-        for chunk in table.column(columns.label).chunks if columns.label else ():
-            labels.add(chunk)
+        with reading(where):
+            columns = choose_columns(table.schema, options, where)
+            if not table.num_rows:
+                raise UserError(f"{where} holds no rows")
+            self.image, labels = columns.image, TableLabels()
+            self._use(table)
+            for chunk in table.column(columns.label).chunks if columns.label else ():
+                labels.add(chunk)
         guessed = options.label_column in ("", NO_LABEL)
         self.class_names, self.labels, notes = labels.classes(columns, where, table.num_rows, guessed)
         for line in notes:
             note(line)
 
     def _use(self, table: pyarrow.Table) -> None:
+        for column in table.columns:
+            column.validate(full=True)  # whose numbers are places in memory
         self.chunks = [chunk for chunk in table.column(self.image).chunks if len(chunk)]
         self.ends = np.cumsum([len(chunk) for chunk in self.chunks])
-        try:
-            for column in table.columns:
-                column.validate(full=True)  # whose numbers are places in memory
-        except import_pyarrow().ArrowInvalid as error:
-            raise UserError(f"{self.where} is damaged ({one_line(error)}): get or make it again") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("chunks", "ends")}

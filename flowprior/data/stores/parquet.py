@@ -14,8 +14,8 @@ from flowprior.data.stores.base import ImageStore, StoreOptions
 from flowprior.data.stores.index import index_made_from
 from flowprior.data.stores.labels import NO_LABEL
 from flowprior.data.stores.shard_files import FileStamp
-from flowprior.data.stores.tables import TableLabels, choose_columns, image_bytes, import_pyarrow
-from flowprior.errors import UserError, one_line
+from flowprior.data.stores.tables import TableLabels, choose_columns, image_bytes, import_pyarrow, reading
+from flowprior.errors import UserError
 from flowprior.notes import note
 
 if TYPE_CHECKING:
@@ -44,22 +44,22 @@ class ParquetStore(ImageStore):
 
     def __init__(self, files: list[Path], where: str, options: StoreOptions) -> None:
         self.files, self.where, self.home = files, where, files[0].parent
-        schema = _footer(files[0]).schema_arrow
-        self.columns = choose_columns(schema, options, where)
         labels, rows, self.group_of, self.group_facts = TableLabels(), list[int](), list[tuple[int, int]](), list[str]()
+        with reading(f"the Parquet file {files[0]}"):
+            schema = _footer(files[0]).schema_arrow
+            self.columns = choose_columns(schema, options, where)
         for number, file in enumerate(files):
-            read = _footer(file)
-            self._check(file, read, schema)
-            for group in range(read.metadata.num_row_groups):
-                about = read.metadata.row_group(group)
-                if about.num_rows:
-                    rows.append(about.num_rows)
-                    self.group_of.append((number, group))
-                    self.group_facts.append(_facts(about))
-            if self.columns.label:
-                with _named(file):
-                    for chunk in read.read(columns=[self.columns.label], use_threads=False).column(0).chunks:
-                        labels.add(chunk)
+            with reading(f"the Parquet file {file}"):
+                read = _footer(file)
+                self._check(file, read, schema)
+                for group in range(read.metadata.num_row_groups):
+                    about = read.metadata.row_group(group)
+                    if about.num_rows:
+                        rows.append(about.num_rows)
+                        self.group_of.append((number, group))
+                        self.group_facts.append(_facts(about))
+                for chunk in self._label_chunks(read):
+                    labels.add(chunk)
         if not rows:
             raise UserError(f"{where} holds no rows")
         self.ends = np.cumsum(rows)
@@ -68,6 +68,9 @@ class ParquetStore(ImageStore):
         for line in notes:
             note(line)
         self._begin()
+
+    def _label_chunks(self, read: pyarrow.parquet.ParquetFile) -> list[pyarrow.Array]:
+        return read.read(columns=[self.columns.label], use_threads=False).column(0).chunks if self.columns.label else []
 
     def _begin(self) -> None:
         self.process, self.lock = os.getpid(), threading.RLock()
@@ -123,8 +126,10 @@ class ParquetStore(ImageStore):
                 self.kept.move_to_end(group)
                 return self.kept[group]
             number, in_file = self.group_of[group]
-            with _named(self.files[number], f", row group {in_file},"):
+            with reading(f"the Parquet file {self.files[number]}, row group {in_file},"):
                 read = self._open(number).read_row_group(in_file, columns=[self.columns.image], use_threads=False)
+                if len(read) != self.ends[group] - self.starts[group]:
+                    raise ValueError(f"{len(read)} rows in place of {self.ends[group] - self.starts[group]}")
             while len(self.kept) >= max(FEWEST_KEPT, self.mixed):
                 self.kept.popitem(last=False)
             self.kept[group] = read.column(0)
@@ -160,24 +165,9 @@ class ParquetStore(ImageStore):
         return np.unique(np.concatenate(parts).astype(np.int64))[:most]
 
 
-class _named:  # noqa: N801
-    """Within, whatever pyarrow raises becomes a mistake that names the file."""
-
-    def __init__(self, file: Path, place: str = "") -> None:
-        self.file, self.place = file, place
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            raise UserError(
-                f"the Parquet file {self.file}{self.place} cannot be read ({one_line(error)}): get or make it again"
-            ) from error
-
-
 def _footer(file: Path) -> pyarrow.parquet.ParquetFile:
     pyarrow = import_pyarrow()
-    with _named(file):
+    with reading(f"the Parquet file {file}"):
         return pyarrow.parquet.ParquetFile(file, pre_buffer=False)
 
 
