@@ -8,7 +8,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import BinaryIO
 
-from flowprior.data.stores.base import IMAGES_AT_ONCE, ImageStore
+from flowprior.data.stores.base import IMAGES_AT_ONCE, ImageStore, printable
 from flowprior.data.stores.folder_listing import list_images
 from flowprior.errors import UserError, one_line
 
@@ -27,7 +27,7 @@ class FilesStore(ImageStore):
         return self.root / self.member(index)
 
     def name(self, index: int) -> str:
-        return str(self.file(index))
+        return printable(str(self.file(index)))
 
     def read(self, index: int) -> bytes:
         with self.open(index) as opened:
