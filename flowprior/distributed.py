@@ -71,7 +71,9 @@ class World:
         """For each of ``flags`` (booleans, or boolean scalars on the device) whether it holds in any process, at the price of one wait."""
         if self.size == 1:
             return [bool(flag) for flag in flags]
-        stacked = torch.stack([torch.as_tensor(flag, device=self.device).float() for flag in flags])
+        # A boolean is written by the device itself: a copy of it would make the host wait a second time.
+        on_device = [f if isinstance(f, Tensor) else torch.full((), f, device=self.device) for f in flags]
+        stacked = torch.stack([flag.to(self.device).float() for flag in on_device])
         return [value > 0 for value in self.all_reduce(stacked).tolist()]
 
     def broadcast(self, value: Any) -> Any:

@@ -14,7 +14,7 @@ from flowprior.metrics.registry import EXTRACTORS, METRICS, choose_metrics
 from flowprior.run.config import option
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.run_folder import RunFolder
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 
 C = TypeVar("C", bound="GenerationConfig")

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from functools import partial
 
 from flowprior.data.latent_cache import LatentCache
-from flowprior.data.loader import indexed_batches, training_batches
+from flowprior.data.loader import training_batches
+from flowprior.data.order import SampleKey
 from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError, entry_point
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
@@ -71,7 +72,7 @@ def distil(
         folder.path,
         description="flow map",
     )
-    shown = next(indexed_batches(cache, [range(min(SHOWN_IMAGES, len(cache)))]))
+    shown = cache.batch([SampleKey(index, epoch=-1) for index in range(min(SHOWN_IMAGES, len(cache)))])
     shown = {name: value.to(world.device) for name, value in shown.items()}
 
     def errors(step: int) -> dict[str, float]:

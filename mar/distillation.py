@@ -11,7 +11,7 @@ from torch import Tensor
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.flow.solver import states
 from flowprior.run.config import option
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom

@@ -16,6 +16,7 @@ from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
 from generation.generator import Generator
+from generation.sizes import apply_size
 from mar.attention import block_at, gather_tokens
 from mar.flow_map import FlowMap
 from mar.masking import masked_count
@@ -81,7 +82,7 @@ class MARConfig:
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
-        self._apply_size()
+        apply_size(self, SIZES, "mar_base")
         sizes = (
             self.width,
             self.encoder_depth,
@@ -106,15 +107,6 @@ class MARConfig:
             raise ValueError(f"mask_counts is 0 (any number of masked tokens) or at least 2, not {self.mask_counts}")
         if not (0 < self.norm_eps < 1 and 0 < self.qk_norm_eps < 1):
             raise ValueError("norm_eps and qk_norm_eps lie in (0, 1)")
-
-    def _apply_size(self) -> None:
-        if self.size not in ("", *SIZES):
-            raise ValueError(f"size is one of {', '.join(SIZES)}, or empty, not '{self.size}'")
-        for name, value in SIZES[self.size or "mar_base"].items():
-            written = getattr(self, name)
-            if self.size and written not in (0, value):
-                raise ValueError(f"{self.size} has {name} {value}, not {written}: leave out size or {name}")
-            setattr(self, name, written or value)
 
     def build(self, tokens: int, channels: int, num_classes: int) -> MAR:
         return MAR(self, tokens, channels, num_classes)

@@ -16,8 +16,9 @@ from flowprior.run.config import option, registry_section
 from flowprior.run.run_folder import RunFolder
 from simflow.config import SimFlowStageConfig
 from simflow.regulariser import JointFlowConfig
+from tokenizer.config import AEConfig
 from tokenizer.regularisers import REGULARISERS
-from tokenizer.train_ae import AEConfig, run_stage
+from tokenizer.train_ae import run_stage
 
 PRESETS = Path(__file__).parent / "joint_configs"
 DEFAULT_PRESET = "digits_simflow"

@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flowprior.flow.path import path_sample
+from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import TIME_FREQUENCIES, time_features
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.randomness import StepRandom
 from generation.generator import Generator
+from generation.sizes import apply_size
 from sit.blocks import Block, OutputLayer, sinusoids
 from sit.sampler import SamplerConfig, sample_latents
 from sit.time_shift import shift_factor, shifted
@@ -29,13 +30,13 @@ SIZES = {
 
 
 @dataclass
-class SiTConfig:
+class SiTConfig(Section):
     """Sizes and training choices of SiT; the defaults are SiT-B's."""
 
     size: str = option("", f"one of {', '.join(SIZES)}: stands for the three numbers below")
-    width: int = option(0, "width of the transformer; 0, here and in the next two: as size says, or SiT-B's")
-    depth: int = option(0, "blocks")
-    heads: int = option(0, "heads of attention")
+    width: int = option(0, "width of the transformer; 0, here and in the next two: as size says, or SiT-B's", least=1)
+    depth: int = option(0, "blocks", least=1)
+    heads: int = option(0, "heads of attention", least=1)
     block: Literal["plain", "lightning"] = option(
         "plain", "DiT's block, or lightning: LightningDiT's SwiGLU, RMS norm, and norm of queries and keys"
     )
@@ -46,7 +47,7 @@ class SiTConfig:
     prediction_clip: float = option(
         0.05, "prediction=data: the velocity divides by 1 - t, and by this where that is smaller"
     )
-    pairs: int = option(1, "(t, noise) pairs per image")
+    pairs: int = option(1, "(t, noise) pairs per image", least=1)
     times: TimeConfig = option(TimeConfig, "")
     time_shift: str = option(
         "1", "move training times towards noise by this factor; auto: sqrt(tokens x channels / 4096); 1 leaves them"
@@ -55,23 +56,13 @@ class SiTConfig:
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
-        self._apply_size()
-        if min(self.width, self.depth, self.heads, self.pairs) < 1:
-            raise ValueError("width, depth, heads and pairs are at least 1")
+        apply_size(self, SIZES, "B")
+        super().__post_init__()
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width {self.width} is odd or does not divide into {self.heads} heads")
         if not (0 <= self.label_drop < 1 and 0 < self.prediction_clip < 1):
             raise ValueError("label_drop lies in [0, 1), prediction_clip in (0, 1)")
         shift_factor(self.time_shift, 1)
-
-    def _apply_size(self) -> None:
-        if self.size not in ("", *SIZES):
-            raise ValueError(f"size is one of {', '.join(SIZES)}, or empty, not '{self.size}'")
-        for name, value in SIZES[self.size or "B"].items():
-            written = getattr(self, name)
-            if self.size and written not in (0, value):
-                raise ValueError(f"{self.size} has {name} {value}, not {written}: leave out size or {name}")
-            setattr(self, name, written or value)
 
     def build(self, tokens: int, channels: int, num_classes: int) -> SiT:
         return SiT(self, tokens, channels, num_classes)
@@ -141,18 +132,19 @@ class SiT(Generator):
         With ``prediction=data`` the same, of ``v = (x - x_t) / (1 - t)`` from the predicted data x (JiT, arXiv 2511.13720): it is
         ``|| x - x1 ||^2 / (1 - t)^2``, whose divisor is bounded by ``prediction_clip``.
         """
-        config, images, pairs = self.config, len(latents), self.config.pairs
-        data = latents.float().repeat_interleave(pairs, 0)  # (B P, T, C)
-        dropped = random.uniform("label drop", images, pairs).flatten() < config.label_drop  # (B P,)
+        config, pairs = self.config, self.config.pairs
+        dropped = random.uniform("label drop", len(latents), pairs).flatten() < config.label_drop  # (B P,)
         labels = torch.where(dropped, self.num_classes, labels.repeat_interleave(pairs))
-        noise = random.normal("noise", images, pairs, self.tokens, self.channels).flatten(0, 1)
-        t = config.times.quantile(random.times("t", images, pairs).flatten())
+        draw = draw_path_of_step(random, latents, pairs=pairs, group_size=self.tokens)  # one time for all tokens
+        t = config.times.quantile(draw.t)  # (B, P, 1)
         t = shifted(t, shift_factor(config.time_shift, self.tokens * self.channels))
-        point = path_sample(noise, data, t[:, None])
-        predicted = self(point.x_t, t, labels).float()
+        point = draw._replace(t=t).sample(latents)  # (B, P, 1, T, C)
+        x_t, velocity, t = point.x_t.flatten(0, 2), point.velocity.flatten(0, 2), t.flatten()
+        predicted = self(x_t, t, labels).float()  # (B P, T, C)
         if config.prediction == "data":
+            data = latents.float().repeat_interleave(pairs, 0)
             return ((predicted - data) / self._time_left(t)).square().mean()
-        return (predicted - point.velocity).square().mean()
+        return (predicted - velocity).square().mean()
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         return sample_latents(self, labels, seeds, cfg, self.config.sampler)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowprior.flow.solver import integrate_over
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from sit.adaptive import dopri5
 from sit.sde import euler_maruyama
 from sit.time_shift import shift_factor, shifted
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SamplerConfig:
+class SamplerConfig(Section):
     """How latents are drawn."""
 
     solver: Literal["euler", "heun", "midpoint", "ab2", "dopri5", "sde"] = option(
         "heun", "of the ODE with fixed steps, with adaptive ones (dopri5), or of the SDE by Euler-Maruyama"
     )
-    steps: int = option(50, "steps; heun and midpoint evaluate the network twice in each, dopri5 chooses its own")
-    rtol: float = option(1e-3, "dopri5: relative error that a step may make")
-    atol: float = option(1e-6, "dopri5: absolute error that a step may make")
+    steps: int = option(
+        50, "steps; heun and midpoint evaluate the network twice in each, dopri5 chooses its own", least=1
+    )
+    rtol: float = option(1e-3, "dopri5: relative error that a step may make", above=0)
+    atol: float = option(1e-6, "dopri5: absolute error that a step may make", above=0)
     diffusion: Literal["sigma", "sin2"] = option(
         "sigma", "sde: diffusion at time t, 1 - t (the noise's share) or sin^2(pi t)"
     )
-    diffusion_scale: float = option(1.0, "sde: factor of the diffusion; with 0 it is Euler's method")
+    diffusion_scale: float = option(1.0, "sde: factor of the diffusion; with 0 it is Euler's method", least=0)
     last_step: float = option(0.04, "sde: length of the last step, which adds no noise")
     time_shift: str = option(
         "", "move the steps' times towards noise: a number, or auto; empty: as in training. dopri5 needs none"
@@ -43,10 +45,11 @@ class SamplerConfig:
     one_batch: bool = option(True, "guided and unguided half in one batch; off: in turn, with half the memory")
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or (self.solver == "sde" and self.steps < 2):
-            raise ValueError("steps is at least 1, and 2 for the sde, whose last one is apart")
-        if not (self.rtol > 0 and self.atol > 0 and self.diffusion_scale >= 0 and 0 < self.last_step < 1):
-            raise ValueError("rtol and atol are above 0, diffusion_scale is not below, last_step lies in (0, 1)")
+        super().__post_init__()
+        if self.solver == "sde" and self.steps < 2:
+            raise ValueError("steps is at least 2 for the sde, whose last one is apart")
+        if not 0 < self.last_step < 1:
+            raise ValueError(f"last_step lies in (0, 1), not at {self.last_step}")
         if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
             raise ValueError(f"cfg_interval is two flow times such as [0.1, 0.9], not {list(self.cfg_interval)}")
         if self.time_shift:

@@ -1,6 +1,7 @@
 """What the expensive steps cost at the paper's sizes, counted by PyTorch on the meta device: no more than is written here, in GFLOP."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.run.presets import config_from_command_line
 from mar.attention import gather_tokens
-from mar.config import PRESETS, MARStageConfig
-from mar.model import MARConfig
-from mar.sampler import Head, SamplerConfig, TimeCodes, sample_latents
+from mar.config import MARStageConfig
+from mar.flow_map import FlowMap
+from mar.head import FlowDrawer
+from mar.model import MAR, MARConfig
+from mar.sampler import sample_latents
 from sit.model import SiTConfig
 from sit.sampler import SamplerConfig as SiTSamplerConfig
 from sit.sampler import sample_latents as sample_sit_latents
@@ -92,15 +94,40 @@ def test_a_training_step_of_mar_b_with_the_mean_number_of_masked_tokens(skip_unr
 @pytest.mark.parametrize("preset, evaluations, most", [("imagenet", 25, 1567), ("imagenet_efficient", 10, 671)])
 def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps(preset, evaluations, most):
     """The transformer with one evaluation of the head, and the others for all tokens at once; without ``share_first``, which looks at labels."""
-    config = config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", preset]).model.mar
+    config = MARStageConfig.read("", ["--preset", preset]).model.mar
     assert config.sampler.head_evaluations in (0, evaluations)
-    with META:
-        model = config.build(64, 32, 1000).eval().requires_grad_(False)
-    sampler = SamplerConfig(**vars(config.sampler) | {"ar_steps": 8, "head_evaluations": 1, "share_first": False})
+    model = mar_b(config)
+    sampler = replace(config.sampler, ar_steps=8, head_evaluations=1, share_first=False)
     once = gflop(lambda: sample_latents(model, empty(2, dtype=torch.long), [0, 1], 3.0, sampler))
-    head = Head(model.head, TimeCodes(model, True), False)
-    again = gflop(lambda: head(empty(2, 64, 32), 0.5, empty(4, 64, 1024)))
+    head = FlowDrawer(model.head, sampler).head
+    again = gflop(lambda: head(empty(2, 64, 32), (0.5,), empty(4, 64, 1024)))
     assert 0.99 * most < once + (evaluations - 1) * again < most
+
+
+@pytest.mark.parametrize(
+    "options, most",
+    [
+        pytest.param({"decoder_every": 1, "encoder_every": 4, "share_first": False}, 520, id="map"),
+        pytest.param(
+            {"decoder_every": 1, "encoder_every": 4, "head_evaluations": 1, "share_first": False}, 511, id="map once"
+        ),
+        pytest.param({}, 436, id="preset"),
+    ],
+)
+def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps_by_the_heads_map(options, most, monkeypatch):
+    """Two evaluations, which take the guidance scale as an input, but for one; two images of two classes share the first step's third."""
+    config = MARStageConfig.read("", ["--preset", "imagenet_fast"]).model.mar
+    model = mar_b(config)
+    monkeypatch.setattr(torch.Tensor, "unique", lambda labels, return_inverse: (labels[:3], labels))
+    sampler = replace(config.sampler, ar_steps=8, **options)
+    assert 0.97 * most < gflop(lambda: sample_latents(model, empty(2, dtype=torch.long), [0, 1], 3.0, sampler)) < most
+
+
+def mar_b(config: MARConfig) -> MAR:
+    with META:
+        model = config.build(64, 32, 1000)
+        model.flow_map = FlowMap(model.head, (1.0, 4.0))
+    return model.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("size, billions", [("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64)])

@@ -24,11 +24,13 @@ from simflow.config import PRESETS as SIMFLOW_PRESETS
 from simflow.config import SimFlowStageConfig
 from simflow.train_simflow import PRESETS as JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
+from sit.config import PRESETS as SIT_PRESETS
+from sit.config import SiTStageConfig
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
+from tokenizer.config import PRESETS as AE_PRESETS
+from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
 from tokenizer.prior.train_flowhead import FlowPriorConfig
-from tokenizer.train_ae import PRESETS as AE_PRESETS
-from tokenizer.train_ae import AEConfig
 from tokenizer.vit import ViTConfig
 from toy_examples.config import ToyConfig
 from toy_examples.run import config_of as toy_config
@@ -49,11 +51,22 @@ STAGES: dict[str, tuple[type, Path]] = {
     "simflow likelihood": (SimFlowStageConfig, SIMFLOW_PRESETS),
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
+    "mar distil_head": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),
+    "scripts/train_sit.sh": (SiTStageConfig, SIT_PRESETS),
+    "sit generate": (SiTStageConfig, SIT_PRESETS),
 }
 OPTIONS = {
     name
-    for cls in (FlowPriorConfig, AEConfig, MARStageConfig, SimFlowAEConfig, SimFlowStageConfig, ToyConfig)
+    for cls in (
+        FlowPriorConfig,
+        AEConfig,
+        MARStageConfig,
+        SiTStageConfig,
+        SimFlowAEConfig,
+        SimFlowStageConfig,
+        ToyConfig,
+    )
     for name, _, _ in list_options(cls)
 }
 
@@ -86,7 +99,11 @@ def commands() -> list[Command]:
             if form:
                 environment = dict(word.split("=", 1) for word in shlex.split(form[1]))
                 what, *words = shlex.split(form[2], comments=True)
-                if what in ("mar", "simflow") and words[0] in {*GENERATION_COMMANDS, *SIMFLOW_COMMANDS}:
+                if what in ("mar", "sit", "simflow") and words[0] in {
+                    *GENERATION_COMMANDS,
+                    *SIMFLOW_COMMANDS,
+                    "distil_head",
+                }:
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))
     return found
@@ -138,7 +155,7 @@ def stage_options(command: Command) -> dict[str, Any]:
         name, words = words[at + 1], words[:at] + words[at + 2 :]
     if name.endswith(".yaml"):  # of the reader's own
         name = "digits"
-    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIMFLOW_PRESETS))
+    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIT_PRESETS, SIMFLOW_PRESETS))
     return apply_overrides(read_preset(preset, presets), [word for word in words if not word.startswith("--")])
 
 
@@ -152,7 +169,7 @@ OF_STAGES = [
 @pytest.mark.parametrize("command", OF_STAGES, ids=lambda command: f"{command.page} {command.what}")
 def test_every_stages_command_names_a_preset_and_options_that_are_there(command):
     words = command.words
-    if command.what in ("mar generate", "simflow generate"):
+    if command.what in ("mar generate", "sit generate", "simflow generate"):
         _, words = generate.parse(words)
     flags = {word for word in words if word.startswith("--")}
     assert flags <= ({"--dry-run"} if command.what == "scripts/train_ae.sh" else {"--preset"})

@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.run.config import build_config, option
-from flowprior.run.files import (
-    build_saved,
-    read_json,
-    read_tensors,
-    tensors_fingerprint,
-    write_json,
-    write_tensors,
-)
+from flowprior.run.files import build_saved, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
 from flowprior.run.hub import push_folder, saved_folder
 from flowprior.run.norms import norm_eps, set_norm_eps
-from tokenizer.latent_maps import LatentMapConfig, build_latent_maps
+from tokenizer.latent_maps import LatentMapConfig
 from tokenizer.tokens import placed, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
@@ -148,9 +142,8 @@ class Decoder(nn.Module):
         x = patches.followed_by(self.from_latent(latents) + self.latent_positions)
         prefix = self.vit.num_prefix_tokens
         x = through_blocks(self.vit, x, self.recompute)[:, prefix : prefix + self.side**2]  # (B, patches, W)
-        pixels = self.to_pixels(x).view(-1, self.side, self.side, self.patch, self.patch, 3)
-        # (B, 3, H, H)
-        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, self.side * self.patch, self.side * self.patch)
+        pixels = self.to_pixels(x)  # (B, patches, 3 patch^2)
+        return rearrange(pixels, "b (h w) (p q c) -> b c (h p) (w q)", h=self.side, p=self.patch, c=3)  # (B, 3, H, H)
 
 
 class Autoencoder(nn.Module):
@@ -165,7 +158,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config, self.about = config, dict(about or {})
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.latent_maps = build_latent_maps(config.latent_map, config.tokens, config.channels)
+        sizes = config.tokens, config.channels
+        self.latent_maps = nn.ModuleList(section.build(*sizes) for section in config.latent_map.chosen)
 
     @property
     def compiled_parts(self) -> list[nn.Module]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.data.digits import NUM_CLASSES, digit_images
@@ -39,7 +40,7 @@ class DigitClassifier(nn.Module):
         x = images[:, :1]
         for layer in self.stages[:-1]:
             x = F.gelu(layer(x))
-        return self.stages[-1](x).flatten(2).transpose(1, 2)  # (B, P, D)
+        return rearrange(self.stages[-1](x), "b d h w -> b (h w) d")
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, 3, S, S)`` in [-1, 1] to logits ``(B, 10)``."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.flow.online import OnlineFlow
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.objective import AutoencoderObjective

@@ -21,9 +21,9 @@ from flowprior.run.lock import sole_writer
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.provenance import Provenance
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.config import PRESETS, AEConfig
 from tokenizer.metrics import Meter, build_meters
 from tokenizer.reconstruct import measure, measure_with_noise
-from tokenizer.train_ae import PRESETS, AEConfig
 
 
 @entry_point

@@ -15,8 +15,7 @@ from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
-from flowprior.metrics import KNNDensity
-from flowprior.metrics.knn import NEIGHBOUR
+from flowprior.metrics.knn import NEIGHBOUR, KNNDensity
 from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
 from flowprior.run.config import option
 from flowprior.run.files import read_tensors

@@ -166,8 +166,8 @@ class AutoencoderObjective(Objective):
         config = self.config
         terms = {config.pixel: PIXEL_LOSSES[config.pixel](reconstruction, images)}
         weighted = {config.pixel: config.pixel_weight * terms[config.pixel]}
-        share = ramp(step, config.perceptual_start_step, config.perceptual_ramp_steps)
-        if self.perceptual is not None and share:
+        ramped = config.perceptual_start_step, config.perceptual_ramp_steps
+        if self.perceptual is not None and (share := ramp(step, *ramped)):
             terms["lpips"] = self.perceptual(reconstruction, images)
             weighted["lpips"] = share * config.perceptual_weight * terms["lpips"]
         return terms, weighted

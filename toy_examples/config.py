@@ -8,7 +8,7 @@ from typing import Literal
 from flowprior.flow.online import OnlineFlowConfig
 from flowprior.flow.prior import Alignment
 from flowprior.run.config import option
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 
 

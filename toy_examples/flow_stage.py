@@ -16,7 +16,8 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.run_folder import RunFolder, Stopwatch
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from flowprior.training.randomness import StepRandom, stream_seed
 from toy_examples.config import FlowConfig
 from toy_examples.distributions import ToyDistribution

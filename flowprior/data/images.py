@@ -39,7 +39,7 @@ class ImageConfig:
     path: str = option(
         "",
         "for source=files, where the images lie: a folder with one sub-folder per class, .tar shards (their folder, or a pattern such as "
-        "a-{000..146}.tar), a .zip, or a .csv or .jsonl list; DATA= sets it in the scripts",
+        "a-{000..146}.tar), a .zip, .parquet files, a saved data set, hf://name:split, or a .csv or .jsonl list; DATA= sets it in the scripts",
         changes_result=False,
     )
     size: int = option(32, "pixels on a side")
@@ -54,12 +54,12 @@ class ImageConfig:
     flip: bool = option(False, "mirror every other image in training")
     image_column: str = option(
         "",
-        "column of the images' paths in a list, or the images' extension in archives; empty: what is usual",
+        "column of the images in a table, of their paths in a list, or the images' extension in archives; empty: what is usual",
         changes_result=False,  # which images these are is a matter of their fingerprint
     )
     label_column: str = option(
         "",
-        "column of the labels in a list; in archives cls, txt, folder, or a field of .json; none: without labels; empty: what is usual",
+        "column of the labels in a table or a list; in archives cls, txt, folder, or a field of .json; none: without labels; empty: what is usual",
         changes_result=False,
     )
 

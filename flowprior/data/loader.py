@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flowprior.data.order import MicroBatches, SampleKey
 from flowprior.distributed import World
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 
 
 class KeyedDataset(Protocol):

@@ -197,7 +197,8 @@ class FlowPrior(nn.Module):
         Raises:
             ValueError: features or sizes that :func:`fit_target_map` refuses.
         """
-        from flowprior.training.loop import TrainConfig, TrainingLoop  # not needed to use a prior
+        from flowprior.training.config import TrainConfig
+        from flowprior.training.loop import TrainingLoop  # not needed to use a prior
 
         features = torch.as_tensor(features).detach()
         settings = TargetMapSettings(channels, projection, seed=seed)

@@ -13,20 +13,22 @@ from flowprior.metrics.recognised import recognised
 
 
 class ExtractorSpec(NamedTuple):
-    """An extractor under torch-fidelity's name, its layers for FID, inception score, and precision and recall, and what it has seen."""
+    """An extractor under torch-fidelity's name, its layers for FID, inception score, and precision and recall, what it has seen, and
+    whether its weights come with this package."""
 
     registered_name: str
     fid_layer: str
     isc_layer: str
     prc_layer: str
     trained_on: str = "not stated"
+    embedded: bool = False
 
 
 DIGITS = "scikit-learn's 1,797 handwritten digits"
 
 # Each runs inside torch-fidelity's classes; inception_spatial and dinov2 serve metrics of their own and have no logits worth a score.
 EXTRACTORS = {
-    "digits": ExtractorSpec("digits-cnn", "64", "logits", "64", DIGITS),
+    "digits": ExtractorSpec("digits-cnn", "64", "logits", "64", DIGITS, embedded=True),
     "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048", "ImageNet-1k's photographs"),
     "dinov2": ExtractorSpec("timm-dinov2-vit-l-14", "1024", "1024", "1024", "LVD-142M, photographs"),
     "inception_spatial": ExtractorSpec("inception-v3-spatial", "2023", "2023", "2023", "ImageNet-1k's photographs"),

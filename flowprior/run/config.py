@@ -23,6 +23,8 @@ def option(
     default: Any,
     help: str,
     *,
+    least: float | None = None,
+    above: float | None = None,
     changes_result: bool = True,
     before: Any = AS_DEFAULT,
     formerly: str = "",
@@ -33,6 +35,7 @@ def option(
     Args:
         default: the value, or a dataclass type for a nested section.
         help: one line.
+        least, above: bounds of a number in a :class:`Section`.
         changes_result: False for what may differ when a run is resumed (logging, data loading).
         before: what a run counts as whose config lacks the option, where that is not the default: a value, or words for what no value gives.
         formerly: the option's name in configs of earlier versions, which are still read; a person is told the present one.
@@ -40,6 +43,8 @@ def option(
     """
     metadata = {
         "help": help,
+        "least": least,
+        "above": above,
         "changes_result": changes_result,
         "formerly": formerly,
         "former_words": former_words or {},
@@ -49,6 +54,18 @@ def option(
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+class Section:
+    """What a config dataclass is based on whose numbers have bounds; one outside of them is a ``ValueError``."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, least, above = (getattr(self, field.name), *map(field.metadata.get, ("least", "above")))
+            if least is not None and not value >= least:
+                raise ValueError(f"{field.name} is at least {least}, not {value}")
+            if above is not None and not value > above:
+                raise ValueError(f"{field.name} is above {above}, not {value}")
 
 
 def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:

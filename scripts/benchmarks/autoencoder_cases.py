@@ -21,7 +21,8 @@ from flowprior.run.presets import read_preset
 from flowprior.training.loop import TrainingLoop
 from scripts.benchmarks.data_cases import jpeg_folder
 from scripts.benchmarks.measure import Case
-from tokenizer.train_ae import PRESETS, AEConfig, build_objective
+from tokenizer.config import PRESETS, AEConfig
+from tokenizer.train_ae import build_objective
 from tokenizer.vit import ViTConfig
 
 SMALL_PRIOR = {"width": 256, "depth": 3}

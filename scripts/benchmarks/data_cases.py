@@ -17,11 +17,11 @@ from flowprior.distributed import World
 from flowprior.metrics import Extractor, ImageSet, evaluate_generation
 from flowprior.run.config import build_config
 from flowprior.run.presets import read_preset
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from generation.cache_latents import make_encode
 from scripts.benchmarks.measure import Case
 from tokenizer.autoencoder import Autoencoder
-from tokenizer.train_ae import PRESETS, AEConfig
+from tokenizer.config import PRESETS, AEConfig
 
 NOISE = 24.0  # of 255: with it a file has 110 kB
 

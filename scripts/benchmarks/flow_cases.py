@@ -15,7 +15,8 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.time_grid import TimeGrid
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from scripts.benchmarks.measure import Case
 

@@ -13,7 +13,8 @@ import torch
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.distributed import World
 from flowprior.training.compilation import compile_parts
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from generation.generator import GeneratorObjective

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flowprior.distributed import World
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from scripts.gpu_check.parts import Context
 from scripts.gpu_check.subjects import SUBJECTS
 

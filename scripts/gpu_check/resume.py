@@ -19,7 +19,8 @@ from flowprior.training.loop import TrainingLoop
 from flowprior.training.randomness import seed_global_generators
 from scripts.gpu_check.parts import Context
 from scripts.gpu_check.subjects import random_prior
-from tokenizer.train_ae import PRESETS, AEConfig, build_objective
+from tokenizer.config import PRESETS, AEConfig
+from tokenizer.train_ae import build_objective
 
 
 class Killed(Exception):

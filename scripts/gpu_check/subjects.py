@@ -26,10 +26,11 @@ from generation.generator import GeneratorObjective
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from mar.model import MARConfig
+from tokenizer.config import PRESETS as AE_PRESETS
+from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
 from tokenizer.prior.train_flowhead import FlowPriorConfig
-from tokenizer.train_ae import PRESETS as AE_PRESETS
-from tokenizer.train_ae import AEConfig, build_objective
+from tokenizer.train_ae import build_objective
 from tokenizer.vit import ViTConfig
 
 TINY_VELOCITY = {"width": 16, "depth": 1}

@@ -18,7 +18,7 @@ from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from image_sets import (
     Picture,
     encoded,

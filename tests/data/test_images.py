@@ -16,7 +16,7 @@ from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import build_config, changed_options, to_dict
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 
 
 def noise_image(seed: int, width: int, height: int) -> Image.Image:

@@ -14,7 +14,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # torchrun's processe
 
 from flowprior.distributed import distributed_world
 from flowprior.run.files import tensors_fingerprint
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom

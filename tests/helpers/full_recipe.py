@@ -26,7 +26,8 @@ from flowprior.run.files import write_tensors  # noqa: E402
 from flowprior.run.presets import read_preset  # noqa: E402
 from flowprior.run.run_folder import peak_memory_gb  # noqa: E402
 from flowprior.training.loop import TrainingLoop  # noqa: E402
-from tokenizer.train_ae import PRESETS, AEConfig, build_objective  # noqa: E402
+from tokenizer.config import PRESETS, AEConfig  # noqa: E402
+from tokenizer.train_ae import build_objective  # noqa: E402
 
 
 def random_vgg(file: Path) -> Path:

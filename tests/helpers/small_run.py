@@ -17,7 +17,8 @@ from flowprior.errors import UserError, entry_point
 from flowprior.run import files
 from flowprior.run.files import tensors_fingerprint
 from flowprior.training import checkpoint
-from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import NonFiniteLoss, TrainingLoop
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom

@@ -8,7 +8,7 @@ from flowprior.metrics.registry import choose_metrics
 from flowprior.run.config import build_config
 from flowprior.run.presets import config_from_command_line
 from mar.config import PRESETS, MARStageConfig
-from tokenizer.train_ae import AEConfig
+from tokenizer.config import AEConfig
 
 SIZES = {"data": {"size": 32}, "model": {"image_size": 32}}
 
@@ -39,7 +39,7 @@ def test_without_names_all_metrics_that_apply_are_chosen(extractor, reference_im
         ),
         ({"samples": "pictures"}, "samples is empty, generate, or the path"),
         ({"online_count": -1}, "0 or more"),
-        ({"reference": "val"}, "reference is data or the path of an .npz"),
+        ({"reference": "val"}, "reference is data, or the path of an .npz"),
         ({"half_half_splits": -1}, "0 or more"),
     ],
 )

@@ -20,9 +20,9 @@ from flowprior.run.config import (
     to_dict,
 )
 from flowprior.run.presets import config_from_command_line
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
-from tokenizer.train_ae import AEConfig
+from tokenizer.config import AEConfig
 
 
 @dataclass

@@ -140,7 +140,7 @@ def test_no_other_place_writes_json_that_could_hold_what_json_has_not():
     loose = []
     for file in [
         f
-        for part in ("flowprior", "tokenizer", "generation", "mar", "toy_examples")
+        for part in ("flowprior", "tokenizer", "generation", "mar", "sit", "simflow", "toy_examples")
         for f in (root / part).rglob("*.py")
     ] + [
         *(root / "scripts").glob("*.py"),

@@ -9,7 +9,7 @@ from flowprior.data.latent_cache import CacheConfig
 from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, changed_options, option, to_dict
 from flowprior.run.presets import config_from_command_line, read_preset
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("words", [["workers=3"], ["workers="], ["workers={a: 1}"]])

@@ -11,7 +11,7 @@ from flowprior.errors import UserError
 from flowprior.run.config import option
 from flowprior.run.reporting import RunLog, read_log
 from flowprior.run.run_folder import RunFolder, Stopwatch
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 
 

@@ -14,8 +14,8 @@ from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, option, to_dict
 from flowprior.run.presets import config_from_command_line
 from mar.config import MARStageConfig
+from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import FlowPriorConfig
-from tokenizer.train_ae import AEConfig
 
 
 @dataclass

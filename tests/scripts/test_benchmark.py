@@ -60,7 +60,7 @@ def test_a_case_that_is_not_there_is_one_line_that_lists_those_that_are():
 
 def test_the_pages_tables_are_those_of_the_results_that_are_kept():
     kept = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
-    assert kept and all(result["cases"].keys() == CASES.keys() for result in kept)
+    assert kept and all(result["cases"].keys() <= CASES.keys() for result in kept)
     assert page_tables() in PAGE.read_text()
 
 

@@ -9,8 +9,8 @@ from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, list_options
 from mar.config import MARStageConfig
 from sit.config import SiTStageConfig
+from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import FlowPriorConfig
-from tokenizer.train_ae import AEConfig
 
 NAMES = ["train_flowhead", "train_ae", "train_mar", "train_sit"]
 

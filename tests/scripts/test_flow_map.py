@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from flowprior.run.files import read_json, tensors_fingerprint, write_json
 from runs import kill_once_it_has_saved, losses, read
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = ["model.mar.sampler={ar_steps: 2, head_steps: 3, head: map, head_evaluations: 2}"]
 WORDS = [
     *SAMPLED,
@@ -165,3 +167,31 @@ def test_samples_by_another_map_are_stale(commands):
     assert "mar generate" in refused(call("evaluate"))
     again = call("generate")
     assert again.returncode == 0 and "complete" not in again.stdout
+
+
+def test_samplers_are_compared_on_the_sets_that_the_commands_draw_and_each_is_measured_once(
+    distilled, scripts, tmp_path
+):
+    kept, picture = tmp_path / "samplers.json", tmp_path / "curve.png"
+
+    def compare() -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [scripts.python, "scripts/compare_samplers.py", distilled, *scripts.tiny_options["train_mar"], *WORDS]
+            + ["--cases", "curve", "--only", "map 2", "euler 1", "--cfg", "1", "2", "--json", kept, "--draw", picture],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": scripts.python, "PYTHONPATH": "."},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    first = compare()
+    assert first.returncode == 0, first.stderr
+    results, evaluated = read(kept), read(distilled / "mar/evaluation.json")["metrics"]
+    for cfg in ("1", "2"):
+        assert results["map 2"][cfg]["runs"]["run"]["fid"] == pytest.approx(evaluated[cfg]["fid"], rel=1e-4)
+        assert results["map 2"][cfg]["gflop"] > results["euler 1"][cfg]["gflop"] > 0
+    assert "| map 2 | 2 |" in first.stdout and picture.stat().st_size > 5000
+    again = compare()
+    assert again.returncode == 0 and again.stdout == first.stdout and not again.stderr
+    assert read(kept) == results

@@ -24,6 +24,12 @@ def test_the_score_is_the_gradient_of_the_marginals_log_density(t):
     torch.testing.assert_close(score(x, velocity_to(mean, std)(x, t), t), expected)
 
 
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
+def test_the_diffusions_are_the_noises_share_and_a_squared_sine(t):
+    assert DIFFUSIONS["sigma"](t) == 1 - t
+    assert DIFFUSIONS["sin2"](t) == pytest.approx((1 - math.cos(2 * math.pi * t)) / 2, abs=1e-12)
+
+
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 @pytest.mark.parametrize("mean, std, end", [(2.0, 0.5, 1.0), (-1.0, 1.6, 1.0), (1.0, 0.3, 0.7)])

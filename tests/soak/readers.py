@@ -39,8 +39,8 @@ from image_sets import pictures, write_folder, write_shards, write_zip
 from soak.saves import SmallRun
 from soak.stages import Soak
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import FlowPriorConfig
-from tokenizer.train_ae import AEConfig
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,7 @@ def _places(folder: Path) -> dict[str, Format]:
 
     def add(name: str, file: Path, place: Path | None = None, sign: Callable[[], None] | None = None) -> None:
         config = ImageConfig("files", str(place or file), 8)
-
-        def read() -> None:
-            found = open_images(config)
-            found.batch([SampleKey(index, -1) for index in range(len(found))])
-            found.fingerprint()
-
-        made[name] = Format(file, read, sign)
+        made[name] = Format(file, lambda: _every_image(config), sign)
 
     (folder / "zip").mkdir(parents=True)
     (folder / "deflated").mkdir()
@@ -223,6 +217,12 @@ def _places(folder: Path) -> dict[str, Format]:
         listed.write_text("".join(line.format(i=image) for image in images))
         add(f"list{suffix}", listed)
     return made
+
+
+def _every_image(config: ImageConfig) -> None:
+    images = open_images(config)
+    images.batch([SampleKey(index, -1) for index in range(len(images))])
+    images.fingerprint()
 
 
 def _sign_index(file: Path) -> None:

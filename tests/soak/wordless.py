@@ -25,9 +25,9 @@ from soak.stages import Soak, Trial, stage_folder
 from soak.wordless_cases import Case
 from soak.wordless_images import folders, modes, replaced
 from soak.wordless_places import in_archives, in_lists, replaced_in_archives
+from tokenizer.config import AEConfig
 from tokenizer.prior.targets.file import FileTarget
 from tokenizer.prior.train_flowhead import FlowPriorConfig, check_target
-from tokenizer.train_ae import AEConfig
 
 
 def nothing_without_a_word(soak: Soak) -> Iterator[Trial]:

@@ -85,7 +85,12 @@ def in_archives() -> Iterator[Case]:
         yield case(
             "an image that is none", [("0.png", A), ("1.png", b"<html>")], refused=(f"set.{kind}: 1.png", "skip_bad")
         )
-        yield case("a JSON without a label", [("0.png", A), ("0.json", b'{"label": null}')], used=(["set"], [0]), said=("says no labels",))
+        yield case(
+            "a JSON without a label",
+            [("0.png", A), ("0.json", b'{"label": null}')],
+            used=(["set"], [0]),
+            said=("says no labels",),
+        )
         yield case(
             "two fields that may be labels",
             [("0.png", A), ("0.json", b'{"class": 1, "label": 2}')],

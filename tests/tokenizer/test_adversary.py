@@ -12,7 +12,7 @@ from flowprior.run.config import build_config
 from flowprior.run.files import tensors_fingerprint
 from flowprior.run.reporting import TIMINGS, read_log
 from flowprior.run.run_folder import RunFolder
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.randomness import StepRandom
 from networks import values
 from tokenizer import train_ae

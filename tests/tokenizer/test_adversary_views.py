@@ -9,11 +9,11 @@ from torch import nn
 from flowprior.distributed import World
 from flowprior.run.config import build_config, changed_options, to_dict
 from flowprior.run.presets import read_preset
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.randomness import StepRandom
+from tokenizer.config import PRESETS, AEConfig
 from tokenizer.losses.adversarial import AdversarialConfig, Adversary
 from tokenizer.losses.diff_augment import DRAWS, KINDS, diff_augment
-from tokenizer.train_ae import PRESETS, AEConfig
 
 SIDE, IMAGES = 16, 6
 

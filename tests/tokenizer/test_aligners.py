@@ -19,8 +19,9 @@ from tokenizer.features.base import FeatureContext
 from tokenizer.features.timm import TimmFeatures
 from tokenizer.latent_maps.soft_codebook import SoftCodebook, SoftCodebookConfig
 from tokenizer.objective import AutoencoderObjective, LossConfig
-from tokenizer.regularisers import REGULARISERS, RegulariserConfig, RegulariserContext, build_regularisers
+from tokenizer.regularisers import REGULARISERS, RegulariserConfig
 from tokenizer.regularisers.assignment_entropy import entropy_loss, over_processes
+from tokenizer.regularisers.base import RegulariserContext
 from tokenizer.regularisers.feature_head import FeatureHead
 from tokenizer.regularisers.reals import RealsConfig
 from tokenizer.regularisers.soft_pq import SoftPQConfig
@@ -177,10 +178,7 @@ def test_vavae_is_the_sum_of_its_two_parts_with_the_published_margins(generator)
 
 def test_an_adaptive_regulariser_pulls_at_the_encoders_last_layer_as_the_reconstruction_does(features):
     torch.manual_seed(0)
-    [regulariser] = build_regularisers(
-        build_config(RegulariserConfig, {"name": "vavae", "vavae": {"weight": 0.3, "adaptive": True}}),
-        context(features),
-    )
+    regulariser = VAVAEConfig(weight=0.3, adaptive=True).build(context(features))
     objective = AutoencoderObjective(Autoencoder(MODEL), [regulariser], LossConfig(), features=features)
     terms = values(objective({"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}, StepRandom(0, 0)))
     weight = objective.autoencoder.encoder.to_latent.weight
@@ -246,7 +244,7 @@ def test_any_one_and_any_two_regularisers_train_every_parameter_in_one_objective
     small = {"softvq": quantiser, "soft_pq": quantiser, "reals": {"hidden": 8}}
     torch.manual_seed(0)
     chosen = build_config(RegulariserConfig, {"name": name, **small})
-    built = build_regularisers(chosen, context(features, random_prior(CHANNELS)))
+    built = [section.build(context(features, random_prior(CHANNELS))) for section in chosen.chosen]
     model = MODEL
     for regulariser in built:
         model = regulariser.adapt(model)
@@ -260,9 +258,7 @@ def test_any_one_and_any_two_regularisers_train_every_parameter_in_one_objective
 
 def test_the_logged_gradient_is_that_of_the_weighted_term_at_the_encoders_output(features):
     torch.manual_seed(0)
-    built = build_regularisers(
-        build_config(RegulariserConfig, {"name": "reals", "reals": {"weight": 0.2}}), context(features)
-    )
+    built = [RealsConfig(weight=0.2).build(context(features))]
     objective = AutoencoderObjective(Autoencoder(MODEL), built, LossConfig(), features=features, log_steps=4)
     batch = {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}
     assert not any("gradient" in name for step in (0, 1, 2) for name in values(objective(batch, StepRandom(0, step))))

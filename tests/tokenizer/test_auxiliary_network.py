@@ -17,6 +17,7 @@ from flowprior.training.randomness import StepRandom
 from tokenizer import train_ae
 from tokenizer.autoencoder import Autoencoder, Encoded
 from tokenizer.regularisers.base import Regulariser
+from tokenizer.regularisers.kl import KLConfig
 
 STEPS = 8
 
@@ -71,7 +72,7 @@ def train(folder: Path, monkeypatch, die_at: int | None = None, precision: str =
         {
             "run_dir": str(folder),
             "data": {"size": 16},
-            "regulariser": {"name": "none"},
+            "regulariser": {"name": "kl"},
             "monitor": {"images": 16},
             "model": {
                 "image_size": 16,
@@ -102,7 +103,7 @@ def train(folder: Path, monkeypatch, die_at: int | None = None, precision: str =
         return read(keys)
 
     images.batch = batch
-    monkeypatch.setattr(train_ae, "build_regularisers", lambda *_: [critic])
+    monkeypatch.setattr(KLConfig, "build", lambda *_: critic)
     run = RunFolder(folder, "ae")
     run.open(config, World())
     train_ae.train(config, run, World(), images, images, None)

@@ -17,7 +17,8 @@ from networks import values
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded, ViTConfig
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.objective import AutoencoderObjective, LossConfig
-from tokenizer.regularisers import REGULARISERS, RegulariserConfig, RegulariserContext, build_regularisers
+from tokenizer.regularisers import REGULARISERS, RegulariserConfig
+from tokenizer.regularisers.base import Regulariser, RegulariserContext
 from tokenizer.regularisers.flow import FlowConfig
 from tokenizer.regularisers.kl import KLConfig
 
@@ -43,8 +44,12 @@ def context(prior: FlowPrior | None) -> RegulariserContext:
     return RegulariserContext(prior, AutoencoderConfig(32, 8, TOKENS, CHANNELS), 10, 0, World())
 
 
+def build(names: str, prior: FlowPrior | None) -> list[Regulariser]:
+    return [section.build(context(prior)) for section in build_config(RegulariserConfig, {"name": names}).chosen]
+
+
 def make(regularisers: str, prior: FlowPrior | None, **loss) -> AutoencoderObjective:
-    built = build_regularisers(build_config(RegulariserConfig, {"name": regularisers}), context(prior))
+    built = build(regularisers, prior)
     torch.manual_seed(0)
     vit = ViTConfig(width=24, depth=1, heads=3)
     gaussian = any(regulariser.needs_gaussian for regulariser in built)
@@ -181,9 +186,7 @@ def test_a_grid_of_times_that_cannot_be_is_refused(values):
     [("none", []), ("flow", ["flow"]), ("kl", ["kl"]), ("flow+kl", ["flow", "kl"]), ("kl+flow", ["kl", "flow"])],
 )
 def test_regularisers_are_built_by_name_in_the_order_given(prior, name, kinds):
-    assert [
-        r.name for r in build_regularisers(build_config(RegulariserConfig, {"name": name}), context(prior))
-    ] == kinds
+    assert [r.name for r in build(name, prior)] == kinds
 
 
 @pytest.mark.parametrize("name", ["bogus", "flow+bogus", "flow+none", "", "flow+", "flow,kl", "flow+flow"])
@@ -193,7 +196,7 @@ def test_names_that_are_no_regularisers_are_refused_with_the_list_of_those_that_
 
 
 def test_what_a_regulariser_says_of_itself_is_json_with_its_weight_and_prior(prior):
-    for regulariser in build_regularisers(build_config(RegulariserConfig, {"name": "flow+kl"}), context(prior)):
+    for regulariser in build("flow+kl", prior):
         described = json.loads(json.dumps(regulariser.describe()))
         assert described["name"] == regulariser.name and described["weight"] == regulariser.weight
     assert FlowConfig().build(context(prior)).describe()["prior"] == prior.fingerprint

@@ -9,9 +9,10 @@ from flowprior.errors import UserError
 from flowprior.run.config import build_config
 from flowprior.run.presets import read_preset
 from networks import random_prior
+from tokenizer.config import PRESETS, AEConfig
 from tokenizer.features import build_features
 from tokenizer.regularisers.kl import kl_divergence
-from tokenizer.train_ae import PRESETS, AEConfig, build_objective, dry_run
+from tokenizer.train_ae import build_objective, dry_run
 
 NAMES = sorted(file.stem for file in PRESETS.glob("*.yaml"))
 

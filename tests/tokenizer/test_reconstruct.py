@@ -10,9 +10,9 @@ from torch import nn
 
 from flowprior.data.images import ImageConfig, open_images, to_model
 from flowprior.run.config import build_config
+from tokenizer.config import AEConfig
 from tokenizer.evaluate import evaluate, reason_of
 from tokenizer.reconstruct import channel_std, measure, measure_with_noise
-from tokenizer.train_ae import AEConfig
 
 SCALES = torch.tensor([1.0, 10.0, 0.1])  # of the three channels
 

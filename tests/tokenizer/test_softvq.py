@@ -11,11 +11,12 @@ from flowprior.errors import UserError
 from flowprior.run.config import build_config, changed_options, to_dict
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
+from tokenizer.config import AEConfig
 from tokenizer.latent_maps.segment_codebooks import SegmentCodebooks, SegmentCodebooksConfig
-from tokenizer.regularisers import RegulariserConfig, RegulariserContext
+from tokenizer.regularisers import RegulariserConfig
 from tokenizer.regularisers.assignment_entropy import entropy_loss
+from tokenizer.regularisers.base import RegulariserContext
 from tokenizer.regularisers.softvq import SoftVQConfig, pooled_entropy_loss
-from tokenizer.train_ae import AEConfig
 from tokenizer.vit import ViTConfig
 
 BATCH, TOKENS, CHANNELS, CODEBOOKS, SIZE = 3, 6, 5, 3, 7

@@ -28,11 +28,15 @@ from flowprior.run.presets import read_preset
 from flowprior.run.reporting import read_log
 from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts, compiler_failures_told
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from generation.generator import GeneratorObjective
 from mar.model import MARConfig
-from tokenizer.train_ae import PRESETS, AEConfig, build_objective
+from sit.model import SiTConfig
+from sit.sampler import SamplerConfig as SiTSamplerConfig
+from tokenizer.config import PRESETS, AEConfig
+from tokenizer.train_ae import build_objective
 from tokenizer.vit import ViTConfig
 
 CHANNELS, TOKENS, STEPS = 4, 12, 40
@@ -64,6 +68,14 @@ def generator_objective(**options):
     return GeneratorObjective(model, LatentNormaliser(CHANNELS)), model, batch
 
 
+def sit_objective():
+    torch.manual_seed(0)
+    config = SiTConfig(width=16, depth=2, heads=2, block="lightning", sampler=SiTSamplerConfig(steps=4))
+    model = config.build(TOKENS, CHANNELS, 3)
+    batch = {"latents": torch.randn(4, TOKENS, CHANNELS), "label": torch.arange(4) % 3}
+    return GeneratorObjective(model, LatentNormaliser(CHANNELS)), model, batch
+
+
 # What a stage trains, what its evaluation does, and how many graphs it takes at most: one to train and one to evaluate with, for each network; the
 # generator's blocks share theirs, and sizes that change bring one more, as does a single masked token.
 OBJECTIVES = {
@@ -75,6 +87,7 @@ OBJECTIVES = {
         lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0),
         6,
     ),
+    "SiT": (sit_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 2),
 }
 
 

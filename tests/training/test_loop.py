@@ -17,7 +17,8 @@ from flowprior.data.loader import training_batches
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.reporting import TIMINGS, read_log
-from flowprior.training.loop import NonFiniteLoss, TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import NonFiniteLoss, TrainingLoop
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig, learning_rate
 from small_run import Points, make_loop, small_config, state_hash, train

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.run.files import load_weights, read_tensors, write_tensors
 from flowprior.training.randomness import stream_seed
 from tokenizer.digit_classifier import DigitClassifier, trained_classifier
@@ -16,15 +16,11 @@ from tokenizer.features.base import FeatureContext, FeatureModel
 
 
 @dataclass
-class DigitsFeatures:
+class DigitsFeatures(Section):
     """source=digits: nothing to download."""
 
-    width: int = option(64, "channels of the features")
-    steps: int = option(400, "steps of the classifier's training, 64 images each")
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.steps) < 1:
-            raise ValueError("width and steps are at least 1")
+    width: int = option(64, "channels of the features", least=1)
+    steps: int = option(400, "steps of the classifier's training, 64 images each", least=1)
 
     def build(self, image_size: int) -> ClassifierFeatures:
         return ClassifierFeatures(self, image_size)

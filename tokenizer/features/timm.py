@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowprior.notes import note
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from tokenizer.features.base import FeatureModel
 from tokenizer.tokens import PlacedTokens, before_blocks, placed, through_block, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, patch_pixels, pixel_statistics, whole_patches
 
 
 @dataclass
-class TimmFeatures:
+class TimmFeatures(Section):
     """source=timm: patch and global features of a timm ViT."""
 
     name: str = option("vit_base_patch14_dinov2.lvd142m", "a timm ViT")
@@ -25,12 +25,10 @@ class TimmFeatures:
     )
     weights: str = option("", "file with the weights, where they are not to come from the hub", changes_result=False)
     size: int = option(
-        224, "pixels on a side that images are resized to for it; the nearest multiple of its patches' is taken"
+        224,
+        "pixels on a side that images are resized to for it; the nearest multiple of its patches' is taken",
+        least=1,
     )
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size is at least 1, not {self.size}")
 
     def build(self, image_size: int) -> ViTFeatures:
         return ViTFeatures(FrozenViT(ViTConfig(self.name, self.pretrained, weights=self.weights), self.size))

@@ -7,8 +7,6 @@ returns them mapped, with what a regulariser may want to know of it by name.
 
 from __future__ import annotations
 
-from torch import nn
-
 from flowprior.run.config import registry_section
 from tokenizer.latent_maps.segment_codebooks import SegmentCodebooksConfig
 from tokenizer.latent_maps.soft_codebook import SoftCodebookConfig
@@ -18,8 +16,3 @@ LATENT_MAPS = {"soft_codebook": SoftCodebookConfig, "segment_codebooks": Segment
 LatentMapConfig = registry_section(
     "LatentMapConfig", "name", "none", LATENT_MAPS, "what the encoder's latents go through", several=True
 )
-
-
-def build_latent_maps(config: LatentMapConfig, tokens: int, channels: int) -> nn.ModuleList:
-    """The maps that ``config.name`` lists."""
-    return nn.ModuleList(section.build(tokens, channels) for section in config.chosen)

@@ -6,30 +6,28 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.run.config import option
 from flowprior.training.precision import full_precision
+from tokenizer.latent_maps.codebooks import CodebooksConfig
 
 
 @dataclass
-class SegmentCodebooksConfig:
+class SegmentCodebooksConfig(CodebooksConfig):
     """Tokens become convex combinations of the codewords of their segment."""
 
     codebooks: int = option(
-        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width"
+        4, "number of codebooks, each over an equal segment of the tokens, at the latents' full width", least=1
     )
-    size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "temperature of the softmax over cosine similarities")
-
-    def __post_init__(self) -> None:
-        if min(self.codebooks, self.size) < 1 or not self.temperature > 0:
-            raise ValueError("codebooks and size are at least 1, and temperature is above 0")
 
     def check(self, tokens: int, channels: int) -> None:
         """A ``ValueError`` for tokens that do not divide into the codebooks."""
         if tokens % self.codebooks:
-            raise ValueError(f"{tokens} tokens do not divide into segments for {self.codebooks} codebooks")
+            raise ValueError(
+                f"{tokens} tokens do not divide into segments for {self.codebooks} codebooks (soft_pq has codebooks of channels)"
+            )
 
     def build(self, tokens: int, channels: int) -> SegmentCodebooks:
         return SegmentCodebooks(self, tokens, channels)
@@ -59,8 +57,8 @@ class SegmentCodebooks(nn.Module):
         """
         with full_precision(latents.device):  # cosines over a temperature of 0.07 want all their digits
             words = F.normalize(self.codewords.float(), dim=-1)  # (K, S, C)
-            parts = F.normalize(latents.float(), dim=-1).unflatten(1, (len(words), -1))  # (B, K, T / K, C)
+            parts = rearrange(F.normalize(latents.float(), dim=-1), "b (k t) c -> b k t c", k=len(words))
             similarity = torch.einsum("bktc,ksc->bkts", parts, words.detach())  # (B, K, T / K, S)
             share = (similarity / self.temperature).softmax(-1)
-            soft = torch.einsum("bkts,ksc->bktc", share, words).flatten(1, 2)  # (B, T, C)
-        return soft, {"codeword_similarity": similarity.flatten(1, 2)}
+            soft = rearrange(torch.einsum("bkts,ksc->bktc", share, words), "b k t c -> b (k t) c")
+        return soft, {"codeword_similarity": rearrange(similarity, "b k t s -> b (k t) s")}

@@ -6,23 +6,19 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.run.config import option
 from flowprior.training.precision import full_precision
+from tokenizer.latent_maps.codebooks import CodebooksConfig
 
 
 @dataclass
-class SoftCodebookConfig:
+class SoftCodebookConfig(CodebooksConfig):
     """Latents become convex combinations of codewords."""
 
-    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels")
-    size: int = option(8192, "codewords in a codebook")
-    temperature: float = option(0.07, "temperature of the softmax over cosine similarities")
-
-    def __post_init__(self) -> None:
-        if min(self.codebooks, self.size) < 1 or not self.temperature > 0:
-            raise ValueError("codebooks and size are at least 1, and temperature is above 0")
+    codebooks: int = option(4, "number of codebooks, each over its equal share of the channels", least=1)
 
     def check(self, tokens: int, channels: int) -> None:
         """A ``ValueError`` for channels that do not divide into the codebooks."""
@@ -51,9 +47,10 @@ class SoftCodebook(nn.Module):
         """
         with full_precision(latents.device):  # cosines over a temperature of 0.07 want all their digits
             codewords = F.normalize(self.codewords.float(), dim=-1)  # (K, S, C / K)
-            parts = F.normalize(latents.float().unflatten(-1, (len(codewords), -1)), dim=-1)  # (B, T, K, C / K)
+            parts = rearrange(latents.float(), "b t (k c) -> b t k c", k=len(codewords))  # (B, T, K, C / K)
+            parts = F.normalize(parts, dim=-1)
             log_share = (torch.einsum("btkc,ksc->btks", parts, codewords) / self.temperature).log_softmax(-1)
             share = log_share.exp()  # (B, T, K, S)
-            soft = torch.einsum("btks,ksc->btkc", share, codewords).flatten(-2)  # (B, T, C)
+            soft = rearrange(torch.einsum("btks,ksc->btkc", share, codewords), "b t k c -> b t (k c)")
         metrics = {"assignment_entropy": -(share * log_share).sum(-1).mean(), "assignment_mean": share.mean((0, 1))}
         return soft, metrics

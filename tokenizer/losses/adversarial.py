@@ -14,7 +14,7 @@ from flowprior.errors import NonFiniteLoss
 from flowprior.run.config import option
 from flowprior.training.auxiliary_network import AuxiliaryNetwork
 from flowprior.training.checkpoint import Stateful
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.optim import AuxiliaryOptimConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.losses.consistency import consistency_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 KINDS = ("colour", "translation", "cutout")
@@ -45,8 +46,8 @@ def _translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     inside = ((rows >= 0) & (rows < h)).unsqueeze(2) & ((columns >= 0) & (columns < w)).unsqueeze(1)  # (B, H, W)
     batch = torch.arange(b, device=images.device).view(-1, 1, 1)
     rows, columns = rows.clamp(0, h - 1).unsqueeze(2), columns.clamp(0, w - 1).unsqueeze(1)  # (B, H, 1), (B, 1, W)
-    moved = images.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)  # (B, 3, H, W)
-    return moved * inside.unsqueeze(1)
+    moved = rearrange(images, "b c h w -> b h w c")[batch, rows, columns]
+    return rearrange(moved, "b h w c -> b c h w") * inside.unsqueeze(1)
 
 
 def _cut_out(images: Tensor, top: Tensor, left: Tensor, share: float) -> Tensor:

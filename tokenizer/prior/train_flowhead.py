@@ -38,7 +38,8 @@ from flowprior.run.config import option
 from flowprior.run.files import write_tensors
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
-from flowprior.training.loop import TrainConfig, TrainingLoop
+from flowprior.training.config import TrainConfig
+from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
 from tokenizer.prior.evaluation import PriorEvaluation

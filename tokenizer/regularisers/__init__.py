@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flowprior.run.config import registry_section
-from tokenizer.regularisers.base import Regulariser, RegulariserContext
 from tokenizer.regularisers.flow import FlowConfig
 from tokenizer.regularisers.kl import KLConfig
 from tokenizer.regularisers.reals import RealsConfig
@@ -23,8 +22,3 @@ REGULARISERS = {
 RegulariserConfig = registry_section(
     "RegulariserConfig", "name", "flow", REGULARISERS, "what acts on the latents", several=True
 )
-
-
-def build_regularisers(config: RegulariserConfig, context: RegulariserContext) -> list[Regulariser]:
-    """The regularisers that ``config.name`` lists."""
-    return [section.build(context) for section in config.chosen]

@@ -13,7 +13,7 @@ from flowprior.data.images import ImageSource
 from flowprior.distributed import World
 from flowprior.flow.prior import FlowPrior
 from flowprior.training.checkpoint import Stateful
-from flowprior.training.loop import TrainConfig
+from flowprior.training.config import TrainConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
 from tokenizer.features import FeatureModel

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
@@ -23,18 +23,15 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 @dataclass
-class KLConfig:
+class KLConfig(Section):
     """The kl regulariser."""
 
     needs_prior: ClassVar[bool] = False
     weight: float = option(
         1e-3,
         "weight of the KL divergence per latent element, a mean; a weight w of the sum over an image's T x C numbers is w T C here",
+        least=0,
     )
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight cannot be negative, as {self.weight} is")
 
     def build(self, context: RegulariserContext) -> KLRegulariser:
         return KLRegulariser(self.weight)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
@@ -15,17 +15,13 @@ from tokenizer.regularisers.feature_head import FeatureHead, cosine_distance
 
 
 @dataclass
-class RealsConfig:
+class RealsConfig(Section):
     """The reals regulariser. Latents here are a sequence without places, so that the MLP follows a learned mixture of the tokens."""
 
     needs_prior: ClassVar[bool] = False
     needs_features: ClassVar[bool] = True
-    weight: float = option(0.5, "weight of the cosine distance to patch features and to the global one")
-    hidden: int = option(1024, "width of the MLP")
-
-    def __post_init__(self) -> None:
-        if self.weight < 0 or self.hidden < 1:
-            raise ValueError("weight cannot be negative, and hidden is at least 1")
+    weight: float = option(0.5, "weight of the cosine distance to patch features and to the global one", least=0)
+    hidden: int = option(1024, "width of the MLP", least=1)
 
     def build(self, context: RegulariserContext) -> RealsRegulariser:
         return RealsRegulariser(self, context)

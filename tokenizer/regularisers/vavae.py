@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.precision import full_precision
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
@@ -28,21 +28,17 @@ def marginal_distance_loss(latents: Tensor, features: Tensor, margin: float) -> 
 
 
 @dataclass
-class VAVAEConfig:
+class VAVAEConfig(Section):
     """The vavae regulariser. Latents here are a sequence without places, so that positions are learned mixtures of the tokens."""
 
     needs_prior: ClassVar[bool] = False
     needs_features: ClassVar[bool] = True
-    weight: float = option(0.1, "weight of both parts; the published one, meant for adaptive=true")
-    cosine_margin: float = option(0.5, "margin of the cosine similarity, as published")
-    distance_margin: float = option(0.25, "margin of the distance matrices, as published")
+    weight: float = option(0.1, "weight of both parts; the published one, meant for adaptive=true", least=0)
+    cosine_margin: float = option(0.5, "margin of the cosine similarity, as published", least=0)
+    distance_margin: float = option(0.25, "margin of the distance matrices, as published", least=0)
     adaptive: bool = option(
         False, "scale the weight so that this pulls at the encoder's last layer as the reconstruction does"
     )
-
-    def __post_init__(self) -> None:
-        if min(self.weight, self.cosine_margin, self.distance_margin) < 0:
-            raise ValueError("weight and margins cannot be negative")
 
     def build(self, context: RegulariserContext) -> VAVAERegulariser:
         return VAVAERegulariser(self, context)

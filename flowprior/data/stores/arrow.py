@@ -1,4 +1,8 @@
-"""Arrow tables, memory-mapped: data sets that Hugging Face's library saved, and those that it fetches from the hub."""
+"""Arrow tables, memory-mapped: data sets that Hugging Face's library saved, and those that it fetches from the hub.
+
+Saved ones are read by pyarrow alone. The format is Arrow's own and has not changed, while ``datasets`` would want features that its version
+knows, decode images itself, and write to a cache.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,16 @@ import numpy as np
 
 from flowprior.data.stores.base import ImageStore, StoreOptions
 from flowprior.data.stores.labels import NO_LABEL
-from flowprior.data.stores.tables import TableLabels, bytes_of, choose_columns, image_bytes, import_pyarrow, reading
+from flowprior.data.stores.tables import (
+    TableLabels,
+    bytes_of,
+    check_classes,
+    choose_columns,
+    first_without_bytes,
+    image_bytes,
+    import_pyarrow,
+    reading,
+)
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
 from flowprior.run.files import read_json
@@ -30,7 +43,7 @@ class ArrowStore(ImageStore):
         open_table: maps it; a process that gets a pickled copy calls it again.
         where: what a person named.
         options: names of the columns.
-        folder: of the table's files, below which images lie that it only names; None where they lie in a cache.
+        home: folder of the table's files; None where they lie in a cache, whose rows may name files in place of bytes.
 
     Raises:
         UserError: a column is not there or may be one of several, or the table is damaged.
@@ -39,35 +52,47 @@ class ArrowStore(ImageStore):
     kind = "arrow"
 
     def __init__(
-        self, open_table: Callable[[], pyarrow.Table], where: str, options: StoreOptions, folder: Path | None
+        self, open_table: Callable[[], pyarrow.Table], where: str, options: StoreOptions, home: Path | None
     ) -> None:
-        self.open_table, self.where, self.home = open_table, where, folder
+        self.open_table, self.where, self.home, self.follows_paths = open_table, where, home, home is None
         table = open_table()
+        labels = TableLabels()
         with reading(where):
-            columns = choose_columns(table.schema, options, where)
+            self.columns = columns = choose_columns(table.schema, options, where)
             if not table.num_rows:
                 raise UserError(f"{where} holds no rows")
-            self.image, labels = columns.image, TableLabels()
             self._use(table)
+            if not options.skip_bad:
+                self._check_images()
             for chunk in table.column(columns.label).chunks if columns.label else ():
                 labels.add(chunk)
         guessed = options.label_column in ("", NO_LABEL)
-        self.class_names, self.labels, notes = labels.classes(columns, where, table.num_rows, guessed)
+        self.class_names, self.labels, notes = labels.classes(columns, where, table.num_rows, guessed, self.name)
         for line in notes:
             note(line)
 
     def _use(self, table: pyarrow.Table) -> None:
-        for column in table.columns:
-            column.validate(full=True)  # whose numbers are places in memory
-        self.chunks = [chunk for chunk in table.column(self.image).chunks if len(chunk)]
+        for column in filter(None, (self.columns.image, self.columns.label)):
+            table.column(column).validate(full=True)  # its numbers are places in memory
+        self.chunks = [chunk for chunk in table.column(self.columns.image).chunks if len(chunk)]
         self.ends = np.cumsum([len(chunk) for chunk in self.chunks])
+
+    def _check_images(self) -> None:
+        """Refuses the first row without an image."""
+        for chunk, end in zip(self.chunks, self.ends.tolist()):
+            if not self.follows_paths and (row := first_without_bytes(chunk)) >= 0:
+                self.read(end - len(chunk) + row)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("chunks", "ends")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._use(self.open_table())
+        table = self.open_table()
+        if table.num_rows != len(self.labels) or self.columns.image not in table.column_names:
+            raise UserError(f"{self.where} has changed since it was opened: start again")
+        with reading(self.where):
+            self._use(table)
 
     def _place(self, index: int) -> tuple[int, int]:
         """Chunk, and row within it."""
@@ -79,7 +104,7 @@ class ArrowStore(ImageStore):
 
     def read(self, index: int) -> bytes:
         chunk, row = self._place(index)
-        return image_bytes(self.chunks[chunk][row], self.name(index), self.home or Path())
+        return image_bytes(self.chunks[chunk][row], self.name(index), self.follows_paths)
 
     def lengths(self, first: int, end: int) -> list[int]:
         found: list[int] = []
@@ -117,23 +142,21 @@ def open_saved(folder: Path, where: str, options: StoreOptions) -> ArrowStore:
 
 def open_files(files: list[Path], where: str, options: StoreOptions) -> ArrowStore:
     """Arrow files whose rows follow each other."""
-    return ArrowStore(partial(_table_of, files), where, options, files[0].parent if files else Path())
+    return ArrowStore(partial(_table_of, files), where, options, files[0].parent if files else None)
 
 
 def _table_of(files: list[Path]) -> pyarrow.Table:
     pyarrow, tables = import_pyarrow(), []
     for file in files:
-        try:
+        with reading(f"the Arrow file {file}"):
             mapped = pyarrow.memory_map(str(file))
             is_file = mapped.read(6) == b"ARROW1"
             mapped.seek(0)
             tables.append((pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(mapped).read_all())
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"the Arrow file {file} cannot be read ({one_line(error)}): get or make it again"
-            ) from error
     if not tables:
         raise UserError("the data set has no files")
+    for file, table in zip(files, tables):
+        check_classes(table.schema, file, tables[0].schema, files[0])
     try:
         return pyarrow.concat_tables(tables)
     except pyarrow.ArrowInvalid as error:
@@ -147,6 +170,7 @@ def open_hub(path: str, options: StoreOptions) -> ArrowStore:
         UserError: ``datasets`` is not there, or cannot get the data set; it has several splits, and none is named.
     """
     name, _, split = path.removeprefix(HUB).partition(":")
+    # Its tables are this machine's own, and name files that were fetched where those are a folder of images.
     return ArrowStore(partial(_table_of_hub, name, split, path), path, options, None)
 
 

@@ -95,8 +95,12 @@ def write_index(path: Path, columns: Columns, about: dict[str, object]) -> None:
         end = at + length * np.dtype(DTYPES[dtype]).itemsize
         header[name] = {"dtype": dtype, "shape": [length], "data_offsets": [at, end]}
         at = end
-    written = {"format": FORMAT_VERSION, "about": json.dumps(about), "checksum": _checksum(columns, about)}
-    text = json.dumps({"__metadata__": written, **header}).encode()
+    written = {
+        "format": FORMAT_VERSION,
+        "about": json.dumps(about, allow_nan=False),
+        "checksum": _checksum(columns, about),
+    }
+    text = json.dumps({"__metadata__": written, **header}, allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
     # Two nodes may write on one disk, with processes of one number.
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -148,7 +152,7 @@ def _array(tensor: torch.Tensor, dtype: str) -> np.ndarray:
 
 
 def _checksum(columns: Columns, about: dict[str, object]) -> str:
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, allow_nan=False).encode())
     for name in COLUMNS:
         for part in _parts(columns, name):
             digest.update(part.data)

@@ -58,6 +58,8 @@ class ListStore(FilesStore):
         names, ends, labels, hashes = bytearray(), array("q"), WrittenLabels(), array("q")
         first_without = 0
         for row in _rows(files[0], options):
+            if "\0" in row.path:
+                raise UserError(f"line {row.number} of the list {where} has a null byte in its path")
             names += os.fsencode(row.path)
             ends.append(len(names))
             labels.add(row.label)

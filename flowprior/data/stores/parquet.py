@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded images. What is read at once is a row group, the last few of which are kept."""
+"""Parquet files with a column of encoded images. What is read at once is a row group, and the last of them are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from flowprior.data.stores.base import ImageStore, StoreOptions
 from flowprior.data.stores.index import index_made_from
 from flowprior.data.stores.labels import NO_LABEL
 from flowprior.data.stores.shard_files import FileStamp
-from flowprior.data.stores.tables import TableLabels, choose_columns, image_bytes, import_pyarrow, reading
+from flowprior.data.stores.tables import (
+    TableLabels,
+    check_classes,
+    choose_columns,
+    first_without_bytes,
+    image_bytes,
+    import_pyarrow,
+    reading,
+)
 from flowprior.errors import UserError
 from flowprior.notes import note
 
@@ -23,9 +31,10 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 LARGEST_GROUP = 1 << 30  # bytes of images that are read at once
+KEPT_BYTES = 512 << 20  # of row groups that each process keeps; the last one read is kept whatever it holds
 GROUPS_LOOKED_AT = 64
-GROUPS_MIXED = 4  # at a time, in training
-FEWEST_KEPT, FILES_OPEN = 2, 8
+GROUPS_MIXED = 4  # at a time, in training, where so many can be kept
+FILES_OPEN = 8
 
 
 class ParquetStore(ImageStore):
@@ -37,85 +46,103 @@ class ParquetStore(ImageStore):
         options: names of the columns.
 
     Raises:
-        UserError: pyarrow is not there, a file is damaged, its columns are others, or its row groups are too large.
+        UserError: pyarrow is not there, a file is damaged, its columns are others, its row groups are too large, or an image is missing.
+
+    Attributes:
+        mixed: row groups that training mixes at a time.
     """
 
-    kind, part, mixed = "parquet", "row group", GROUPS_MIXED
+    kind, part = "parquet", "row group"
 
     def __init__(self, files: list[Path], where: str, options: StoreOptions) -> None:
         self.files, self.where, self.home = files, where, files[0].parent
-        labels, rows, self.group_of, self.group_facts = TableLabels(), list[int](), list[tuple[int, int]](), list[str]()
         with reading(f"the Parquet file {files[0]}"):
-            schema = _footer(files[0]).schema_arrow
+            schema = _open(files[0]).schema_arrow
             self.columns = choose_columns(schema, options, where)
+        self.group_of = list[tuple[int, int]]()  # of every group its file, and its number there
+        self.group_facts = list[str]()
+        ends, first_rows, largest, incomplete, labels = [0], list[int](), 1, list[int](), TableLabels()
         for number, file in enumerate(files):
             with reading(f"the Parquet file {file}"):
-                read = _footer(file)
-                self._check(file, read, schema)
-                for group in range(read.metadata.num_row_groups):
-                    about = read.metadata.row_group(group)
-                    if about.num_rows:
-                        rows.append(about.num_rows)
-                        self.group_of.append((number, group))
-                        self.group_facts.append(_facts(about))
-                for chunk in self._label_chunks(read):
-                    labels.add(chunk)
-        if not rows:
+                opened = _open(file)
+                self._check_columns(file, opened.schema_arrow, schema)
+                first_rows.append(ends[-1])
+                for group in range(opened.metadata.num_row_groups):
+                    about = opened.metadata.row_group(group)
+                    if not about.num_rows:
+                        continue
+                    images = _image_chunk(about, self.columns.image)
+                    largest = max(largest, images.total_uncompressed_size)
+                    if largest > LARGEST_GROUP:
+                        raise UserError(
+                            f"row group {group} of {file} holds {largest / 1e9:.1f} GB of images, all of which is read for any of them: write "
+                            "the files anew with smaller row groups, such as row_group_size=100"
+                        )
+                    if images.is_stats_set and images.statistics.null_count:
+                        incomplete.append(len(self.group_of))
+                    ends.append(ends[-1] + about.num_rows)
+                    self.group_of.append((number, group))
+                    self.group_facts.append(_facts(about))
+                if self.columns.label:
+                    for chunk in opened.read(columns=[self.columns.label], use_threads=False).column(0).chunks:
+                        labels.add(chunk)
+        if len(ends) == 1:
             raise UserError(f"{where} holds no rows")
-        self.ends = np.cumsum(rows)
+        self.first_rows, self.group_starts, self.ends = np.array(first_rows), np.array(ends[:-1]), np.array(ends[1:])
+        self.mixed = max(1, min(GROUPS_MIXED, KEPT_BYTES // largest))
+        self._begin()
+        if incomplete and not options.skip_bad:
+            self._refuse_missing(incomplete[0])
         guessed = options.label_column in ("", NO_LABEL)
-        self.class_names, self.labels, notes = labels.classes(self.columns, where, int(self.ends[-1]), guessed)
+        self.class_names, self.labels, notes = labels.classes(self.columns, where, ends[-1], guessed, self.name)
         for line in notes:
             note(line)
-        self._begin()
-
-    def _label_chunks(self, read: pyarrow.parquet.ParquetFile) -> list[pyarrow.Array]:
-        return read.read(columns=[self.columns.label], use_threads=False).column(0).chunks if self.columns.label else []
 
     def _begin(self) -> None:
-        self.process, self.lock = os.getpid(), threading.RLock()
-        self.kept, self.opened = OrderedDict[int, Any](), OrderedDict[int, Any]()
+        self.process, self.lock = os.getpid(), threading.Lock()
+        self.kept, self.kept_bytes, self.opened = OrderedDict[int, Any](), 0, OrderedDict[int, Any]()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("lock", "kept", "opened")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("lock", "kept", "kept_bytes", "opened")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._begin()
 
-    def _check(self, file: Path, read: pyarrow.parquet.ParquetFile, schema: pyarrow.Schema) -> None:
+    def _check_columns(self, file: Path, here: pyarrow.Schema, schema: pyarrow.Schema) -> None:
+        """Refuses a file that is not as the first one is."""
         for column in filter(None, (self.columns.image, self.columns.label)):
-            kind = read.schema_arrow.field(column).type if column in read.schema_arrow.names else "nothing"
-            if kind != schema.field(column).type:
+            if column not in here.names:
                 raise UserError(
-                    f"{file} has {kind} in the column '{column}', and {self.files[0].name} {schema.field(column).type}"
+                    f"{file} has no column '{column}', which {self.files[0].name} has: name files of one data set"
                 )
-        for group in range(read.metadata.num_row_groups):
-            about = read.metadata.row_group(group)
-            chunks = (about.column(number) for number in range(about.num_columns))
-            size = sum(
-                c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == self.columns.image
-            )
-            if size > LARGEST_GROUP:
+            if (kind := here.field(column).type) != (wanted := schema.field(column).type):
                 raise UserError(
-                    f"row group {group} of {file} holds {size / 1e9:.1f} GB of images, all of which is read for any of them: write the files anew "
-                    "with smaller row groups, such as row_group_size=100"
+                    f"the column '{column}' of {file} holds {kind}, and that of {self.files[0].name} {wanted}: write them alike"
                 )
+        check_classes(here, file, schema, self.files[0])
+
+    def _refuse_missing(self, group: int) -> None:
+        """Refuses the first row without an image in a row group that has one by its own account."""
+        row = int(self.group_starts[group])
+        for chunk in self._group(group).chunks:
+            if (missing := first_without_bytes(chunk)) >= 0:
+                self.read(row + missing)
+            row += len(chunk)
 
     @property
     def starts(self) -> np.ndarray:
-        return np.append(0, self.ends[:-1])
+        return self.group_starts
 
     def name(self, index: int) -> str:
-        group = int(np.searchsorted(self.ends, index, side="right"))
-        number, in_file = self.group_of[group]
-        row = index - int(self.starts[group])
-        return f"{self.files[number]}: row {row} of row group {in_file}"
+        file = int(np.searchsorted(self.first_rows, index, side="right")) - 1
+        return f"{self.files[file]}: row {index - self.first_rows[file]}"
 
     def read(self, index: int) -> bytes:
         group = int(np.searchsorted(self.ends, index, side="right"))
-        column = self._group(group)
-        return image_bytes(column[index - int(self.ends[group]) + len(column)], self.name(index), self.home)
+        return image_bytes(self._group(group)[index - int(self.group_starts[group])], self.name(index))
 
     def _group(self, group: int) -> pyarrow.ChunkedArray:
         """The images of a row group."""
@@ -127,19 +154,20 @@ class ParquetStore(ImageStore):
                 return self.kept[group]
             number, in_file = self.group_of[group]
             with reading(f"the Parquet file {self.files[number]}, row group {in_file},"):
-                read = self._open(number).read_row_group(in_file, columns=[self.columns.image], use_threads=False)
-                if len(read) != self.ends[group] - self.starts[group]:
-                    raise ValueError(f"{len(read)} rows in place of {self.ends[group] - self.starts[group]}")
-            while len(self.kept) >= max(FEWEST_KEPT, self.mixed):
-                self.kept.popitem(last=False)
-            self.kept[group] = read.column(0)
-            return self.kept[group]
+                table = self._file(number).read_row_group(in_file, columns=[self.columns.image], use_threads=False)
+            if table.num_rows != self.ends[group] - self.group_starts[group]:
+                raise UserError(f"the Parquet file {self.files[number]} has changed since it was opened: start again")
+            self.kept[group] = images = table.column(0)
+            self.kept_bytes += images.nbytes
+            while len(self.kept) > 1 and self.kept_bytes > KEPT_BYTES:
+                self.kept_bytes -= self.kept.popitem(last=False)[1].nbytes
+            return images
 
-    def _open(self, number: int) -> pyarrow.parquet.ParquetFile:
+    def _file(self, number: int) -> pyarrow.parquet.ParquetFile:
         if number not in self.opened:
             if len(self.opened) >= FILES_OPEN:
-                self.opened.popitem(last=False)
-            self.opened[number] = _footer(self.files[number])
+                self.opened.popitem(last=False)[1].close()
+            self.opened[number] = _open(self.files[number])
         self.opened.move_to_end(number)
         return self.opened[number]
 
@@ -148,7 +176,7 @@ class ParquetStore(ImageStore):
 
     def facts(self, first: int, end: int) -> list[str]:
         """Rows and bytes of the row groups that begin here."""
-        begin = np.searchsorted(self.starts, [first, end])
+        begin = np.searchsorted(self.group_starts, [first, end])
         return self.group_facts[slice(*begin.tolist())]
 
     def stamp(self) -> str:
@@ -157,7 +185,9 @@ class ParquetStore(ImageStore):
 
     def spread(self, most: int) -> np.ndarray:
         """Of few row groups, which are read as wholes."""
-        starts, groups = self.starts, len(self.ends)
+        if len(self) <= most:
+            return np.arange(len(self))
+        starts, groups = self.group_starts, len(self.ends)
         wanted = min(groups, max(GROUPS_LOOKED_AT, -(-most * groups // len(self))))
         chosen = np.unique(np.linspace(0, groups - 1, wanted).astype(np.int64))
         each = max(1, most // len(chosen))
@@ -165,10 +195,17 @@ class ParquetStore(ImageStore):
         return np.unique(np.concatenate(parts).astype(np.int64))[:most]
 
 
-def _footer(file: Path) -> pyarrow.parquet.ParquetFile:
+def _open(file: Path) -> pyarrow.parquet.ParquetFile:
     pyarrow = import_pyarrow()
     with reading(f"the Parquet file {file}"):
-        return pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+        # Buffering ahead is the work of threads, which a forked process has none of.
+        return pyarrow.parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+
+
+def _image_chunk(group: pyarrow.parquet.RowGroupMetaData, column: str) -> pyarrow.parquet.ColumnChunkMetaData:
+    """The part of a row group that holds the encoded images."""
+    chunks = (group.column(number) for number in range(group.num_columns))
+    return next(chunk for chunk in chunks if chunk.path_in_schema in (column, f"{column}.bytes"))
 
 
 def _facts(group: pyarrow.parquet.RowGroupMetaData) -> str:

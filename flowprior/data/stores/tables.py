@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,12 +37,12 @@ def import_pyarrow() -> Any:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Within, whatever pyarrow raises becomes a mistake that names ``what``."""
+    """Within, whatever a damaged file makes pyarrow raise becomes a mistake that names ``what``."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of a damaged file: pyarrow's own, those of Python's codecs, and the system's
+    except Exception as error:  # pyarrow's own, those of Python's codecs, and the system's
         raise UserError(f"{what} cannot be read ({one_line(error)}): get or make it again") from error
 
 
@@ -72,8 +72,16 @@ def choose_columns(schema: pyarrow.Schema, options: StoreOptions, where: str) ->
         note(f"the images of {where} are its column '{image}'")
     if label and not options.label_column:
         note(f"the labels of {where} are its column '{label}'")
-    names = features.get(label, {}).get("names")
-    return TableColumns(image, label, list(map(str, names)) if isinstance(names, list) and names else None)
+    return TableColumns(image, label, _class_names(features).get(label))
+
+
+def check_classes(schema: pyarrow.Schema, file: Path, of: pyarrow.Schema, first: Path) -> None:
+    """Refuses a file in which a number stands for another class than in the first one; names of classes are beside the columns."""
+    here, there = _class_names(_features(schema)), _class_names(_features(of))
+    if other := [column for column in {**here, **there} if here.get(column) != there.get(column)]:
+        raise UserError(
+            f"the classes of the column '{other[0]}' have other names in {file} than in {first.name}: name files of one data set"
+        )
 
 
 def _image_column(schema: pyarrow.Schema, features: dict[str, Any], options: StoreOptions, where: str) -> str:
@@ -92,10 +100,13 @@ def _label_column(schema: pyarrow.Schema, features: dict[str, Any], options: Sto
     if options.label_column == NO_LABEL:
         return ""
     marked = [name for name, about in features.items() if about.get("_type") == "ClassLabel" and name in schema.names]
-    usual = [field.name for field in schema if field.name.lower() in LABEL_NAMES and _may_be_label(field.type)]
+    usual = [name for name in schema.names if name.lower() in LABEL_NAMES]
     label = _chosen(schema, options.label_column, marked or usual, "labels", LABEL_OPTION, where)
     if label and not _may_be_label(schema.field(label).type):
-        raise UserError(f"the column '{label}' of {where} holds {schema.field(label).type}, and no numbers or words")
+        raise UserError(
+            f"the column '{label}' of {where} holds {schema.field(label).type}, and no whole numbers or words: write "
+            f"{LABEL_OPTION}={NO_LABEL}, or name another"
+        )
     return label
 
 
@@ -106,6 +117,12 @@ def _features(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
         return {name: about for name, about in features.items() if isinstance(about, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def _class_names(features: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """The names that Hugging Face's library wrote of the columns' classes."""
+    named = {column: about.get("names") for column, about in features.items()}
+    return {column: list(map(str, names)) for column, names in named.items() if isinstance(names, list) and names}
 
 
 def _chosen(schema: pyarrow.Schema, asked_for: str, found: Sequence[str], what: str, option: str, where: str) -> str:
@@ -143,16 +160,22 @@ def bytes_of(column: pyarrow.Array) -> pyarrow.Array:
     return column if _is_binary(column.type) else column.flatten()[column.type.get_field_index("bytes")]
 
 
-def image_bytes(image: pyarrow.Scalar, name: str, folder: Path) -> bytes:
-    """The encoded image in a cell of such a column, or in the file that the cell names.
+def first_without_bytes(column: pyarrow.Array) -> int:
+    """The first row without an encoded image; -1 where every row has one."""
+    data = bytes_of(column)
+    return int(np.argmax(data.is_null().to_numpy(zero_copy_only=False))) if data.null_count else -1
+
+
+def image_bytes(image: pyarrow.Scalar, name: str, follows_paths: bool = False) -> bytes:
+    """The encoded image in a cell of such a column.
 
     Args:
         image: the cell.
         name: of the image, for a message.
-        folder: that relative paths are below.
+        follows_paths: whether a cell may name a file in place of its bytes.
 
     Raises:
-        UserError: the cell is empty, or names no file.
+        UserError: the cell is empty, or names a file that is not read.
     """
     value = image.as_py()
     if isinstance(value, bytes):
@@ -162,8 +185,10 @@ def image_bytes(image: pyarrow.Scalar, name: str, folder: Path) -> bytes:
         return data
     if not path:
         raise UserError(f"the image {name} is missing: its cell is empty")
+    if not follows_paths:
+        raise UserError(f"the image {name} is not in the table, which names {path} alone: write the bytes into it")
     try:
-        return (folder / path).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise UserError(f"the image {name} lies in {path}, which cannot be read ({one_line(error)})") from error
 
@@ -192,9 +217,9 @@ class TableLabels:
         self.codes.append(codes)
 
     def classes(
-        self, columns: TableColumns, where: str, count: int, guessed: bool
+        self, columns: TableColumns, where: str, count: int, guessed: bool, name: Callable[[int], str]
     ) -> tuple[list[str], np.ndarray, list[str]]:
-        """Names of the classes, labels ``(N,)`` int32, and what a person should know of them."""
+        """Names of the classes, labels ``(N,)`` int32, and what a person should know of them; ``name`` says where a row lies."""
         if not columns.label:
             made = unlabelled(where, count, 1)
             return made.names, np.zeros(count, np.int32), made.notes
@@ -203,7 +228,8 @@ class TableLabels:
             raise UserError(f"{where} holds {count} images and {len(codes)} labels: get or make it again")
         counts = np.bincount(codes, minlength=len(words))
         words, counts, codes = _used(words, counts, codes)
-        made = classes_of_words(words, counts, source, where, f"row {self.first_without}", guessed)
+        first_without = name(self.first_without) if self.first_without >= 0 else ""
+        made = classes_of_words(words, counts, source, where, first_without, guessed)
         if columns.class_names is not None and made.names and all(word.isdecimal() for word in words):
             made = _named_classes(words, columns.class_names, source, where)
         return made.names, made.places[codes], made.notes

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -62,7 +63,7 @@ class Head(nn.Module):
 
     def forward(self, tokens: Tensor, side: int) -> Tensor:
         x = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-5)  # layers differ in scale
-        x = x.transpose(1, 2).unflatten(-1, (side, -1))  # (B, D, h, w)
+        x = rearrange(x, "b (h w) d -> b d h w", h=side)
         x = F.leaky_relu(self.embed(x), 0.2)
         x = x + F.leaky_relu(self.residual(x), 0.2)
         return self.classify(x).flatten(1)  # (B, N)

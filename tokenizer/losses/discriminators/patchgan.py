@@ -7,20 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from tokenizer.losses.discriminators.base import Discriminator
 
 
 @dataclass
-class PatchGANConfig:
+class PatchGANConfig(Section):
     """Convolutions from scratch: nothing to download."""
 
-    width: int = option(64, "channels of the first layer; each further one doubles them, up to eight times")
-    layers: int = option(3, "number of convolutions with stride 2")
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.layers) < 1:
-            raise ValueError("width and layers are at least 1")
+    width: int = option(64, "channels of the first layer; each further one doubles them, up to eight times", least=1)
+    layers: int = option(3, "number of convolutions with stride 2", least=1)
 
     def build(self, image_size: int) -> PatchGAN:
         return PatchGAN(self)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from flowprior.data.features import read_features
@@ -102,7 +103,7 @@ class CodebookTarget:
         chosen = torch.randperm(len(images), generator=generator)[:wanted].sort().values
         batches = indexed_batches(images, [part.tolist() for part in chosen.split(64)], context.loaders)
         unfolded = [F.unfold(to_model(batch["image"]), self.patch_size, stride=self.patch_size) for batch in batches]
-        return torch.cat(unfolded).transpose(1, 2).flatten(0, 1)  # (images * patches, 3 patch_size^2)
+        return rearrange(torch.cat(unfolded), "images pixels patches -> (images patches) pixels")
 
 
 def random_rows(features: Tensor, count: int, seed: int) -> Tensor:

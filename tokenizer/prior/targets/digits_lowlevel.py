@@ -32,7 +32,8 @@ class DigitsLowLevelTarget:
 
     def train_autoencoder(self, context: TargetContext) -> Path:
         """Train it as stage 2 trains its own, into ``target_autoencoder/`` beside the prior; it resumes and is trained once."""
-        from tokenizer.train_ae import AEConfig, train
+        from tokenizer.config import AEConfig
+        from tokenizer.train_ae import train
 
         run_dir = context.folder / "target_autoencoder"
         config = build_config(AEConfig, self.autoencoder_options(run_dir, context.seed))

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.data.images import open_images
@@ -117,7 +118,7 @@ class TimmEncoder(nn.Module):
             return x[:, :1]  # (B, 1, d)
         if x.dim() == 4:  # a map; most of timm's have channels first
             last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
-            return x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)  # (B, P, d)
+            return rearrange(x, "b h w d -> b (h w) d" if last else "b d h w -> b (h w) d")
         return x[:, getattr(self.model, "num_prefix_tokens", 0) :]  # (B, P, d)
 
 

@@ -1,0 +1,210 @@
+"""What MAR's sampler costs and what its images are worth, with the head's flow and with its map, over runs of several seeds.
+
+python scripts/compare_samplers.py runs/a runs/b [--cases curve options] [--cfg 1 1.5] [--json samplers.json] [option=value ...]
+python scripts/compare_samplers.py --json samplers.json --draw docs/head_evaluations.png      measures nothing
+
+A run holds a trained generator, and its flow map where the map is to be measured. Every set is the one that ``python -m mar generate``
+draws. Results are kept in the JSON file as they come, and what is there already stays. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from flowprior.data.image_sizes import ImageSize  # noqa: E402
+from flowprior.distributed import World  # noqa: E402
+from flowprior.errors import entry_point  # noqa: E402
+from flowprior.metrics import Extractor, ImageSet  # noqa: E402
+from flowprior.run.files import read_json, write_json  # noqa: E402
+from generation.evaluate import metrics_of  # noqa: E402
+from generation.generate import load_drawer  # noqa: E402
+from generation.labels import choose_shares  # noqa: E402
+from generation.reference import open_reference  # noqa: E402
+from generation.sample_drawer import EXACT_GROUP  # noqa: E402
+from mar.config import MARStageConfig  # noqa: E402
+from mar.sampler import SamplerConfig, sample_latents  # noqa: E402
+
+EVALUATIONS = (1, 2, 4, 8, 25)
+SOLVERS = {"euler": "Euler", "heun": "Heun", "ab2": "Adams-Bashforth (ab2)", "map": "flow map"}
+CURVE = {
+    f"{solver} {count}": {"solver": solver, "head_evaluations": count}
+    for solver in ("euler", "heun", "ab2")
+    for count in EVALUATIONS
+} | {f"map {count}": {"head": "map", "head_evaluations": count} for count in (1, 2, 3, 4)}
+MAP = {"head": "map", "head_evaluations": 2}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "evaluations falling from 25 to 5": {"head_evaluations": 25, "head_evaluations_last": 5},
+    "guidance damped, 1": {"cfg_damping": 1.0},
+    "guidance damped, 4": {"cfg_damping": 4.0},
+    "encodings renewed every 4th step": {"encoder_every": 4},
+    "decodings, too, every 2nd step": {"encoder_every": 2, "decoder_every": 2},
+    "decodings, too, every 4th step": {"encoder_every": 4, "decoder_every": 4},
+    "map, 2 evaluations": MAP,
+    "map, 2 falling to 1": MAP | {"head_evaluations_last": 1},
+    "map, 2; encodings every 4th step": MAP | {"encoder_every": 4},
+    "map, 2; decodings, too, every 2nd step": MAP | {"encoder_every": 2, "decoder_every": 2},
+    "map, 2; decodings, too, every 4th step": MAP | {"encoder_every": 4, "decoder_every": 4},
+}
+CASES = {"curve": CURVE, "options": OPTIONS}
+SHOWN = ("fid", "precision", "recall", "recognised")
+TIMED_IMAGES, TIMED_PAIRS = 100, 3
+
+
+@entry_point
+def main() -> None:
+    arguments, words = parse()
+    results = read_json(arguments.json, "results") if arguments.json.is_file() else {}
+    for run in arguments.runs:
+        measure_run(run, words, arguments, results)
+    print(table(results))
+    if arguments.draw:
+        draw(results, arguments.draw)
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", help="run folders")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--only", nargs="+", default=[], help="cases by name")
+    parser.add_argument("--cfg", nargs="+", type=float, default=[1.5], help="guidance scales")
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--json", type=Path, default=Path("runs/samplers.json"))
+    parser.add_argument("--draw", type=Path, help="picture of FID against evaluations")
+    arguments, words = parser.parse_known_args()
+    overrides = [word for word in arguments.runs if "=" in word]
+    arguments.runs = [word for word in arguments.runs if "=" not in word]
+    return arguments, overrides + words
+
+
+def measure_run(run: str, words: list[str], arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Add what is missing of one run to ``results`` and to the JSON file."""
+    chosen = {name: options for kind in arguments.cases for name, options in CASES[kind].items()}
+    chosen = {name: options for name, options in chosen.items() if name in (arguments.only or chosen)}
+    missing = [
+        (name, cfg)
+        for name in chosen
+        for cfg in arguments.cfg
+        if Path(run).name not in results.get(name, {}).get(f"{cfg:g}", {}).get("runs", {})
+    ]
+    if not missing:
+        return
+    plain = MARStageConfig.read("", ["--preset", arguments.preset, *words]).model.mar.sampler
+    bench = Bench(run, words, arguments.preset, by_map=any(chosen[name].get("head") == "map" for name, _ in missing))
+    for name, cfg in missing:
+        sampler = replace(plain, **chosen[name])
+        of_case = results.setdefault(name, {}).setdefault(f"{cfg:g}", {"runs": {}})
+        of_case["runs"][Path(run).name] = bench.metrics(sampler, cfg)
+        of_case["gflop"] = bench.gflop(sampler, cfg)
+        of_case.setdefault("times_faster", []).append(bench.times_faster(plain, sampler, cfg))
+        write_json(arguments.json, results)
+        print(f"{run}, {name}, cfg {cfg:g}: {of_case['runs'][Path(run).name]}", file=sys.stderr, flush=True)
+
+
+class Bench:
+    """A run's generator, and what its images are compared with."""
+
+    def __init__(self, run: str, words: list[str], preset: str, by_map: bool) -> None:
+        own = ["evaluate.metrics=[fid, precision_recall, recognised]"]
+        own += ["model.mar.sampler.head=map", "model.mar.sampler.head_evaluations=1"] if by_map else []
+        self.config = MARStageConfig.read("", ["--preset", preset, f"run_dir={run}", *words, *own])
+        self.drawer, saved = load_drawer(self.config, World())
+        self.extractor = Extractor(self.config.evaluate.extractor)
+        size = ImageSize(*[self.drawer.autoencoder.config.image_size] * 2)
+        self.reference = open_reference(self.config, self.extractor, size)
+        self.classes, self.count = self.drawer.bundle.model.num_classes, self.config.sample.count
+        self.labels = choose_shares(self.config, saved).labels(self.classes, self.count + EXACT_GROUP)
+
+    def draw(self, sampler: SamplerConfig, cfg: float, first: int, last: int) -> Tensor:
+        self.drawer.bundle.model.config.sampler = sampler
+        return self.drawer.draw(range(first, last), self.labels, cfg)
+
+    def metrics(self, sampler: SamplerConfig, cfg: float) -> dict[str, float]:
+        """Of the set that ``python -m mar generate`` draws."""
+        starts = range(0, self.count, self.config.sample.batch)
+        parts = [self.draw(sampler, cfg, i, min(i + self.config.sample.batch, self.count)) for i in starts]
+        labels = self.labels[torch.arange(self.count) % len(self.labels)]
+        found, _ = metrics_of(self.config, ImageSet(torch.cat(parts), self.extractor, labels), self.reference)
+        return {name: value for name, value in found.items() if value is not None}
+
+    def latents(self, sampler: SamplerConfig, cfg: float, images: int) -> None:
+        sample_latents(self.drawer.bundle.model, torch.arange(images) % self.classes, list(range(images)), cfg, sampler)
+
+    def gflop(self, sampler: SamplerConfig, cfg: float) -> float:
+        """Of the latents of one image, in a batch with as many of every class."""
+        with FlopCounterMode(display=False) as counter:
+            self.latents(sampler, cfg, 10 * self.classes)
+        return counter.get_total_flops() / (10 * self.classes) / 1e9
+
+    def times_faster(self, plain: SamplerConfig, sampler: SamplerConfig, cfg: float) -> float:
+        """Seconds of the plain sampler over this one's, latents alone: the median over pairs, one after the other."""
+        ratios = []
+        for _ in range(TIMED_PAIRS):
+            seconds = []
+            for one in (plain, sampler):
+                start = time.perf_counter()
+                self.latents(one, cfg, TIMED_IMAGES)
+                seconds.append(time.perf_counter() - start)
+            ratios.append(seconds[0] / seconds[1])
+        return statistics.median(ratios)
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Means and deviations over the runs, in Markdown."""
+    lines = [
+        "| sampler | guidance | FID | FID over plain | precision | recall | recognised | MFLOP an image | times faster |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, by_cfg in results.items():
+        for cfg, case in by_cfg.items():
+            plain = results.get("plain", results.get("euler 25", {})).get(cfg, {"runs": {}})["runs"]
+            ratios = [case["runs"][run]["fid"] / plain[run]["fid"] for run in case["runs"] if run in plain]
+            cells = [spread([found[metric] for found in case["runs"].values()]) for metric in SHOWN]
+            cells[1:1] = [spread(ratios) if ratios else ""]
+            cells += [f"{1000 * case['gflop']:.1f}", f"{statistics.median(case['times_faster']):.2f}"]
+            lines.append(" | ".join([f"| {name}", cfg, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """FID against evaluations of the head, a panel for every guidance scale: each run, and their mean."""
+    scales = list(dict.fromkeys(cfg for name in CURVE for cfg in results.get(name, {})))
+    figure, panels = plt.subplots(1, len(scales), figsize=(4.2 * len(scales) + 0.6, 3.4), dpi=150, squeeze=False)
+    for axes, cfg in zip(panels[0], scales):
+        for number, (solver, label) in enumerate(SOLVERS.items()):
+            names = [name for name in CURVE if name.split()[0] == solver and cfg in results.get(name, {})]
+            counts = [int(name.split()[1]) for name in names]
+            fids = [[found["fid"] for found in results[name][cfg]["runs"].values()] for name in names]
+            axes.plot(counts, [statistics.fmean(f) for f in fids], f"C{number}o-", markersize=4, label=label)
+            for count, values in zip(counts, fids):
+                axes.plot([count] * len(values), values, f"C{number}_", alpha=0.7)
+        axes.set(xscale="log", yscale="log", xlabel="evaluations of the head per token", title=f"guidance {cfg}")
+        axes.set_xticks(sorted({*EVALUATIONS, 3}), labels=map(str, sorted({*EVALUATIONS, 3})))
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("FID")
+    panels[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Stage 2's config: data, autoencoder, losses and regularisers, and how the result is measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from flowprior.data.image_contents import FILES_READ
+from flowprior.data.images import ImageConfig, ImageSource, open_images
+from flowprior.metrics.registry import EXTRACTORS, check_extractor, foreign_images
+from flowprior.run.config import option
+from flowprior.training.config import TrainConfig
+from flowprior.training.optim import OptimConfig
+from tokenizer.autoencoder import AutoencoderConfig
+from tokenizer.features import FeatureConfig
+from tokenizer.metrics import METERS, MeterContext, check_meters
+from tokenizer.monitor import MonitorConfig
+from tokenizer.objective import LossConfig
+from tokenizer.regularisers import RegulariserConfig
+
+PRESETS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class EvaluateConfig:
+    """How the trained autoencoder is measured."""
+
+    extractor: str = option("", f"extractor of features, for rFID: {' or '.join(EXTRACTORS)}; empty: no rFID")
+    weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
+    metrics: tuple[str, ...] = option(
+        (),
+        f"what is measured, of {', '.join(METERS)}; empty: fidelity, rfid where an extractor is named, lpips where it is part of the loss",
+    )
+    reference: str = option(
+        "", "for rFID a .npz of as many real images, cropped alike; empty: the originals themselves"
+    )
+    latent_noise_shares: tuple[float, ...] = option(
+        (), "measure also what is decoded from latents with noise, whose std is such a share of each channel's"
+    )
+
+    def __post_init__(self) -> None:
+        shares = [f"{share:g}" for share in self.latent_noise_shares]
+        if not all(0 < share < math.inf for share in self.latent_noise_shares) or len(set(shares)) < len(shares):
+            raise ValueError(f"latent_noise_shares are different numbers above 0, not {', '.join(shares)}")
+        if self.extractor:
+            check_extractor(self.extractor)
+        check_meters(self.metrics)
+
+
+@dataclass
+class AEConfig:
+    """Stage 2."""
+
+    run_dir: str = option("runs/digits", "folder of the run; the stage writes into its ae/", changes_result=False)
+    dry_run: bool = option(
+        False, "print parameters, FLOP and memory of a step, and train nothing", changes_result=False
+    )
+    prior: str = option(
+        "",
+        "folder of the flow prior, or its name on the Hugging Face hub; empty: <run_dir>/flowhead/prior",
+        changes_result=False,
+    )
+    data: ImageConfig = option(ImageConfig, "")
+    held_out: str = option(
+        "",
+        "where images lie that are measured and not trained on, as for data.path; empty: of data.subset=train the other part of the digits, "
+        "else the training images",
+        changes_result=False,
+    )
+    model: AutoencoderConfig = option(AutoencoderConfig, "")
+    loss: LossConfig = option(LossConfig, "")
+    features: FeatureConfig = option(FeatureConfig, "")
+    regulariser: RegulariserConfig = option(RegulariserConfig, "")
+    monitor: MonitorConfig = option(MonitorConfig, "")
+    evaluate: EvaluateConfig = option(EvaluateConfig, "", changes_result=False)
+    train: TrainConfig = option(TrainConfig, "")
+    optim: OptimConfig = option(OptimConfig, "")
+
+    def __post_init__(self) -> None:
+        if self.data.size != self.model.image_size:
+            raise ValueError(
+                f"data.size {self.data.size} and model.image_size {self.model.image_size} are the same number: write both"
+            )
+
+    @property
+    def prior_folder(self) -> Path:
+        return Path(self.prior) if self.prior else Path(self.run_dir) / "flowhead" / "prior"
+
+    def held_out_data(self) -> ImageConfig:
+        """The images that are measured, cropped as they are for evaluation."""
+        if self.held_out:
+            return self.data.at(self.held_out)
+        if self.data.source == "digits" and self.data.subset == "train":
+            return replace(self.data, subset="val")
+        return self.data
+
+    def says_of_extractor(self) -> str:
+        """What to say where the extractor was made for other images than those that are measured; else empty."""
+        name, own_weights = self.evaluate.extractor, bool(self.evaluate.weights)
+        return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
+
+    def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
+        """What to say where images of ``held_out`` are trained on as well; else empty."""
+        if not (self.held_out and self.holds_out and self.data.source == "files"):
+            return ""
+        copies = held_out.copies_of(images or open_images(self.data))  # type: ignore[attr-defined]
+        looked_at = min(len(held_out), FILES_READ)
+        return f"{copies} of the {looked_at} held-out images looked at are training images as well" if copies else ""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the images that are measured are others than those of training."""
+        measured = self.held_out_data()
+        if self.held_out and self.data.source == "files":  # however the place is written
+            return Path(measured.path).resolve() != Path(self.data.path).resolve()
+        return measured != self.data
+
+    def check_run(self) -> None:
+        """Called before anything is written: a :class:`UserError` where the run holds what a stage based on this one would overwrite."""
+
+    def meter_context(self, image_count: int, device: torch.device) -> MeterContext:
+        """What measures of ``image_count`` reconstructions are built from."""
+        return MeterContext(
+            device,
+            image_count,
+            self.data.size,
+            self.evaluate.extractor,
+            self.evaluate.weights,
+            self.evaluate.reference,
+            self.loss.perceptual_weights,
+        )
