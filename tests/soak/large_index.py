@@ -24,7 +24,7 @@ from soak.stages import Soak, Trial
 BYTES_A_SAMPLE = 64  # of a process's memory, the pages of the index among them
 BUFFERS = THREADS * 2 * Window.NEAR  # through which shards are read
 SAMPLES_PER_SHARD, CLASSES = 10_000, 1000
-FIGURES = "figures.json"
+INDEXED, TRAINED = "indexed", "opened with its index, and an epoch's order beside it"
 
 
 def large_index(soak: Soak) -> Iterator[Trial]:
@@ -36,7 +36,7 @@ def large_index(soak: Soak) -> Iterator[Trial]:
             folder.mkdir(parents=True)
             for first in range(0, samples, SAMPLES_PER_SHARD):
                 write(folder / f"{first:08d}.{kind}", range(first, min(first + SAMPLES_PER_SHARD, samples)))
-        for what in ("indexed", "opened with its index"):
+        for what in (INDEXED, TRAINED):
             yield f"{count} samples in {kind} files, {what}", _in_bounded_memory(soak, place, few, what)
         yield f"{count} samples in {kind} files, each found once an epoch", _all_found(open_store(str(place)), count)
         shutil.rmtree(place)
@@ -69,29 +69,27 @@ def write_zip(file: Path, numbers: range) -> None:
 
 
 def _in_bounded_memory(soak: Soak, place: Path, few: Path, what: str) -> str | None:
-    figures = soak.folder / FIGURES
+    figures = soak.folder / "figures.json"
     figures.unlink(missing_ok=True)
-    process = Process(lambda: _measure(place, few, figures), soak.folder / "output" / "large")
+    process = Process(lambda: _measure(place, few, what, figures), soak.folder / "output" / "large")
     process.wait(1200)
     if process.code != 0:
         return f"the process ended with {process.code}: {process.said()[-300:]}"
     told = json.loads(figures.read_text())
-    print(
-        f"    {place.name} {what}: {told['seconds']:.1f} s, {told['bytes'] / told['count']:.1f} bytes a sample",
-        flush=True,
-    )
+    each = told["bytes"] / told["count"]
+    print(f"    {place.name}, {what}: {told['seconds']:.1f} s, {each:.1f} bytes a sample", flush=True)
     allowed = BYTES_A_SAMPLE * told["count"] + BUFFERS
     return None if told["bytes"] <= allowed else f"{told['bytes']} bytes of memory in place of {allowed}"
 
 
-def _measure(place: Path, few: Path, figures: Path) -> None:
+def _measure(place: Path, few: Path, what: str, figures: Path) -> None:
     open_store(str(few))  # what is imported and made once
     before, start = _resident(), time.perf_counter()
     store = open_store(str(place))
-    order = epoch_order(0, 0, len(store))  # which a process of training holds beside
     seconds = time.perf_counter() - start
-    assert len(order) == len(store)
+    order = epoch_order(0, 0, len(store)) if what == TRAINED else None
     figures.write_text(json.dumps({"count": len(store), "seconds": seconds, "bytes": _peak() - before}))
+    del order
 
 
 def _resident() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowprior.data.stores.base import ImageStore, StoreOptions
+from flowprior.data.stores.footers import open_parquet, row_groups
 from flowprior.data.stores.index import index_made_from
 from flowprior.data.stores.labels import NO_LABEL
 from flowprior.data.stores.shard_files import FileStamp
@@ -20,7 +21,6 @@ from flowprior.data.stores.tables import (
     choose_columns,
     first_without_bytes,
     image_bytes,
-    import_pyarrow,
     reading,
 )
 from flowprior.errors import UserError
@@ -57,35 +57,34 @@ class ParquetStore(ImageStore):
     def __init__(self, files: list[Path], where: str, options: StoreOptions) -> None:
         self.files, self.where, self.home = files, where, files[0].parent
         with reading(f"the Parquet file {files[0]}"):
-            schema = _open(files[0]).schema_arrow
+            schema = open_parquet(files[0]).schema_arrow
             self.columns = choose_columns(schema, options, where)
         self.group_of = list[tuple[int, int]]()  # of every group its file, and its number there
         self.group_facts = list[str]()
         ends, first_rows, largest, incomplete, labels = [0], list[int](), 1, list[int](), TableLabels()
-        for number, file in enumerate(files):
+        for file in files:
             with reading(f"the Parquet file {file}"):
-                opened = _open(file)
+                opened = open_parquet(file)
                 self._check_columns(file, opened.schema_arrow, schema)
-                first_rows.append(ends[-1])
-                for group in range(opened.metadata.num_row_groups):
-                    about = opened.metadata.row_group(group)
-                    if not about.num_rows:
-                        continue
-                    images = _image_chunk(about, self.columns.image)
-                    largest = max(largest, images.total_uncompressed_size)
-                    if largest > LARGEST_GROUP:
-                        raise UserError(
-                            f"row group {group} of {file} holds {largest / 1e9:.1f} GB of images, all of which is read for any of them: write "
-                            "the files anew with smaller row groups, such as row_group_size=100"
-                        )
-                    if images.is_stats_set and images.statistics.null_count:
-                        incomplete.append(len(self.group_of))
-                    ends.append(ends[-1] + about.num_rows)
-                    self.group_of.append((number, group))
-                    self.group_facts.append(_facts(about))
                 if self.columns.label:
                     for chunk in opened.read(columns=[self.columns.label], use_threads=False).column(0).chunks:
                         labels.add(chunk)
+        for number, (file, groups) in enumerate(zip(files, row_groups(files, self.columns.image))):
+            first_rows.append(ends[-1])
+            for place, group in enumerate(groups):
+                if not group.rows:
+                    continue
+                largest = max(largest, group.image_bytes)
+                if largest > LARGEST_GROUP:
+                    raise UserError(
+                        f"row group {place} of {file} holds {largest / 1e9:.1f} GB of images, all of which is read for any of them: write "
+                        "the files anew with smaller row groups, such as row_group_size=100"
+                    )
+                if group.incomplete:
+                    incomplete.append(len(self.group_of))
+                ends.append(ends[-1] + group.rows)
+                self.group_of.append((number, place))
+                self.group_facts.append(group.facts)
         if len(ends) == 1:
             raise UserError(f"{where} holds no rows")
         self.first_rows, self.group_starts, self.ends = np.array(first_rows), np.array(ends[:-1]), np.array(ends[1:])
@@ -167,7 +166,7 @@ class ParquetStore(ImageStore):
         if number not in self.opened:
             if len(self.opened) >= FILES_OPEN:
                 self.opened.popitem(last=False)[1].close()
-            self.opened[number] = _open(self.files[number])
+            self.opened[number] = open_parquet(self.files[number])
         self.opened.move_to_end(number)
         return self.opened[number]
 
@@ -193,23 +192,3 @@ class ParquetStore(ImageStore):
         each = max(1, most // len(chosen))
         parts = [np.linspace(starts[g], self.ends[g] - 1, min(each, int(self.ends[g] - starts[g]))) for g in chosen]
         return np.unique(np.concatenate(parts).astype(np.int64))[:most]
-
-
-def _open(file: Path) -> pyarrow.parquet.ParquetFile:
-    pyarrow = import_pyarrow()
-    with reading(f"the Parquet file {file}"):
-        # Buffering ahead is the work of threads, which a forked process has none of.
-        return pyarrow.parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-
-
-def _image_chunk(group: pyarrow.parquet.RowGroupMetaData, column: str) -> pyarrow.parquet.ColumnChunkMetaData:
-    """The part of a row group that holds the encoded images."""
-    chunks = (group.column(number) for number in range(group.num_columns))
-    return next(chunk for chunk in chunks if chunk.path_in_schema in (column, f"{column}.bytes"))
-
-
-def _facts(group: pyarrow.parquet.RowGroupMetaData) -> str:
-    columns = (group.column(number) for number in range(group.num_columns))
-    return f"{group.num_rows} rows " + " ".join(
-        f"{c.path_in_schema} {c.total_uncompressed_size} {c.total_compressed_size}" for c in columns
-    )
