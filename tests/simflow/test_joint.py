@@ -10,6 +10,7 @@ from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from simflow.train_simflow import SimFlowAEConfig
+from tokenizer.dry_run import step_cost
 from tokenizer.train_ae import build_objective, dry_run
 
 SMALL = {
@@ -22,6 +23,7 @@ SMALL = {
         "encoder": {"width": 12, "depth": 1, "heads": 3},
         "decoder": {"width": 12, "depth": 1, "heads": 3},
     },
+    "features": {"source": "digits"},
     "train": {"steps": 4, "global_batch": 8, "log_steps": 1},
 }
 FLOW = {"width": 12, "heads": 2, "depths": [1, 1], "label_drop": 0.0}
@@ -97,8 +99,17 @@ def test_the_flow_is_averaged_and_checkpointed_with_the_autoencoder(objective, b
         assert torch.equal(next(again.regularisers[0].generator.parameters()), averaged)
 
 
-def test_a_dry_run_counts_the_flow():
-    assert "regulariser simflow" in dry_run(config())
+def test_a_dry_run_counts_the_same_for_a_part_whichever_others_read_the_latents():
+    def arithmetic(name):
+        objective = build_objective(config(name), None, meta, 1, None)
+        return step_cost(objective, config().train).flop
+
+    meta = World(device=torch.device("meta"))
+    with meta.device:
+        alone, joined = arithmetic("simflow"), arithmetic("simflow+reals")
+    assert set(joined) == {*alone, "features", "regulariser reals"} and min(joined.values()) > 0
+    assert all(joined[part] == pytest.approx(alone[part], rel=1e-3) for part in alone)
+    assert "regulariser simflow" in dry_run(config("simflow+reals"))
 
 
 @pytest.mark.parametrize(
