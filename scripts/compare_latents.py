@@ -33,6 +33,7 @@ from flowprior.metrics.latent_statistics import (  # noqa: E402
     autocorrelation,
     high_frequency_ratio,
     midpoints,
+    offset_share,
     spectral_entropy,
     total_variation,
 )
@@ -66,6 +67,7 @@ COLUMNS = {
     "sure_midpoints": "of decoded midpoints",
     "sure_pixel_midpoints": "of pixels' midpoints",
     "latent_std": "std",
+    "offset_share": "of its square, tokens' own means",
     "spectral_entropy": "spectral entropy",
     "high_frequency_ratio": "high frequencies",
     "total_variation": "total variation",
@@ -139,6 +141,7 @@ def of_latents(autoencoder: Autoencoder, images: ImageSource, judged: bool) -> d
     originals, codes = (torch.cat(parts) for parts in zip(*encoded(autoencoder, images, 0, "latents")))
     along = autocorrelation(codes)
     found: dict[str, Any] = {
+        "offset_share": offset_share(codes),
         "spectral_entropy": spectral_entropy(codes),
         "high_frequency_ratio": high_frequency_ratio(codes),
         "total_variation": total_variation(codes),
