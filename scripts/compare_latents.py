@@ -118,7 +118,7 @@ def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
     found |= measure(autoencoder, images, meters())
     found |= measure_with_noise(autoencoder, images, {share: meters() for share in noise})
     found["latent_std"] = channel_std(autoencoder, images).square().mean().sqrt().item()
-    found |= of_latents(autoencoder, images, judged=config.data.source == "digits")
+    found |= of_latents(autoencoder, images, judge=config.data.source if config.data.embedded else "")
     found |= of_generators(run, preset)
     return found
 
@@ -136,8 +136,8 @@ def config_of(run: Path) -> AEConfig:
 
 
 @torch.no_grad()
-def of_latents(autoencoder: Autoencoder, images: ImageSource, judged: bool) -> dict[str, Any]:
-    """Spectrum and correlation of the encoder's means; with ``judged``, what the digits' judge is sure of."""
+def of_latents(autoencoder: Autoencoder, images: ImageSource, judge: str) -> dict[str, Any]:
+    """Spectrum and correlation of the encoder's means; and what the judge of an embedded data set, ``judge``, is sure of."""
     originals, codes = (torch.cat(parts) for parts in zip(*encoded(autoencoder, images, 0, "latents")))
     along = autocorrelation(codes)
     found: dict[str, Any] = {
@@ -148,22 +148,22 @@ def of_latents(autoencoder: Autoencoder, images: ImageSource, judged: bool) -> d
         "autocorrelation": along.tolist(),
         "autocorrelation_1": along[1].item(),
     }
-    if not judged:
-        note("only the digits have a judge: no share of midpoints is measured")
+    if not judge:
+        note("only embedded images have a judge: no share of midpoints is measured")
         return found
     between, other = midpoints(codes, torch.Generator().manual_seed(stream_seed("midpoints")))
     pixels = (originals.float() + originals[other].float()) / 2
     return found | {
-        "sure_images": sure_share(originals),
-        "sure_reconstructions": sure_share(decode_to_uint8(autoencoder, codes)),
-        "sure_midpoints": sure_share(decode_to_uint8(autoencoder, between)),
-        "sure_pixel_midpoints": sure_share(to_uint8(pixels / 127.5 - 1)),
+        "sure_images": sure_share(judge, originals),
+        "sure_reconstructions": sure_share(judge, decode_to_uint8(autoencoder, codes)),
+        "sure_midpoints": sure_share(judge, decode_to_uint8(autoencoder, between)),
+        "sure_pixel_midpoints": sure_share(judge, to_uint8(pixels / 127.5 - 1)),
     }
 
 
-def sure_share(images: Tensor) -> float:
-    """Share of ``images``, uint8 ``(N, 3, H, W)``, in which the judge gives one digit ``SURE`` or more."""
-    return (judge_confidence(images) >= SURE).double().mean().item()
+def sure_share(judge: str, images: Tensor) -> float:
+    """Share of ``images``, uint8 ``(N, 3, H, W)``, in which the judge of the data set ``judge`` gives one digit ``SURE`` or more."""
+    return (judge_confidence(judge, images) >= SURE).double().mean().item()
 
 
 def of_generators(run: Path, preset: str) -> dict[str, Any]:

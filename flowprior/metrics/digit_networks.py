@@ -160,9 +160,9 @@ def recognised_share(data: str, images: Tensor, labels: Tensor, batch_size: int 
 
 
 @torch.no_grad()
-def judge_confidence(images: Tensor, batch_size: int = 256) -> Tensor:
-    """The judge's largest probability of a digit in each of ``images`` (uint8 ``(N, 3, H, W)``): ``(N,)``."""
-    judge = load_judge().to(images.device)
+def judge_confidence(data: str, images: Tensor, batch_size: int = 256) -> Tensor:
+    """The largest probability by the judge of ``data`` of a digit in each of ``images`` (uint8 ``(N, 3, H, W)``): ``(N,)``."""
+    judge = load_judge(data).to(images.device)
     return torch.cat([_logits(judge, part).softmax(1).amax(1) for part in images.split(batch_size)])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from flowprior.data.digits import digit_images, digit_split
+from flowprior.data.embedded import digit_images, split_indices
 from flowprior.metrics import judge_confidence
 from flowprior.run.config import to_dict
 from scripts import compare_latents
@@ -58,11 +58,11 @@ def test_a_row_for_every_figure_a_column_for_runs_that_differ_by_seed_and_a_pict
     results = json.loads((tmp_path / "latents.json").read_text())
     assert list(results) == ["a_seed0", "a_seed1", "b"] and results["a_seed0"] == kept["a_seed0"]
     one = results["b"]
-    assert one["held_out"] and one["images"] == len(digit_split("val"))
+    assert one["held_out"] and one["images"] == len(split_indices(1797, "val"))
     assert one["rfid"] > 0 and one["rfid_noise_0.5"] > 0 and one["psnr_noise_0.5"] < one["psnr"]
     assert len(one["autocorrelation"]) == 4 and one["autocorrelation"][1] == one["autocorrelation_1"]
-    images = digit_images(32)[0][digit_split("val")]
-    assert one["sure_images"] == pytest.approx((judge_confidence(images) >= 0.9).double().mean().item())
+    images = digit_images(32)[0][split_indices(1797, "val")]
+    assert one["sure_images"] == pytest.approx((judge_confidence("digits", images) >= 0.9).double().mean().item())
     assert one["sure_images"] > 0.9 > 0.2 > one["sure_reconstructions"]  # the autoencoder has learned nothing
     assert 0.2 < one["sure_pixel_midpoints"] < 0.9
     header, *rows = [line for line in said.splitlines() if line.startswith("|")]
