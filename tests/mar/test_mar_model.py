@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
+from flowprior.flow.times import TimeConfig
 from flowprior.run.config import build_config
 from flowprior.run.presets import config_from_command_line
 from flowprior.training.randomness import StepRandom
@@ -164,7 +165,11 @@ def test_tokens_beside_kept_keys_see_what_they_see_in_one_sequence_and_the_kept_
 
 
 @pytest.mark.parametrize("step", range(4))
-@pytest.mark.parametrize("options", [{}, {"pairs_share_time": True}, {"mask_counts": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pairs_share_time": True}, {"mask_counts": 2}, {"times": TimeConfig("logit_normal", 0.5, 0.8)}],
+    ids=str,
+)
 def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_out(latents, step, options):
     model = make(label_drop=0.0, mask_ratio_min=0.2, **options)
     random = StepRandom(0, step)
@@ -177,6 +182,8 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
     if model.config.pairs_share_time:
         first, second = random.normal("noise", 4, 2, count, CHANNELS).unbind(1)
         noise = torch.stack([first, second, -first], dim=1)
+    if model.config.times.distribution == "logit_normal":
+        t = torch.from_numpy(special.expit(0.5 + 0.8 * stats.norm.ppf(t.double().numpy()))).float()
     cond = model.condition(latents, LABELS, order[:, count:], torch.arange(TOKENS).expand(4, -1))
     terms = []
     for image in range(4):
