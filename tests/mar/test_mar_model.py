@@ -63,20 +63,20 @@ def test_sizes_have_their_numbers_of_parameters(size, whole, head):
     assert counts == [whole, head]
 
 
-def test_the_defaults_are_mar_b_and_the_digits_preset_is_mar_digits():
+def test_the_defaults_are_mar_b_and_the_digits_preset_is_mar_digits_with_one_class_token():
     defaults, digits = MARConfig(), config_from_command_line(MARStageConfig, PRESETS, "", []).model.mar
     assert {name: getattr(defaults, name) for name in SIZES["mar_base"]} == SIZES["mar_base"]
-    assert {name: getattr(digits, name) for name in SIZES["mar_digits"]} == SIZES["mar_digits"]
+    assert {name: getattr(digits, name) for name in SIZES["mar_digits"]} == SIZES["mar_digits"] | {"buffer_tokens": 1}
 
 
-@pytest.mark.parametrize("name", ["digits", "imagenet"])
-def test_an_efficient_preset_differs_from_its_own_in_buffer_tokens_and_sampler_only(name):
+@pytest.mark.parametrize("name, tokens", [("digits", 1), ("imagenet", 16)])
+def test_an_efficient_preset_differs_from_its_own_in_buffer_tokens_and_sampler_only(name, tokens):
     plain, efficient = (
         config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", preset, "run_dir=runs/x"])
         for preset in (name, f"{name}_efficient")
     )
     model, other = plain.model.mar, efficient.model.mar
-    assert other.buffer_tokens == model.buffer_tokens // 4 and other.sampler.skip_unread and other.sampler.share_first
+    assert other.buffer_tokens == tokens and other.sampler.skip_unread and other.sampler.share_first
     efficient.model.mar = replace(other, size=model.size, buffer_tokens=model.buffer_tokens, sampler=model.sampler)
     assert efficient == plain
 
