@@ -205,7 +205,7 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
         assert (gradient is None) == (expected is None), name
         if gradient is not None:
             torch.testing.assert_close(
-                gradient, expected, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+                gradient, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
