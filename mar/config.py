@@ -14,6 +14,7 @@ from flowprior.run.run_folder import RunFolder
 from generation.config import GenerationConfig
 from mar.distillation import DistilConfig
 from mar.flow_map import FlowMap
+from mar.guided import GuidedTransformer
 from mar.model import NORMS_BEFORE, MARConfig
 
 GENERATORS = {"mar": MARConfig}
@@ -31,6 +32,7 @@ class MARStageConfig(GenerationConfig):
 
     model: GeneratorConfig = option(GeneratorConfig, "")
     distil: DistilConfig = option(DistilConfig, "", changes_result=False)
+    distil_guidance: DistilConfig = option(DistilConfig, "", changes_result=False)
 
     @property
     def distillation_folder(self) -> Path:
@@ -38,29 +40,59 @@ class MARStageConfig(GenerationConfig):
         return self.folder / "flow_map"
 
     @property
+    def guided_folder(self) -> Path:
+        """Of the stage that distils guidance."""
+        return self.folder / "guided"
+
+    @property
     def samples_by_map(self) -> bool:
-        """Whether samples are drawn with the head's flow map."""
+        """Whether samples are drawn with the head's flow map, or with what is distilled after it."""
         return self.model.name == "mar" and self.model.mar.sampler.head == "map"
 
+    @property
+    def samples_in_one_pass(self) -> bool:
+        """Whether samples are drawn with the transformer that guidance is distilled into."""
+        return self.samples_by_map and self.model.mar.sampler.one_pass
+
     def equip(self, model: Any, saved: dict[str, Any]) -> None:
-        """With the head's flow map, where the sampler asks for it."""
-        if self.equipment(saved):
-            model.flow_map = FlowMap.load(self.distillation_folder / "map")
+        """With the head's flow map, or the guided transformer, where the sampler asks for it."""
+        if self.samples_in_one_pass:
+            folder, _ = self._guided(saved)
+            model.guided = GuidedTransformer.load(folder, model)
+        elif self.samples_by_map:
+            model.flow_map = self.load_flow_map(saved)
 
     def equipment(self, saved: dict[str, Any]) -> dict[str, str]:
-        """The flow map's, where the sampler asks for it; a :class:`UserError` where there is none, or of another generator's head."""
-        folder, remedy = self.distillation_folder / "map", f"run `{self.command('distil_head')}`"
-        if not self.samples_by_map:
-            return {}
+        """What the sampler asks for, by name; a :class:`UserError` where it is not there, or of another generator."""
+        if self.samples_in_one_pass:
+            return {"guided transformer": self._guided(saved)[1]}
+        return {"flow map": self._flow_map(saved)[1]} if self.samples_by_map else {}
+
+    def load_flow_map(self, saved: dict[str, Any]) -> FlowMap:
+        """The flow map of the generator whose ``config.json`` is ``saved``; a :class:`UserError` where there is none."""
+        return FlowMap.load(self._flow_map(saved)[0])
+
+    def _flow_map(self, saved: dict[str, Any]) -> tuple[Path, str]:
+        return self._distilled(self.distillation_folder / "map", "flow map", "distil_head", "head=flow", saved)
+
+    def _guided(self, saved: dict[str, Any]) -> tuple[Path, str]:
+        folder = self.guided_folder / "transformer"
+        return self._distilled(folder, "guided transformer", "distil_guidance", "one_pass=false", saved)
+
+    def _distilled(
+        self, folder: Path, what: str, command: str, without: str, saved: dict[str, Any]
+    ) -> tuple[Path, str]:
+        """Folder and fingerprint of what was distilled from the generator in ``saved``; else a :class:`UserError`."""
+        remedy = f"run `{self.command(command)}`"
         if not (folder / "config.json").is_file():
-            raise UserError(f"there is no flow map at {folder}: {remedy}, or write model.mar.sampler.head=flow")
-        kept = read_json(folder / "config.json", "flow map")
+            raise UserError(f"there is no {what} at {folder}: {remedy}, or write model.mar.sampler.{without}")
+        kept = read_json(folder / "config.json", what)
         if kept.get("generator") != saved.get("fingerprint"):
             raise UserError(
-                f"the flow map in {folder} is of another generator's head than that in {self.folder / 'generator'}: "
+                f"the {what} in {folder} is of another generator's head than that in {self.folder / 'generator'}: "
                 f"delete {folder.parent} and {remedy}"
             )
-        return {"flow map": str(kept.get("fingerprint"))}
+        return folder, str(kept.get("fingerprint"))
 
     @classmethod
     def complete_section(cls, section: Any, what: str) -> Any:

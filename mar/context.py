@@ -30,23 +30,24 @@ class Context:
 
     def __init__(self, model: MAR, labels: Tensor, config: SamplerConfig) -> None:
         self.model, self.labels, self.config = model, labels, config
+        self.scale = torch.empty(0)
         self.past: list[KeysValues | None] = []
         self.encoded = torch.empty(0)
         self.encoded_known = self.encodings = 0
         self.kept: list[KeysValues] = []
         self.decoded_known = self.decodings = 0
 
-    def step(self, latents: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-        """The head's condition ``(G, n, W)`` for ``latents (B, T, C)`` at ``known (B, k)``, wanted at ``(B, n)``."""
+    def step(self, latents: Tensor, known: Tensor, wanted: Tensor, scale: float) -> Tensor:
+        """The head's condition ``(G, n, W)`` for ``latents (B, T, C)`` at ``known (B, k)``, wanted at ``(B, n)``, and guided by ``scale``."""
         repeat = len(self.labels) // len(latents)
         latents, known, wanted = latents.repeat(repeat, 1, 1), known.repeat(repeat, 1), wanted.repeat(repeat, 1)
-        config = self.config
+        config, self.scale = self.config, latents.new_full((len(self.labels), 1), scale)
         if config.share_first and known.shape[1] == 0:
             labels, place = self.labels.unique(return_inverse=True)
             if len(labels) < len(self.labels):
                 return gather_tokens(self._of_classes(labels, latents)[place], wanted)
         if config.encoder_every == 1:
-            encoded = self.model.encode(latents, self.labels, known)
+            encoded = self.model.encode(latents, self.labels, known, self.scale)
         else:
             encoded = self._encode(latents, known)
         if config.decoder_every == 1:
@@ -56,7 +57,8 @@ class Context:
     def _of_classes(self, labels: Tensor, latents: Tensor) -> Tensor:
         """The condition at every position while none is known, once for each of ``labels (L,)``: ``(L, T, W)``."""
         everywhere = torch.arange(self.model.tokens, device=labels.device).expand(len(labels), -1)
-        return self.model.condition(latents[: len(labels)], labels, everywhere[:, :0], everywhere)
+        few = len(labels)
+        return self.model.condition(latents[:few], labels, everywhere[:, :0], everywhere, scale=self.scale[:few])
 
     def _encode(self, latents: Tensor, known: Tensor) -> Tensor:
         """The encoder's output ``(G, buffer + k, W)``, of which only tokens new since the last step are computed in most steps."""
@@ -64,7 +66,7 @@ class Context:
         model, renew = self.model, self.encoded_known == 0 or self.encodings % self.config.encoder_every == 0
         if renew:
             self.past, self.encoded_known = [None] * len(model.encoder), 0
-        x = model.encoder_input(latents, self.labels, known[:, self.encoded_known :])
+        x = model.encoder_input(latents, self.labels, known[:, self.encoded_known :], self.scale)
         x = x if renew else x[:, model.config.buffer_tokens :]  # (G, new, W)
         for number, block in enumerate(model.encoder):
             x, self.past[number] = block_with_past(block, x, self.past[number])

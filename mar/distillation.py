@@ -1,7 +1,8 @@
-"""What is minimised to distil MAR's trained head into its flow map."""
+"""What is minimised to distil MAR's trained head into its flow map, and guidance into its transformer."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from mar.flow_map import FlowMap
+from mar.guided import GuidedTransformer
 from mar.head import FlowDrawer, MapDrawer
 from mar.model import MAR
 from mar.sampler import SamplerConfig
@@ -25,10 +27,10 @@ SHOWN_EVALUATIONS = (1, 2, 4)
 
 @dataclass
 class DistilConfig:
-    """How the flow map of the head is distilled."""
+    """How the flow map of the head, or the guidance of the transformer, is distilled."""
 
     guidance: tuple[float, float] = option(
-        (1.0, 4.0), "smallest and largest guidance scale that the map serves; in training they are drawn uniformly"
+        (1.0, 4.0), "smallest and largest guidance scale that it serves; in training they are drawn uniformly"
     )
     solver: Literal["euler", "ab2", "midpoint", "heun"] = option(
         "euler", "solver of the head's flow whose solutions the map learns, with its error"
@@ -47,6 +49,15 @@ class DistilConfig:
             raise ValueError("solver_steps and jumps are at least 1, from_noise and to_data lie in [0, 1]")
 
 
+class Masking(NamedTuple):
+    """Latents of which some tokens are known and others wanted: what :meth:`MAR.condition` is told."""
+
+    latents: Tensor  # (B, T, C), normalised
+    labels: Tensor  # (B,)
+    known: Tensor  # (B, T - n)
+    wanted: Tensor  # (B, n)
+
+
 class Solutions(NamedTuple):
     """Tokens on their way from noise to data, at equally many equal steps of time."""
 
@@ -56,8 +67,8 @@ class Solutions(NamedTuple):
     scale: Tensor  # (B, 1, 1), of the guidance
 
 
-class HeadDistillation(Objective):
-    """Distils the frozen head of ``model`` into a flow map.
+class Distillation(Objective):
+    """Fits a flow map, under conditions that a subclass gives, to the frozen ``model`` with guidance.
 
     On a solution x of the guided head's ODE, the map is what carries one state to another: X(x_s, s, t) = x_t (Boffi et al. 2025,
     arXiv 2505.18825, the flow map's definition, which its Lagrangian, Eulerian and semigroup conditions follow from). The map is fitted
@@ -69,19 +80,30 @@ class HeadDistillation(Objective):
     those of latents from the cache, of which any number of tokens is known: sampling comes through all of them.
 
     Args:
-        model: trained; it stays as it is, and without dropout.
-        normaliser: of its latents.
+        model: trained; it stays as it is.
+        flow_map: what is fitted.
+        normaliser: of the model's latents.
         config: see the class.
     """
 
-    def __init__(self, model: MAR, normaliser: LatentNormaliser, config: DistilConfig) -> None:
+    def __init__(self, model: MAR, flow_map: FlowMap, normaliser: LatentNormaliser, config: DistilConfig) -> None:
         super().__init__()
         self.model, self.normaliser, self.config = model.eval().requires_grad_(False), normaliser, config
-        self.flow_map = FlowMap(model.head, config.guidance)
+        self.flow_map = flow_map
 
-    def train(self, mode: bool = True) -> HeadDistillation:
-        super().train(mode)
-        self.model.eval()
+    @property
+    @abstractmethod
+    def product(self) -> FlowMap | GuidedTransformer:
+        """What is trained, and handed on."""
+
+    @abstractmethod
+    def conditions(self, batch: dict[str, Tensor], random: StepRandom, solutions: Solutions) -> list[Tensor]:
+        """What the map is told of the tokens of ``solutions``, which :meth:`solve` makes of the same batch: one ``(B, n, K)`` or two."""
+
+    def train(self, mode: bool = True) -> Distillation:
+        """No part of it has dropout."""
+        super().train(False)
+        self.training = mode
         return self
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
@@ -92,20 +114,26 @@ class HeadDistillation(Objective):
             solutions.states.gather(2, step.unsqueeze(-1).expand(-1, -1, -1, channels)) for step in (start, end)
         )
         s, t = start / self.config.solver_steps, end / self.config.solver_steps
-        embedded = self.flow_map.embed_guided(solutions.cond, solutions.uncond, scale=solutions.scale).unsqueeze(2)
+        conds = self.conditions(batch, random, solutions)
+        embedded = self.flow_map.embed_guided(*conds, scale=solutions.scale).unsqueeze(2)  # (B, n, 1, W)
         found = self.flow_map.mean_velocity(x_s, s, t, embedded).float()  # (B, n, J, C)
         return StepOutput((found - (x_t - x_s) / (t - s).unsqueeze(-1)).square().mean())
 
+    def masking(self, batch: dict[str, Tensor], random: StepRandom) -> Masking:
+        """The batch with tokens that are known and wanted, of which ``random`` draws number and order."""
+        latents, tokens = self.normaliser(batch["latents"]), self.model.tokens
+        wanted = int(torch.randint(1, tokens + 1, (), generator=random.host_generator("wanted tokens")))
+        order = random.uniform("order", len(latents), tokens).argsort(dim=1)  # (B, T)
+        return Masking(latents, batch["label"], known=order[:, wanted:], wanted=order[:, :wanted])
+
     @torch.no_grad()
     def solve(self, batch: dict[str, Tensor], random: StepRandom) -> Solutions:
-        """Solutions of the head's ODE for tokens of the batch, of which ``random`` draws number, order, noise and guidance."""
-        model, latents, labels = self.model, self.normaliser(batch["latents"]), batch["label"]
-        images, (low, high) = len(latents), self.config.guidance
-        wanted_count = int(torch.randint(1, model.tokens + 1, (), generator=random.host_generator("wanted tokens")))
-        order = random.uniform("order", images, model.tokens).argsort(dim=1).repeat(2, 1)  # (2 B, T)
-        wanted, known = order[:, :wanted_count], order[:, wanted_count:]
-        halves = torch.cat([labels, torch.full_like(labels, model.num_classes)])  # (2 B,)
-        conds = model.condition(latents.repeat(2, 1, 1), halves, known, wanted, skip_unread=True)  # (2 B, n, K)
+        """Solutions of the head's ODE for the batch's wanted tokens, of which ``random`` draws noise and guidance."""
+        model, masking = self.model, self.masking(batch, random)
+        (images, wanted_count), (low, high) = masking.wanted.shape, self.config.guidance
+        halves = torch.cat([masking.labels, torch.full_like(masking.labels, model.num_classes)])  # (2 B,)
+        known, wanted = masking.known.repeat(2, 1), masking.wanted.repeat(2, 1)
+        conds = model.condition(masking.latents.repeat(2, 1, 1), halves, known, wanted, skip_unread=True)  # (2 B, n, K)
         noise = random.normal("noise", images, wanted_count, model.channels)
         scale = low + (high - low) * random.uniform("guidance", images, 1, 1)
         draw = FlowDrawer(model.head, SamplerConfig())
@@ -116,13 +144,48 @@ class HeadDistillation(Objective):
     @torch.no_grad()
     def errors(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, float]:
         """How far the map's data lies from the solver's, root mean square over its standard deviation, by the number of evaluations."""
-        path, *conds, scale = self.solve(batch, random)
-        draw, wanted = MapDrawer(self.flow_map, SamplerConfig()), path[:, :, -1]
-        found = {count: draw(path[:, :, 0], conds, scale, count) for count in SHOWN_EVALUATIONS}
+        solutions = self.solve(batch, random)
+        conds, draw = self.conditions(batch, random, solutions), MapDrawer(self.flow_map, SamplerConfig())
+        noise, wanted = solutions.states[:, :, 0], solutions.states[:, :, -1]
+        found = {count: draw(noise, conds, solutions.scale, count) for count in SHOWN_EVALUATIONS}
         return {
             f"error_of_{count}": ((x - wanted).square().mean() / wanted.var()).sqrt().item()
             for count, x in found.items()
         }
+
+
+class HeadDistillation(Distillation):
+    """Distils the frozen head of ``model`` into a flow map, which has both of the transformer's conditions."""
+
+    def __init__(self, model: MAR, normaliser: LatentNormaliser, config: DistilConfig) -> None:
+        super().__init__(model, FlowMap(model.head, config.guidance), normaliser, config)
+
+    @property
+    def product(self) -> FlowMap:
+        return self.flow_map
+
+    def conditions(self, batch: dict[str, Tensor], random: StepRandom, solutions: Solutions) -> list[Tensor]:
+        return [solutions.cond, solutions.uncond]
+
+
+class GuidanceDistillation(Distillation):
+    """Distils the guidance of the frozen ``model`` into a copy of its transformer, and the copy of its ``flow_map`` that follows it.
+
+    Both learn together what the map alone learnt, under the one condition that the copy makes of class and scale.
+    """
+
+    def __init__(self, model: MAR, flow_map: FlowMap, normaliser: LatentNormaliser, config: DistilConfig) -> None:
+        guided = GuidedTransformer(model, flow_map, config.guidance)
+        super().__init__(model, guided.flow_map, normaliser, config)
+        self.guided = guided
+
+    @property
+    def product(self) -> GuidedTransformer:
+        return self.guided
+
+    def conditions(self, batch: dict[str, Tensor], random: StepRandom, solutions: Solutions) -> list[Tensor]:
+        scale = solutions.scale[:, :, 0]  # (B, 1)
+        return [self.guided.transformer.condition(*self.masking(batch, random), skip_unread=True, scale=scale)]
 
 
 def draw_jumps(config: DistilConfig, uniform: Tensor) -> tuple[Tensor, Tensor]:

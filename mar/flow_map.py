@@ -44,8 +44,8 @@ class FlowMap(nn.Module):
         width = head.width
         self.velocity = copy.deepcopy(head).requires_grad_(True)
         self.guided_embed = nn.Linear(head.cond_channels, width, bias=False)
-        self.span_embed = _embedding(1 + 2 * SPAN_FREQUENCIES, width)
-        self.scale_embed = _embedding(1, width)
+        self.span_embed = zero_embedding(1 + 2 * SPAN_FREQUENCIES, width)
+        self.scale_embed = zero_embedding(1, width)
         with torch.no_grad():
             self.guided_embed.weight.copy_(head.cond_embed.weight)
 
@@ -78,12 +78,7 @@ class FlowMap(nn.Module):
 
     def check_guidance(self, cfg: float) -> None:
         """A :class:`UserError` for a guidance scale outside of those that the map serves."""
-        low, high = self.guidance
-        if not low <= cfg <= high:
-            raise UserError(
-                f"the flow map was distilled for guidance scales from {low:g} to {high:g}, not {cfg:g}: take one of these, "
-                f"or distil it anew with distil.guidance=[{min(low, cfg):g},{max(high, cfg):g}]"
-            )
+        check_guidance(self.guidance, cfg, "the flow map", "distil")
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +125,17 @@ class FlowMap(nn.Module):
         return made.eval().requires_grad_(False)
 
 
-def _embedding(features: int, width: int) -> nn.Sequential:
+def check_guidance(guidance: tuple[float, float], cfg: float, what: str, section: str) -> None:
+    """A :class:`UserError` where ``what``, distilled for scales of ``guidance`` by options of ``section``, does not serve ``cfg``."""
+    low, high = guidance
+    if not low <= cfg <= high:
+        raise UserError(
+            f"{what} was distilled for guidance scales from {low:g} to {high:g}, not {cfg:g}: take one of these, "
+            f"or distil it anew with {section}.guidance=[{min(low, cfg):g},{max(high, cfg):g}]"
+        )
+
+
+def zero_embedding(features: int, width: int) -> nn.Sequential:
     """An MLP that starts at zero."""
     layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
     nn.init.zeros_(layers[2].weight)

@@ -20,6 +20,7 @@ from generation.generator import Generator
 from generation.sizes import apply_size
 from mar.attention import block_at, gather_tokens
 from mar.flow_map import FlowMap
+from mar.guided import GuidedTransformer
 from mar.masking import masked_count
 from mar.sampler import SamplerConfig, sample_latents
 
@@ -152,7 +153,10 @@ class MAR(Generator):
         ):
             nn.init.normal_(parameter, std=config.token_std)
         self.head = VelocityMLP(channels, config.head_width, config.head_depth, cond_channels=width)
-        self.flow_map: FlowMap | None = None  # of the trained head, for sampling
+        self.scale_embed: nn.Module | None = None  # of a copy that is guided by its input
+        # Of the trained model, for sampling.
+        self.flow_map: FlowMap | None = None
+        self.guided: GuidedTransformer | None = None
 
     def _blocks(self, depth: int) -> nn.Sequential:
         c = self.config
@@ -174,7 +178,13 @@ class MAR(Generator):
         return [*self.encoder, *self.decoder, self.head]
 
     def condition(
-        self, latents: Tensor, labels: Tensor, known: Tensor, wanted: Tensor, skip_unread: bool = False
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        known: Tensor,
+        wanted: Tensor,
+        skip_unread: bool = False,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """What the flow head is told about the tokens at ``wanted``, given those at ``known``.
 
@@ -184,22 +194,26 @@ class MAR(Generator):
             known: positions ``(B, k)``; k may be 0.
             wanted: positions ``(B, n)``.
             skip_unread: see :meth:`decode`.
+            scale: of the guidance, ``(B, 1)``; read where there is an embedding of it.
 
         Returns:
             ``(B, n, width)``.
         """
-        return self.decode(self.encode(latents, labels, known), known, wanted, skip_unread)
+        return self.decode(self.encode(latents, labels, known, scale), known, wanted, skip_unread)
 
-    def encode(self, latents: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    def encode(self, latents: Tensor, labels: Tensor, known: Tensor, scale: Tensor | None = None) -> Tensor:
         """The encoder's output ``(B, buffer + k, W)``; arguments as for :meth:`condition`."""
-        return self.encoder_norm(self.encoder(self.encoder_input(latents, labels, known)))
+        return self.encoder_norm(self.encoder(self.encoder_input(latents, labels, known, scale)))
 
-    def encoder_input(self, latents: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    def encoder_input(self, latents: Tensor, labels: Tensor, known: Tensor, scale: Tensor | None = None) -> Tensor:
         """The class's buffer tokens and the known latents, ``(B, buffer + k, W)``; arguments as for :meth:`condition`."""
         tokens = self.embed(gather_tokens(latents, known))  # (B, k, W)
         buffer = self.config.buffer_tokens
         positions = self.encoder_positions.expand(len(labels), -1, -1)
-        classes = self.class_embed(labels).unsqueeze(1).expand(-1, buffer, -1)  # (B, buffer, W)
+        classes = self.class_embed(labels)  # (B, W)
+        if self.scale_embed is not None and scale is not None:
+            classes = classes + self.scale_embed(scale - 1)
+        classes = classes.unsqueeze(1).expand(-1, buffer, -1)  # (B, buffer, W)
         x = torch.cat([classes + positions[:, :buffer], tokens + gather_tokens(positions[:, buffer:], known)], dim=1)
         return self.embed_norm(x)
 
@@ -243,8 +257,9 @@ class MAR(Generator):
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         sampler = self.config.sampler
-        if self.flow_map is None:  # which comes after training
+        by = self.guided if sampler.one_pass else self.flow_map
+        if by is None:  # it comes after training
             sampler = sampler.of_flow()
         elif sampler.head == "map":
-            self.flow_map.check_guidance(cfg)
+            by.check_guidance(cfg)
         return sample_latents(self, labels, seeds, cfg, sampler)

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowprior.run.config import option
 from mar.attention import gather_tokens
 from mar.context import Context
-from mar.head import FlowDrawer, MapDrawer
+from mar.head import FlowDrawer, MapDrawer, TokenDrawer
 
 if TYPE_CHECKING:
     from mar.model import MAR
@@ -22,13 +22,20 @@ MOST_EVALUATIONS_OF_MAP = 4
 
 @dataclass
 class SamplerConfig:
-    """How latents are drawn. The defaults are the paper's; ``skip_unread``, ``share_first``, ``share_times``, ``one_batch`` and ``cuda_graphs``
-    change speed and memory, and images by rounding only; ``head: map``, and ``encoder_every`` and ``decoder_every`` above 1, are approximations."""
+    """How latents are drawn. The defaults are the paper's.
+
+    ``skip_unread``, ``share_first``, ``share_times``, ``one_batch`` and ``cuda_graphs`` change speed and memory, and images by rounding
+    only. ``head: map``, ``one_pass``, and ``encoder_every`` and ``decoder_every`` above 1, are approximations.
+    """
 
     ar_steps: int = option(64, "autoregressive steps; at most the number of tokens")
     head: Literal["flow", "map"] = option(
         "flow",
         f"flow: solve the head's ODE; map: its distilled flow map in head_evaluations, 1 to {MOST_EVALUATIONS_OF_MAP}, and the flow while training",
+    )
+    one_pass: bool = option(
+        False,
+        "guidance by one pass of the transformer, distilled to take the scale as an input, in place of two; needs head=map; two while training",
     )
     head_steps: int = option(100, "steps of the flow head's solver per token")
     solver: Literal["euler", "ab2", "midpoint", "heun"] = option("euler", "solver of the flow head")
@@ -87,6 +94,8 @@ class SamplerConfig:
             raise ValueError(f"cfg_damping is 0 or more, not {self.cfg_damping}")
         if self.head == "map":
             self._check_map()
+        elif self.one_pass:
+            raise ValueError("one_pass goes with head=map: write both, or leave it out")
 
     def _check_map(self) -> None:
         if not 1 <= self.head_evaluations <= MOST_EVALUATIONS_OF_MAP:
@@ -100,7 +109,7 @@ class SamplerConfig:
         """The same without the map, with the flow head's own steps."""
         if self.head == "flow":
             return self
-        return replace(self, head="flow", head_evaluations=0, head_evaluations_last=0)
+        return replace(self, head="flow", one_pass=False, head_evaluations=0, head_evaluations_last=0)
 
 
 def known_after_steps(tokens: int, steps: int) -> list[int]:
@@ -140,17 +149,24 @@ def sample_latents(model: MAR, labels: Tensor, seeds: list[int], cfg: float, con
         * config.temperature
     )
     latents = torch.zeros(len(labels), tokens, model.channels, device=device)
-    halves = [labels] if cfg == 1 else [labels, torch.full_like(labels, model.num_classes)]
+    transformer, draw = _networks(model, config)
+    halves = [labels] if cfg == 1 or config.one_pass else [labels, torch.full_like(labels, model.num_classes)]
     groups = [torch.cat(halves)] if config.one_batch else halves
-    contexts = [Context(model, group, config) for group in groups]
-    draw = MapDrawer(model.flow_map, config) if config.head == "map" else FlowDrawer(model.head, config)
+    contexts = [Context(transformer, group, config) for group in groups]
     known = 0
     for known_next in known_after_steps(tokens, min(config.ar_steps, tokens)):
         wanted = order[:, known:known_next]  # (B, n)
-        conds = [context.step(latents, order[:, :known], wanted) for context in contexts]
-        start = gather_tokens(noise, wanted)  # (B, n, C)
         scale = guidance(cfg, known_next, tokens, config.cfg_schedule)
+        conds = [context.step(latents, order[:, :known], wanted, scale) for context in contexts]
+        start = gather_tokens(noise, wanted)  # (B, n, C)
         drawn = draw(start, conds, scale, evaluations(config, known, tokens))
         latents.scatter_(1, wanted.unsqueeze(-1).expand(-1, -1, model.channels), drawn)
         known = known_next
     return latents
+
+
+def _networks(model: MAR, config: SamplerConfig) -> tuple[MAR, TokenDrawer]:
+    """The transformer, and what draws tokens under its conditions."""
+    if config.one_pass:
+        return model.guided.transformer, MapDrawer(model.guided.flow_map, config)
+    return model, MapDrawer(model.flow_map, config) if config.head == "map" else FlowDrawer(model.head, config)

@@ -1,10 +1,10 @@
-"""What MAR's sampler costs and what its images are worth, with the head's flow and with its map, over runs of several seeds.
+"""What MAR's sampler costs and what its images are worth: with the head's flow, with its map, in one pass, over runs of several seeds.
 
 python scripts/compare_samplers.py runs/a runs/b [--cases curve options] [--cfg 1 1.5] [--json samplers.json] [option=value ...]
 python scripts/compare_samplers.py --json samplers.json --draw docs/head_evaluations.png      measures nothing
 
-A run holds a trained generator, and its flow map where the map is to be measured. Every set is the one that ``python -m mar generate``
-draws. Results are kept in the JSON file as they come, and what is there already stays. Prints a table.
+A run holds a trained generator, and the flow map and guided transformer where these are to be measured. Every set is the one that
+``python -m mar generate`` draws. Results are kept in the JSON file as they come, and what is there already stays. Prints a table.
 """
 
 from __future__ import annotations
@@ -46,19 +46,27 @@ CURVE = {
     for count in EVALUATIONS
 } | {f"map {count}": {"head": "map", "head_evaluations": count} for count in (1, 2, 3, 4)}
 MAP = {"head": "map", "head_evaluations": 2}
+ONE_PASS = MAP | {"one_pass": True}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "evaluations falling from 25 to 5": {"head_evaluations": 25, "head_evaluations_last": 5},
     "guidance damped, 1": {"cfg_damping": 1.0},
     "guidance damped, 4": {"cfg_damping": 4.0},
+    "guidance from flow time 0.25 on": {"cfg_interval": (0.25, 1.0)},
+    "guidance up to flow time 0.75": {"cfg_interval": (0.0, 0.75)},
     "encodings renewed every 4th step": {"encoder_every": 4},
-    "decodings, too, every 2nd step": {"encoder_every": 2, "decoder_every": 2},
+    "decodings, too, every 2nd step": {"encoder_every": 4, "decoder_every": 2},
     "decodings, too, every 4th step": {"encoder_every": 4, "decoder_every": 4},
+    "map, 1 evaluation": MAP | {"head_evaluations": 1},
     "map, 2 evaluations": MAP,
     "map, 2 falling to 1": MAP | {"head_evaluations_last": 1},
     "map, 2; encodings every 4th step": MAP | {"encoder_every": 4},
-    "map, 2; decodings, too, every 2nd step": MAP | {"encoder_every": 2, "decoder_every": 2},
+    "map, 2; decodings, too, every 2nd step": MAP | {"encoder_every": 4, "decoder_every": 2},
     "map, 2; decodings, too, every 4th step": MAP | {"encoder_every": 4, "decoder_every": 4},
+    "one pass, map, 1 evaluation": ONE_PASS | {"head_evaluations": 1},
+    "one pass, map, 2 evaluations": ONE_PASS,
+    "one pass, map, 2; encodings every 4th step": ONE_PASS | {"encoder_every": 4},
+    "one pass, map, 2; decodings, too, every 2nd step": ONE_PASS | {"encoder_every": 4, "decoder_every": 2},
 }
 CASES = {"curve": CURVE, "options": OPTIONS}
 SHOWN = ("fid", "precision", "recall", "recognised")
@@ -104,7 +112,7 @@ def measure_run(run: str, words: list[str], arguments: argparse.Namespace, resul
     if not missing:
         return
     plain = MARStageConfig.read("", ["--preset", arguments.preset, *words]).model.mar.sampler
-    bench = Bench(run, words, arguments.preset, by_map=any(chosen[name].get("head") == "map" for name, _ in missing))
+    bench = Bench(run, words, arguments.preset, [chosen[name] for name, _ in missing])
     for name, cfg in missing:
         sampler = replace(plain, **chosen[name])
         of_case = results.setdefault(name, {}).setdefault(f"{cfg:g}", {"runs": {}})
@@ -118,11 +126,15 @@ def measure_run(run: str, words: list[str], arguments: argparse.Namespace, resul
 class Bench:
     """A run's generator, and what its images are compared with."""
 
-    def __init__(self, run: str, words: list[str], preset: str, by_map: bool) -> None:
+    def __init__(self, run: str, words: list[str], preset: str, cases: list[dict[str, Any]]) -> None:
         own = ["evaluate.metrics=[fid, precision_recall, recognised]"]
-        own += ["model.mar.sampler.head=map", "model.mar.sampler.head_evaluations=1"] if by_map else []
         self.config = MARStageConfig.read("", ["--preset", preset, f"run_dir={run}", *words, *own])
+        sampler = self.config.model.mar.sampler
         self.drawer, saved = load_drawer(self.config, World())
+        needed = {(case.get("head", "flow"), case.get("one_pass", False)) for case in cases}
+        for head, one_pass in sorted(needed):
+            self.config.model.mar.sampler = replace(sampler, head=head, one_pass=one_pass, head_evaluations=1)
+            self.config.equip(self.drawer.bundle.model, saved)  # where the sampler asks for it
         self.extractor = Extractor(self.config.evaluate.extractor)
         size = ImageSize(*[self.drawer.autoencoder.config.image_size] * 2)
         self.reference = open_reference(self.config, self.extractor, size)
@@ -134,12 +146,13 @@ class Bench:
         return self.drawer.draw(range(first, last), self.labels, cfg)
 
     def metrics(self, sampler: SamplerConfig, cfg: float) -> dict[str, float]:
-        """Of the set that ``python -m mar generate`` draws."""
-        starts = range(0, self.count, self.config.sample.batch)
+        """Of the set that ``python -m mar generate`` draws, and the seconds of all cores that drawing takes, decoder included."""
+        starts, before = range(0, self.count, self.config.sample.batch), time.process_time()
         parts = [self.draw(sampler, cfg, i, min(i + self.config.sample.batch, self.count)) for i in starts]
+        seconds = time.process_time() - before
         labels = self.labels[torch.arange(self.count) % len(self.labels)]
         found, _ = metrics_of(self.config, ImageSet(torch.cat(parts), self.extractor, labels), self.reference)
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in found.items() if value is not None} | {"cpu_seconds": seconds}
 
     def latents(self, sampler: SamplerConfig, cfg: float, images: int) -> None:
         sample_latents(self.drawer.bundle.model, torch.arange(images) % self.classes, list(range(images)), cfg, sampler)
@@ -170,8 +183,8 @@ def spread(values: list[float]) -> str:
 def table(results: dict[str, Any]) -> str:
     """Means and deviations over the runs, in Markdown."""
     lines = [
-        "| sampler | guidance | FID | FID over plain | precision | recall | recognised | MFLOP an image | times faster |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| sampler | guidance | FID | FID over plain | precision | recall | recognised | MFLOP an image | CPU seconds a set | times faster |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, by_cfg in results.items():
         for cfg, case in by_cfg.items():
@@ -179,29 +192,36 @@ def table(results: dict[str, Any]) -> str:
             ratios = [case["runs"][run]["fid"] / plain[run]["fid"] for run in case["runs"] if run in plain]
             cells = [spread([found[metric] for found in case["runs"].values()]) for metric in SHOWN]
             cells[1:1] = [spread(ratios) if ratios else ""]
-            cells += [f"{1000 * case['gflop']:.1f}", f"{statistics.median(case['times_faster']):.2f}"]
+            seconds = statistics.median(found["cpu_seconds"] for found in case["runs"].values())
+            cells += [f"{1000 * case['gflop']:.1f}", f"{seconds:.1f}", f"{statistics.median(case['times_faster']):.2f}"]
             lines.append(" | ".join([f"| {name}", cfg, *cells]) + " |")
     return "\n".join(lines)
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """FID against evaluations of the head, a panel for every guidance scale: each run, and their mean."""
+    """FID against evaluations of the head and against seconds, a column for every guidance scale: each run, and their mean."""
     scales = list(dict.fromkeys(cfg for name in CURVE for cfg in results.get(name, {})))
-    figure, panels = plt.subplots(1, len(scales), figsize=(4.2 * len(scales) + 0.6, 3.4), dpi=150, squeeze=False)
-    for axes, cfg in zip(panels[0], scales):
+    figure, rows = plt.subplots(2, len(scales), figsize=(4.2 * len(scales) + 0.6, 6.4), dpi=110, squeeze=False)
+    for column, cfg in enumerate(scales):
         for number, (solver, label) in enumerate(SOLVERS.items()):
             names = [name for name in CURVE if name.split()[0] == solver and cfg in results.get(name, {})]
+            runs = [list(results[name][cfg]["runs"].values()) for name in names]
             counts = [int(name.split()[1]) for name in names]
-            fids = [[found["fid"] for found in results[name][cfg]["runs"].values()] for name in names]
-            axes.plot(counts, [statistics.fmean(f) for f in fids], f"C{number}o-", markersize=4, label=label)
-            for count, values in zip(counts, fids):
-                axes.plot([count] * len(values), values, f"C{number}_", alpha=0.7)
-        axes.set(xscale="log", yscale="log", xlabel="evaluations of the head per token", title=f"guidance {cfg}")
-        axes.set_xticks(sorted({*EVALUATIONS, 3}), labels=map(str, sorted({*EVALUATIONS, 3})))
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("FID")
-    panels[0][0].legend(frameon=False)
+            seconds = [statistics.median(found["cpu_seconds"] for found in each) for each in runs]
+            for axes, across in zip(rows[:, column], (counts, seconds)):
+                fids = [[found["fid"] for found in each] for each in runs]
+                axes.plot(across, [statistics.fmean(f) for f in fids], f"C{number}o-", markersize=4, label=label)
+                for place, values in zip(across, fids):
+                    axes.plot([place] * len(values), values, f"C{number}_", alpha=0.7)
+        for axes, label in zip(rows[:, column], ("evaluations of the head per token", "CPU seconds for the set")):
+            axes.set(xscale="log", yscale="log", xlabel=label)
+            axes.spines[["top", "right"]].set_visible(False)
+        rows[0][column].set_title(f"guidance {cfg}")
+        rows[0][column].set_xticks(sorted({*EVALUATIONS, 3}), labels=map(str, sorted({*EVALUATIONS, 3})))
+        rows[0][column].minorticks_off()
+    for axes in rows[:, 0]:
+        axes.set_ylabel("FID")
+    rows[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(file)
 

@@ -52,6 +52,7 @@ STAGES: dict[str, tuple[type, Path]] = {
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
     "mar distil_head": (MARStageConfig, MAR_PRESETS),
+    "mar distil_guidance": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),
     "scripts/train_sit.sh": (SiTStageConfig, SIT_PRESETS),
     "sit generate": (SiTStageConfig, SIT_PRESETS),
@@ -103,6 +104,7 @@ def commands() -> list[Command]:
                     *GENERATION_COMMANDS,
                     *SIMFLOW_COMMANDS,
                     "distil_head",
+                    "distil_guidance",
                 }:
                     what, *words = f"{what} {words[0]}", *words[1:]
                 found.append(Command(name, environment, what, words))

@@ -1,0 +1,117 @@
+"""What the stages that distil a trained MAR have in common: from the trained generator and its cached latents to what is distilled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flowprior.data.latent_cache import LatentCache
+from flowprior.data.loader import training_batches
+from flowprior.data.order import SampleKey
+from flowprior.distributed import World, distributed_world
+from flowprior.errors import UserError
+from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
+from flowprior.training.loop import TrainingLoop
+from flowprior.training.randomness import StepRandom, seed_global_generators
+from generation.autoencoder import load_autoencoder
+from generation.generator import GeneratorObjective
+from generation.saved import load_generator
+from generation.train import open_cache
+from mar.config import MARStageConfig
+from mar.distillation import DistilConfig, Distillation
+
+WHERE_ASKED = "--where-asked"
+SHOWN_IMAGES, SHOWN_DRAWS = 64, 8  # of whose tokens the log has the error
+
+
+@dataclass(frozen=True)
+class DistilStage:
+    """One of them.
+
+    Attributes:
+        what: is distilled, in words.
+        settings: of the stage.
+        folder: it writes into.
+        product: the name of what it leaves there.
+        inputs: fingerprints of what it is made from besides generator and latents, by name.
+        make: the objective, from the generator that is distilled.
+    """
+
+    what: str
+    settings: DistilConfig
+    folder: Path
+    product: str
+    inputs: dict[str, str]
+    make: Callable[[GeneratorObjective], Distillation]
+
+
+def read_where_asked(
+    stage: type[MARStageConfig], description: str, asked: Callable[[MARStageConfig], bool]
+) -> MARStageConfig | None:
+    """The command line's config; None where the stage is to be run only if ``asked`` for by the sampler, and is not.
+
+    Raises:
+        UserError: the generator is not MAR.
+    """
+    config = stage.read(description, [word for word in sys.argv[1:] if word != WHERE_ASKED])
+    if WHERE_ASKED in sys.argv and not asked(config):
+        return None
+    if config.model.name != "mar":
+        raise UserError(f"MAR is distilled, not '{config.model.name}'")
+    return config
+
+
+def run(config: MARStageConfig, describe_stage: Callable[[dict], DistilStage]) -> None:
+    """Distil as ``describe_stage`` says of the generator's ``config.json``, unless that is complete."""
+    with distributed_world() as world:
+        autoencoder = load_autoencoder(config, world.device)
+        bundle, saved = load_generator(config, autoencoder, world.device)
+        cache, stage = open_cache(config, autoencoder, world), describe_stage(saved)
+        folder = RunFolder(stage.folder.parent, stage.folder.name, remedy="delete {path}")
+        with folder.held(world):
+            inputs = {"generator": saved["fingerprint"], "latent cache": cache.fingerprint, **stage.inputs}
+            folder.open(stage.settings, world, inputs)
+            if folder.is_complete():
+                folder.say_complete()
+                return
+            if config.cache.hold == "auto":
+                cache.hold_on(world.device)
+            distil(stage, folder, world, cache, bundle, saved["fingerprint"])
+
+
+def distil(
+    stage: DistilStage, folder: RunFolder, world: World, cache: LatentCache, bundle: GeneratorObjective, generator: str
+) -> None:
+    """Train, save the averaged weights with the fingerprint of the ``generator``, and mark the stage complete."""
+    stopwatch, settings = Stopwatch(folder.path), stage.settings
+    seed_global_generators(settings.train.seed, stage.what)
+    objective = stage.make(bundle).to(world.device)
+    product = objective.product
+    loop = TrainingLoop(objective, product, settings.train, settings.optim, world, folder.path, description=stage.what)
+    shown = cache.batch([SampleKey(index, epoch=-1) for index in range(min(SHOWN_IMAGES, len(cache)))])
+    shown = {name: value.to(world.device) for name, value in shown.items()}
+
+    def errors(step: int) -> dict[str, float]:
+        draws = [StepRandom(settings.train.seed, -draw, device=world.device) for draw in range(1, SHOWN_DRAWS + 1)]
+        found = [objective.errors(shown, random) for random in draws]
+        return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+    with stopwatch.kept(world):
+        loop.run(training_batches(cache, settings.train, world, loop.step), errors)
+    if world.is_main:
+        with loop.averaged_weights():
+            about = {"distil": asdict(settings), "errors": errors(loop.step)}
+            product.save(folder.path / stage.product, generator, about)
+            fingerprint = product.fingerprint
+        result = {"fingerprint": fingerprint, "seconds": stopwatch.seconds(), "peak_memory_gb": peak_memory_gb()}
+        folder.complete(about["errors"] | result)
+        print(
+            f"{stage.what}: {folder.path / stage.product}  ({describe(about['errors'])}, {stopwatch.seconds():.0f} s)"
+        )
+
+
+def describe(errors: dict[str, float]) -> str:
+    """For the terminal."""
+    return "error " + ", ".join(f"{value:.3f} in {name.rsplit('_', 1)[-1]}" for name, value in errors.items())
