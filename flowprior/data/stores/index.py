@@ -1,6 +1,6 @@
 """The index of shards: of every sample where it lies, how long it is, and its class; a memory-mapped file that processes share.
 
-The file is in the safetensors format. A sample takes 20 bytes and its name, and 8 more where archives are compressed.
+The file is in the safetensors format. A sample takes 24 bytes and its name, and 8 more where archives may be compressed.
 """
 
 from __future__ import annotations

@@ -2,15 +2,17 @@
 
 import concurrent.futures
 import multiprocessing
+import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 
 import numpy as np
 import pytest
 
-from flowprior.data.stores import parquet
+from flowprior.data.stores import footers, parquet
 from flowprior.data.stores.base import StoreOptions
 from flowprior.data.stores.files import FolderStore
 from flowprior.data.stores.recognise import open_store
@@ -246,6 +248,18 @@ def test_bytes_that_are_hit_are_never_more_than_a_mistake_that_names_the_file(tm
         else:
             assert found == list(zip(DATA, WORDS))  # the pages' checksums tell
     assert refused >= 10
+
+
+def test_a_footer_that_ends_the_process_which_reads_it_is_one_line(tmp_path, monkeypatch):
+    for name in ("a.parquet", "b.parquet"):
+        written(tmp_path, name=name, image=DATA)
+    look = footers._look
+
+    def end(file, image):
+        return os.kill(os.getpid(), signal.SIGKILL) if file.name == "b.parquet" else look(file, image)
+
+    monkeypatch.setattr(footers, "_look", end)
+    assert refusal(tmp_path).startswith(f"the footer of the Parquet file {tmp_path / 'b.parquet'} is damaged")
 
 
 def test_a_file_written_anew_while_it_is_read_is_noticed(tmp_path):
