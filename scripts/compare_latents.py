@@ -121,7 +121,9 @@ def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
         names = ["fidelity", *["rfid"] * bool(config.evaluate.extractor)]
         return build_meters(names, config.meter_context(len(images), best_device()))
 
-    originals, codes = (torch.cat(parts) for parts in zip(*encoded(autoencoder, images, 0, "latents")))
+    if len(images) < 2:
+        raise UserError(f"{run} measures on {len(images)} image: latents are compared over two or more")
+    codes = torch.cat([latents for _, latents in encoded(autoencoder, images, 0, "latents")])  # (N, T, C)
     deviation = codes.std(0)  # (T, C), over images
     found: dict[str, Any] = {"images": len(images), "held_out": config.holds_out}
     found |= measure(autoencoder, images, meters())
@@ -129,7 +131,7 @@ def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
     found |= {"latent_std": deviation.square().mean().sqrt().item(), "offset_share": offset_share(codes)}
     found |= of_places(codes)
     if config.data.source == "digits":
-        found |= of_midpoints(autoencoder, originals, codes)
+        found |= of_midpoints(autoencoder, images, codes)
     else:
         note("only the digits have a judge: no share of midpoints is measured")
     found |= of_generators(run, preset)
@@ -160,8 +162,9 @@ def of_places(codes: Tensor) -> dict[str, Any]:
     }
 
 
-def of_midpoints(autoencoder: Autoencoder, originals: Tensor, codes: Tensor) -> dict[str, float]:
-    """Of what share the digits' judge is sure: images, reconstructions, what is decoded half-way to another image, and pixels half-way."""
+def of_midpoints(autoencoder: Autoencoder, images: ImageSource, codes: Tensor) -> dict[str, float]:
+    """Of what share the digits' judge is sure: images, reconstructions, decoded midpoints of two images, and midpoints of their pixels."""
+    originals = torch.cat([batch for batch, _ in encoded(autoencoder, images, 0, "images")])
     between, other = midpoints(codes, torch.Generator().manual_seed(stream_seed("midpoints")))
     pixels = (originals.float() + originals[other].float()) / 2
     return {
