@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from flowprior.data.images import open_images, to_uint8  # noqa: E402
+from flowprior.data.images import ImageSource, open_images, to_uint8  # noqa: E402
 from flowprior.distributed import World, best_device  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import judge_confidence  # noqa: E402
