@@ -51,7 +51,7 @@ from sit.config import SiTStageConfig  # noqa: E402
 from tokenizer.autoencoder import Autoencoder  # noqa: E402
 from tokenizer.config import AEConfig  # noqa: E402
 from tokenizer.metrics import Meter, build_meters  # noqa: E402
-from tokenizer.reconstruct import channel_std, encoded, measure, measure_with_noise  # noqa: E402
+from tokenizer.reconstruct import encoded, measure, measure_with_noise  # noqa: E402
 
 NOISE = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 SURE = 0.9  # the judge's probability of one digit
@@ -66,8 +66,8 @@ COLUMNS = {
     "sure_reconstructions": "of reconstructions",
     "sure_midpoints": "of decoded midpoints",
     "sure_pixel_midpoints": "of pixels' midpoints",
-    "latent_std": "std",
-    "offset_share": "of its square, tokens' own means",
+    "latent_std": "std over images",
+    "offset_share": "tokens' own means, of the variance",
     "spectral_entropy": "spectral entropy",
     "high_frequency_ratio": "high frequencies",
     "total_variation": "total variation",
@@ -99,11 +99,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", type=Path, help="run folders")
     parser.add_argument("--json", type=Path, default=Path("runs/latents.json"))
     parser.add_argument("--draw", type=Path, help="picture of rFID and PSNR against noise, and of the autocorrelation")
-    parser.add_argument("--noise", nargs="+", type=float, default=NOISE, help="shares of each channel's deviation")
+    parser.add_argument(
+        "--noise",
+        nargs="+",
+        type=float,
+        default=NOISE,
+        help="shares of the deviation over images, of every token and channel",
+    )
     parser.add_argument("--preset", default="digits", help="of stage 3, for what runs' generators do not state")
     return parser.parse_args()
 
 
+@torch.no_grad()
 def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
     """All figures of one run; see the module."""
     config = config_of(run)
@@ -114,11 +121,19 @@ def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
         names = ["fidelity", *["rfid"] * bool(config.evaluate.extractor)]
         return build_meters(names, config.meter_context(len(images), best_device()))
 
+    if len(images) < 2:
+        raise UserError(f"{run} measures on {len(images)} image: latents are compared over two or more")
+    codes = torch.cat([latents for _, latents in encoded(autoencoder, images, 0, "latents")])  # (N, T, C)
+    deviation = codes.std(0)  # (T, C), over images
     found: dict[str, Any] = {"images": len(images), "held_out": config.holds_out}
     found |= measure(autoencoder, images, meters())
-    found |= measure_with_noise(autoencoder, images, {share: meters() for share in noise})
-    found["latent_std"] = channel_std(autoencoder, images).square().mean().sqrt().item()
-    found |= of_latents(autoencoder, images, judge=config.data.source if config.data.embedded else "")
+    found |= measure_with_noise(autoencoder, images, {share: meters() for share in noise}, std=deviation)
+    found |= {"latent_std": deviation.square().mean().sqrt().item(), "offset_share": offset_share(codes)}
+    found |= of_places(codes)
+    if config.data.embedded:
+        found |= of_midpoints(autoencoder, images, codes, config.data.source)
+    else:
+        note("only embedded images have a judge: no share of midpoints is measured")
     found |= of_generators(run, preset)
     return found
 
@@ -135,25 +150,24 @@ def config_of(run: Path) -> AEConfig:
     return build_config(SimFlowAEConfig if joint else AEConfig, values, str(file))
 
 
-@torch.no_grad()
-def of_latents(autoencoder: Autoencoder, images: ImageSource, judge: str) -> dict[str, Any]:
-    """Spectrum and correlation of the encoder's means; and what the judge of an embedded data set, ``judge``, is sure of."""
-    originals, codes = (torch.cat(parts) for parts in zip(*encoded(autoencoder, images, 0, "latents")))
+def of_places(codes: Tensor) -> dict[str, Any]:
+    """How latents ``(N, T, C)`` vary over their tokens."""
     along = autocorrelation(codes)
-    found: dict[str, Any] = {
-        "offset_share": offset_share(codes),
+    return {
         "spectral_entropy": spectral_entropy(codes),
         "high_frequency_ratio": high_frequency_ratio(codes),
         "total_variation": total_variation(codes),
         "autocorrelation": along.tolist(),
         "autocorrelation_1": along[1].item(),
     }
-    if not judge:
-        note("only embedded images have a judge: no share of midpoints is measured")
-        return found
+
+
+def of_midpoints(autoencoder: Autoencoder, images: ImageSource, codes: Tensor, judge: str) -> dict[str, float]:
+    """Of what share the judge of the data set ``judge`` is sure: images, reconstructions, decoded midpoints of two images, and midpoints of their pixels."""
+    originals = torch.cat([batch for batch, _ in encoded(autoencoder, images, 0, "images")])
     between, other = midpoints(codes, torch.Generator().manual_seed(stream_seed("midpoints")))
     pixels = (originals.float() + originals[other].float()) / 2
-    return found | {
+    return {
         "sure_images": sure_share(judge, originals),
         "sure_reconstructions": sure_share(judge, decode_to_uint8(autoencoder, codes)),
         "sure_midpoints": sure_share(judge, decode_to_uint8(autoencoder, between)),
@@ -236,7 +250,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
             curves = [noise_curve(run, metric) for run in runs if metric in run]
             plot(axes, curves, name, number)
         plot(panels[2], [list(enumerate(run["autocorrelation"])) for run in runs], name, number)
-    noise = "noise, in each channel's deviation"
+    noise = "noise, in the latents' deviation over images"
     panels[0].set(xlabel=noise, ylabel="rFID", yscale="log")
     panels[1].set(xlabel=noise, ylabel="PSNR (dB)")
     panels[2].set(xlabel="distance of two tokens", ylabel="autocorrelation")

@@ -25,8 +25,12 @@ class AffineBlock(nn.Module):
         backwards: the last token comes first.
         dropout: of the transformer.
         token_std: of start token, positions and classes at initialisation.
-        checkpoint_layers: compute a layer again in the backward pass instead of keeping its activations.
+
+    Attributes:
+        recompute: compute a layer again in the backward pass instead of keeping its activations.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -40,11 +44,9 @@ class AffineBlock(nn.Module):
         backwards: bool = False,
         dropout: float = 0.0,
         token_std: float = 0.02,
-        checkpoint_layers: bool = False,
     ) -> None:
         super().__init__()
         self.tokens, self.num_classes, self.backwards = tokens, num_classes, backwards
-        self.recompute = checkpoint_layers
         self.start = nn.Parameter(torch.randn(1, 1, width) * token_std)
         self.positions = nn.Parameter(torch.randn(1, tokens, width) * token_std)
         self.class_embed = nn.Embedding(num_classes + 1, width) if num_classes else None

@@ -95,8 +95,9 @@ class TarFlow(Generator):
             conditioned=config.conditioned,
             dropout=config.dropout,
             token_std=config.token_std,
-            checkpoint_layers=config.checkpoint_layers,
         )
+        for block in self.flow.blocks:
+            block.recompute = config.checkpoint_layers
 
     @property
     def compiled_parts(self) -> list[torch.nn.Module]:

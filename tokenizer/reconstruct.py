@@ -31,19 +31,23 @@ def measure(autoencoder: Autoencoder, images: ImageSource, meters: list[Meter], 
 
 @torch.no_grad()
 def measure_with_noise(
-    autoencoder: Autoencoder, images: ImageSource, meters: dict[float, list[Meter]], loaders: int = 0
+    autoencoder: Autoencoder,
+    images: ImageSource,
+    meters: dict[float, list[Meter]],
+    loaders: int = 0,
+    std: Tensor | None = None,
 ) -> dict[str, float]:
     """How well the decoder bears what a generator gets wrong: the metrics of images decoded from ``latents + share * std * noise``.
 
     Args:
         autoencoder, images, loaders: as for :func:`measure`.
-        meters: for every share a set of its own. ``std`` is each channel's (:func:`channel_std`); ``noise`` is Gaussian, alike for
-            all shares and in every call.
+        meters: for every share a set of its own. ``noise`` is Gaussian, alike for all shares and in every call.
+        std: ``(C,)`` or ``(T, C)``; each channel's (:func:`channel_std`) where none is given.
 
     Returns:
         ``<figure>_noise_<share>``.
     """
-    std = channel_std(autoencoder, images, loaders)
+    std = channel_std(autoencoder, images, loaders) if std is None else std.cpu()
     generator = torch.Generator().manual_seed(stream_seed("noise on the latents"))
     for originals, latents in encoded(autoencoder, images, loaders, "reconstruct with noise"):
         noise = (std * torch.randn(latents.shape, generator=generator)).to(latents)  # (B, T, C)

@@ -84,6 +84,10 @@ def test_noise_is_a_share_of_each_channels_std_and_alike_for_all_shares_and_call
     measure_with_noise(again, images, {0.25: [Counter()]})
     assert torch.equal(torch.cat(again.decoded), torch.cat(recorder.decoded[1::2]))
 
+    given, of_tokens = Recorder(), torch.rand(latents.shape[1:], generator=torch.Generator().manual_seed(0)) + 0.5
+    measure_with_noise(given, images, {0.25: [Counter()]}, std=of_tokens)
+    torch.testing.assert_close((torch.cat(given.decoded) - latents) / of_tokens, small * 0.25, rtol=1e-3, atol=1e-3)
+
 
 class Copy(Recorder):
     """An autoencoder that loses nothing."""
