@@ -1,7 +1,8 @@
 """How latents vary over their places: spectrum, total variation, autocorrelation (SimFlow, arXiv 2512.04084, compares autoencoders by such).
 
-Latents are ``(N, *places, C)``: ``(N, T, C)`` for a sequence of tokens, ``(N, H, W, C)`` for a map. Nothing here depends on the latents'
-scale, and all is exact for given latents: no draw, no window.
+Latents are ``(N, *places, C)``: ``(N, T, C)`` for a sequence of tokens, ``(N, H, W, C)`` for a map. What is looked at is how images differ:
+the mean over images is taken off at every place first, since learned tokens have offsets of their own that say nothing of an image. Nothing
+here depends on the latents' scale, and all is exact for given latents: no draw, no window.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from torch import Tensor
 def power_spectrum(latents: Tensor) -> Tensor:
     """Share of each frequency in the latents' power, ``(*places)`` in the order of :func:`torch.fft.fftfreq`, summing to one.
 
-    Every channel of every image is taken as a signal over places, less its own mean: the share at frequency zero is 0. Power is averaged
-    over images and channels. White noise has equal shares.
+    Every channel of every image is a signal over places. What is the same at all of them, frequency zero, is left out and has share 0. Power
+    is averaged over images and channels. White noise has equal shares.
 
     Raises:
-        ValueError: fewer than two places, or latents that are alike at all of them.
+        ValueError: fewer than two images or places, or images whose latents differ in what is the same at all places only.
     """
-    signals = _signals(latents)  # (N, C, *places), less their means
-    power = torch.fft.fftn(signals, dim=_dims(signals)).abs().square().mean((0, 1))  # (*places)
+    signals = _differences(latents).movedim(-1, 1)  # (N, C, *places)
+    power = torch.fft.fftn(signals, dim=tuple(range(2, signals.dim()))).abs().square().mean((0, 1))  # (*places)
+    everything = power.sum()
     power.view(-1)[0] = 0
-    total = power.sum()
-    if not total > 0:
+    if not power.sum() > 1e-12 * everything:
         raise ValueError("the latents are alike at all places: they have no spectrum")
-    return power / total
+    return power / power.sum()
 
 
 def spectral_entropy(latents: Tensor) -> float:
@@ -55,8 +56,8 @@ def total_variation(latents: Tensor) -> float:
 
     Independent Gaussian places have ``2 / sqrt(pi)``, equal ones 0. A channel that never varies is left out.
     """
-    latents = _checked(latents)
-    std = latents.flatten(0, -2).std(0, correction=0)  # (C,)
+    latents = _differences(latents)
+    std = latents.flatten(0, -2).square().mean(0).sqrt()  # (C,)
     scaled = latents[..., std > 0] / std[std > 0]
     return torch.stack([scaled.diff(dim=d).abs().mean() for d in range(1, latents.dim() - 1)]).mean().item()
 
@@ -64,16 +65,18 @@ def total_variation(latents: Tensor) -> float:
 def autocorrelation(latents: Tensor) -> Tensor:
     """Correlation of a channel at two places of an image by their distance, ``(L,)`` for distances 0 to L - 1 of the shortest direction.
 
-    ``sum_i (z_i - m)(z_{i+k} - m) / count`` over the variance, both with each channel's mean m over images and places, and averaged over
-    channels by their variance and over directions. Entry 0 is 1. Independent places have 0 elsewhere, up to what places' own means differ.
+    The mean of ``z_i z_{i+k}`` over that of ``z_i^2``, over images, channels and places i, then over directions. Entry 0 is 1; independent
+    places have 0 elsewhere.
+
+    Raises:
+        ValueError: fewer than two images or places, or images that are all alike.
     """
-    latents = _checked(latents)
-    centred = latents - latents.flatten(0, -2).mean(0)
+    centred = _differences(latents)
     variance = centred.square().mean()
     if not variance > 0:
         raise ValueError("the latents are constant: they have no autocorrelation")
-    directions = range(1, latents.dim() - 1)
-    distances = range(min(latents.shape[d] for d in directions))
+    directions = range(1, centred.dim() - 1)
+    distances = range(min(centred.shape[d] for d in directions))
     products = [[_lagged_product(centred, d, distance) for d in directions] for distance in distances]
     return torch.tensor(products, dtype=torch.float64).mean(1) / variance.cpu()
 
@@ -82,6 +85,13 @@ def _lagged_product(centred: Tensor, direction: int, distance: int) -> float:
     pairs = centred.shape[direction] - distance
     near, far = centred.narrow(direction, 0, pairs), centred.narrow(direction, distance, pairs)
     return (near * far).mean().item()
+
+
+def offset_share(latents: Tensor) -> float:
+    """Share of the latents' variance, of each channel over images and places and summed over channels, that places' own means are."""
+    latents = latents.double()
+    whole = latents.flatten(0, -2).var(0, correction=0).sum()
+    return (1 - _differences(latents).square().mean(tuple(range(latents.dim() - 1))).sum() / whole).item()
 
 
 def midpoints(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -100,16 +110,11 @@ def midpoints(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
     return (latents + latents[other.to(latents.device)]) / 2, other
 
 
-def _checked(latents: Tensor) -> Tensor:
-    if latents.dim() < 3 or latents[0, ..., 0].numel() < 2 or len(latents) == 0:
-        raise ValueError(f"expected latents (N, places, C) of two places or more, got {tuple(latents.shape)}")
-    return latents.double()
-
-
-def _signals(latents: Tensor) -> Tensor:
-    signals = _checked(latents).movedim(-1, 1)
-    return signals - signals.mean(_dims(signals), keepdim=True)
-
-
-def _dims(signals: Tensor) -> tuple[int, ...]:
-    return tuple(range(2, signals.dim()))
+def _differences(latents: Tensor) -> Tensor:
+    """The latents less their mean over images, in float64."""
+    if latents.dim() < 3 or latents[0, ..., 0].numel() < 2 or len(latents) < 2:
+        raise ValueError(
+            f"expected latents (N, places, C) of two images and places or more, got {tuple(latents.shape)}"
+        )
+    latents = latents.double()
+    return latents - latents.mean(0)

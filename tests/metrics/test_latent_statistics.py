@@ -11,6 +11,7 @@ from flowprior.metrics.latent_statistics import (
     autocorrelation,
     high_frequency_ratio,
     midpoints,
+    offset_share,
     power_spectrum,
     spectral_entropy,
     total_variation,
@@ -40,9 +41,9 @@ def test_a_wave_has_all_power_at_its_frequency_and_that_of_opposite_sign(cycles)
 @settings(max_examples=20)
 def test_the_spectrum_is_the_plain_sum_over_places(tokens, channels, seed):
     latents = noise(4, tokens, channels, seed=seed)
-    centred = latents - latents.mean(1, keepdim=True)
-    powers = []
-    for k in range(tokens):
+    centred = latents - latents.mean(0)
+    powers = [torch.zeros((), dtype=torch.float64)]
+    for k in range(1, tokens):
         angle = 2 * math.pi * k * torch.arange(tokens, dtype=torch.float64) / tokens
         real, imaginary = (torch.einsum("ntc,t->nc", centred, wave) for wave in (angle.cos(), angle.sin()))
         powers.append((real.square() + imaginary.square()).mean())
@@ -60,13 +61,17 @@ def test_white_noise_has_entropy_one_and_the_share_of_high_frequencies_among_all
 
 
 def test_a_map_has_high_frequencies_where_some_direction_has():
-    side = torch.arange(8)
+    side, levels = torch.arange(8), torch.tensor([1.0, -2.0]).view(2, 1, 1, 1)
     slow, fast = (2 * math.pi * side / 8).cos(), (2 * math.pi * 3 * side / 8).cos()
-    along_rows, along_columns = (fast * slow.view(-1, 1)).view(1, 8, 8, 1), (slow * fast.view(-1, 1)).view(1, 8, 8, 1)
-    smooth = (slow * slow.view(-1, 1)).view(1, 8, 8, 1)
-    assert high_frequency_ratio(along_rows) == pytest.approx(1) == high_frequency_ratio(along_columns)
-    assert high_frequency_ratio(smooth) == pytest.approx(0, abs=1e-9)
-    assert power_spectrum(smooth).shape == (8, 8) and len(autocorrelation(smooth)) == 8
+
+    def map_of(rows, columns):
+        return levels * torch.outer(rows, columns).unsqueeze(-1)  # (2, 8, 8, 1)
+
+    assert high_frequency_ratio(map_of(fast, slow)) == pytest.approx(1)
+    assert high_frequency_ratio(map_of(slow, fast)) == pytest.approx(1)
+    assert high_frequency_ratio(map_of(slow, slow)) == pytest.approx(0, abs=1e-9)
+    assert power_spectrum(map_of(slow, slow)).shape == (8, 8)
+    torch.testing.assert_close(autocorrelation(map_of(slow, slow))[4], torch.tensor(-1.0, dtype=torch.float64))
 
 
 def test_the_autocorrelation_of_an_autoregressive_sequence_falls_by_its_coefficient():
@@ -78,9 +83,19 @@ def test_the_autocorrelation_of_an_autoregressive_sequence_falls_by_its_coeffici
 
 
 def test_total_variation_counts_steps_of_each_channel_by_its_own_deviation_and_leaves_out_one_that_never_varies():
-    ramp = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    latents = torch.stack([ramp, 100 * ramp, torch.full((4,), 5.0)], dim=-1).unsqueeze(0)  # (1, 4, 3)
-    assert total_variation(latents) == pytest.approx(1 / ramp.std(correction=0).item())
+    ramp = torch.tensor([-3.0, -1.0, 1.0, 3.0])
+    one = torch.stack([ramp, 100 * ramp, torch.zeros(4)], dim=-1)  # (4, 3)
+    assert total_variation(torch.stack([one, -one]) + 5) == pytest.approx(2 / ramp.square().mean().sqrt().item())
+
+
+def test_offsets_of_places_change_nothing_and_are_told_by_themselves():
+    latents, offsets = noise(6, 5, 3), noise(5, 3, seed=1)
+    for measure in (spectral_entropy, high_frequency_ratio, total_variation):
+        assert measure(latents + 7 * offsets) == pytest.approx(measure(latents), rel=1e-9)
+    torch.testing.assert_close(autocorrelation(latents + 7 * offsets), autocorrelation(latents))
+    varying, share = latents - latents.mean(0), offset_share(latents + 7 * offsets)
+    fixed = (7 * offsets + latents.mean(0)).var(0, correction=0).sum()
+    assert share == pytest.approx((fixed / (fixed + varying.square().mean((0, 1)).sum())).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("measure", [spectral_entropy, high_frequency_ratio, total_variation])
@@ -102,11 +117,14 @@ def test_every_image_has_a_midpoint_with_another_and_each_is_anothers_once(count
 
 
 def test_what_has_no_answer_is_refused():
-    for measure in (power_spectrum, total_variation, autocorrelation):
-        with pytest.raises(ValueError, match="two places or more"):
-            measure(noise(3, 1, 2))
+    for measure in (power_spectrum, total_variation, autocorrelation, offset_share):
+        for latents in (noise(3, 1, 2), noise(1, 3, 2), noise(3, 2)):
+            with pytest.raises(ValueError, match="two images and places or more"):
+                measure(latents)
     for measure in (power_spectrum, autocorrelation):
         with pytest.raises(ValueError, match="they have no"):
             measure(torch.ones(3, 4, 2))
+    with pytest.raises(ValueError, match="they have no spectrum"):
+        power_spectrum(noise(3, 1, 2).expand(3, 4, 2))
     with pytest.raises(ValueError, match="two images or more"):
         midpoints(noise(1, 2, 3), torch.Generator())
