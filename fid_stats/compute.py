@@ -13,6 +13,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from flowprior.data.embedded import EMBEDDED  # noqa: E402
 from flowprior.data.image_sizes import stored_sizes  # noqa: E402
 from flowprior.data.images import ImageConfig, StoredImages, open_images  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
@@ -37,17 +38,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "source",
-        metavar="digits|IMAGES",
-        help="the embedded digits, or where images lie: a folder, tar shards, a zip, or whatever else data.path takes",
+        metavar="digits|mnist|IMAGES",
+        help="an embedded data set, or where images lie: a folder, tar shards, a zip, or whatever else data.path takes",
     )
     parser.add_argument(
-        "--extractor", choices=sorted(EXTRACTORS), help="default: digits for the digits, inception for images"
+        "--extractor",
+        choices=sorted(EXTRACTORS),
+        help="default: an embedded data set's own, inception for images",
     )
     parser.add_argument(
-        "--size", type=int, help="side of the central square in pixels (default: 32 for digits, 256 for images)"
+        "--size",
+        type=int,
+        help="side of the central square in pixels (default: 32 for embedded images, 256 for others)",
     )
     parser.add_argument(
-        "--out", type=Path, help="file to write (default for digits: fid_stats/digits.npz; needed for images)"
+        "--out",
+        type=Path,
+        help="file to write (default for digits: fid_stats/digits.npz, for mnist likewise; needed for others)",
     )
     parser.add_argument("--image-column", default="", help="as data.image_column of a stage")
     parser.add_argument("--label-column", default="", help="as data.label_column of a stage")
@@ -57,10 +64,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--weights-path", type=Path, help="file with the extractor's weights, instead of the usual place"
     )
     options = parser.parse_args(arguments)
-    embedded = options.source == "digits"
-    options.extractor = options.extractor or ("digits" if embedded else "inception")
+    embedded = options.source in EMBEDDED
+    options.extractor = options.extractor or (options.source if embedded else "inception")
     options.size = (32 if embedded else 256) if options.size is None else options.size
-    options.out = options.out or (HERE / "digits.npz" if embedded else None)
+    options.out = options.out or (HERE / f"{options.source}.npz" if embedded else None)
     if options.out is None:
         raise UserError("name the file to write with --out, such as --out stats.npz")
     if options.world < 1:
@@ -77,7 +84,8 @@ def main() -> None:
     options = parse()
     columns = {"image_column": options.image_column, "label_column": options.label_column}
     config = build_config(ImageConfig, {"size": options.size, **columns}, "--size")
-    images = open_images(config if options.source == "digits" else config.at(options.source))
+    embedded = options.source in EMBEDDED
+    images = open_images(replace(config, source=options.source) if embedded else config.at(options.source))
     if isinstance(images, StoredImages):
         small = sum(n for size, n in stored_sizes(images).items() if min(size) < options.size)
         if small:
@@ -87,7 +95,7 @@ def main() -> None:
     counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
     statistics = replace(statistics, crop=f"centre {options.size}", class_counts=tuple(counts.tolist()))
     statistics.save(options.out)
-    if told := foreign_images(options.extractor, options.source == "digits"):
+    if told := foreign_images(options.extractor, options.source):
         note(f"{told.partition('; write')[0]}")
     print(f"{options.out}: {statistics.count} images, {len(statistics.mu)} dimensions, extractor {options.extractor}")
 

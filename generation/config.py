@@ -141,6 +141,11 @@ class GenerationConfig:
         changes_result=False,
     )
     autoencoder: str = option("", "folder of the autoencoder; empty: <run_dir>/ae/autoencoder", changes_result=False)
+    start: str = option(
+        "",
+        "folder of a trained generator of this autoencoder's latents and of this model's sizes, whose weights and scale training starts from; "
+        "empty: fresh weights, and the scale in the cache",
+    )
     data: ImageConfig = option(ImageConfig, "")
     cache: CacheConfig = option(CacheConfig, "")
     model: Any = option(None, "which generator, and its options")

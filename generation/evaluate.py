@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import flowprior.metrics
-from flowprior.data.digits import NUM_CLASSES
+from flowprior.data.embedded import NUM_CLASSES
 from flowprior.data.stores.base import place_name
 from flowprior.distributed import World, distributed_world
 from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation, half_half_fid
@@ -89,7 +89,7 @@ def say(result: dict[str, Any]) -> None:
 def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> None:
     """One line on stderr for each way in which the two sides are not alike, or the extractor not made for them."""
     own = config.evaluate.samples_have_labels
-    digits = own and config.evaluate.uses_data and config.data.source == "digits"
+    source = config.data.source if own and config.evaluate.uses_data else ""
     names = class_names(config)
     others = own and names and reference.class_names not in (None, tuple(names))
     notes = (
@@ -97,7 +97,7 @@ def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> No
         if others
         else []
     )
-    notes += [foreign_images(config.evaluate.extractor, digits or bool(config.evaluate.weights))]
+    notes += [] if config.evaluate.weights else [foreign_images(config.evaluate.extractor, source)]
     for name, counts in samples.class_counts(len(reference.class_counts or ())).items() if not others else ():
         caveat = mismatch(counts, reference.class_counts or (), names)
         remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
@@ -122,7 +122,11 @@ def protocol(
 ) -> dict[str, Any]:
     """How the metrics come about: equal protocols mean equal metrics. A :class:`UserError` for samples that are not as they should be."""
     chosen, package = config.evaluate.chosen_metrics(), Path(flowprior.metrics.__file__).parent
-    own_weights = {name: file_sha256(package / METRICS[name].weights) for name in chosen if METRICS[name].weights}
+    own_weights = {
+        name: file_sha256(package / METRICS[name].weights.format(extractor=config.evaluate.extractor))
+        for name in chosen
+        if METRICS[name].weights
+    }
     made = {
         "reference": reference.identity | {"classes": classes_text(reference.class_counts)},
         "extractor": {

@@ -54,14 +54,14 @@ def save_generator(
 
 
 def load_generator(
-    config: GenerationConfig, autoencoder: Autoencoder, device: torch.device
+    config: GenerationConfig, autoencoder: Autoencoder, device: torch.device, folder: Path | None = None
 ) -> tuple[GeneratorObjective, dict[str, Any]]:
-    """The run's trained generator with the sampler that ``config`` asks for, and its ``config.json``.
+    """The run's trained generator, or that in ``folder``, with the sampler that ``config`` asks for, and its ``config.json``.
 
     Raises:
         UserError: there is none, it is damaged, or it was trained on the latents of another autoencoder.
     """
-    folder = config.folder / "generator"
+    folder = folder or config.folder / "generator"
     if not (folder / "config.json").is_file():
         raise UserError(f"there is no trained generator at {folder}: run `bash scripts/train_{config.NAME}.sh` first")
     saved = read_json(folder / "config.json", "generator")
@@ -92,3 +92,17 @@ def load_generator(
             f"the weights in {folder / 'model.safetensors'} are not those that its config.json was written with: restore the folder"
         )
     return bundle.eval().requires_grad_(False).to(device), saved
+
+
+def start_from(objective: GeneratorObjective, start: GeneratorObjective, folder: str) -> None:
+    """Give a generator that is to be trained the weights and the scale of ``start``, the trained one in ``folder``.
+
+    Raises:
+        UserError: it is of other sizes.
+    """
+    try:
+        objective.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        raise UserError(
+            f"the generator in {folder} has other sizes than this one: write those in the 'generator' of its config.json behind model."
+        ) from error

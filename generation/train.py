@@ -27,7 +27,7 @@ from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig
 from generation.generator import GeneratorObjective, build_generator
 from generation.sample_drawer import SampleDrawer
-from generation.saved import save_generator
+from generation.saved import load_generator, save_generator, start_from
 from tokenizer.autoencoder import Autoencoder
 
 
@@ -44,11 +44,15 @@ def main(stage: type[GenerationConfig]) -> None:
             "latent cache": cache.fingerprint,
             "scale of the latents": tensors_fingerprint(normaliser.state_dict()),
         }
+        start = None
+        if config.start:
+            start, saved = load_generator(config, autoencoder, world.device, Path(config.start))
+            made_from["start"] = saved["fingerprint"]
         folder.open(config, world, made_from)
         if folder.is_complete():
             folder.say_complete()
         else:
-            train(config, folder, world, cache, autoencoder)
+            train(config, folder, world, cache, autoencoder, start)
 
 
 def open_cache(config: GenerationConfig, autoencoder: Autoencoder, world: World) -> LatentCache:
@@ -67,7 +71,12 @@ def open_cache(config: GenerationConfig, autoencoder: Autoencoder, world: World)
 
 
 def train(
-    config: GenerationConfig, folder: RunFolder, world: World, cache: LatentCache, autoencoder: Autoencoder
+    config: GenerationConfig,
+    folder: RunFolder,
+    world: World,
+    cache: LatentCache,
+    autoencoder: Autoencoder,
+    start: GeneratorObjective | None = None,
 ) -> None:
     """Train, save the averaged weights with the latents' scale, and mark the stage complete."""
     stopwatch = Stopwatch(folder.path)
@@ -79,6 +88,8 @@ def train(
         train_config = replace(config.train, eval_steps=max(1, steps))
     seed_global_generators(config.train.seed, "generator")
     objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(world.device)
+    if start is not None:
+        start_from(objective, start, config.start)
     loop = TrainingLoop(
         objective,
         objective.model,

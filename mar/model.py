@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import draw_path_of_step
+from flowprior.flow.times import TimeConfig
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import option
 from flowprior.training.randomness import StepRandom
@@ -54,6 +55,7 @@ class MARConfig:
         False,
         "one time for the pairs of a token, whose noises are opposite two by two: the head's modulation, most of its arithmetic, is made once",
     )
+    times: TimeConfig = option(TimeConfig, "")
     label_drop: float = option(0.1, "share of labels that are dropped, for classifier-free guidance")
     dropout: float = option(0.1, "dropout of attention and projections")
     mask_ratio_min: float = option(0.7, "smallest share of tokens that is masked in training; it is drawn once a step")
@@ -250,6 +252,7 @@ class MAR(Generator):
         cond = self.condition(latents, labels, known, masked, config.skip_unread)  # (B, n, W)
         data = gather_tokens(latents, masked)  # (B, n, C)
         draw = draw_path_of_step(random, data, pairs=config.pairs, pairs_share_time=config.pairs_share_time)
+        draw = draw._replace(t=config.times.quantile(draw.t))
         return flow_matching_loss(self.head, data, draw, cond)
 
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:

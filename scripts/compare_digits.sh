@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What alignment does on the digits: the same autoencoder and generator with and without it, over several seeds.
+# What alignment does on the digits: the same autoencoder and generators with and without it, over several seeds.
 #   bash scripts/compare_digits.sh
 #   SEEDS="0 1 2" REGULARISERS="none flow" JOBS=2 bash scripts/compare_digits.sh
+#   STAGES="ae mar sit" bash scripts/compare_digits.sh
 #   PRESET=digits_textual RUNS=runs/textual REGULARISERS="none likelihood_0.01 distribution_0.1" bash scripts/compare_digits.sh
 # An entry is a regulariser's name, or one of the flow's objectives with a weight; the latter are held off and ramped alike (SCHEDULE).
-# PRIOR_WORDS, AE_WORDS and MAR_WORDS are options of the stages; STAGES=ae leaves the generators out. JOBS runs go on at once, with one thread each.
+# STAGES are the autoencoder and any of the generators mar and sit; PRIOR_WORDS, AE_WORDS, MAR_WORDS and SIT_WORDS are options of the stages. JOBS runs go on at once, with one thread each.
 # Prints the table and writes $RUNS/digits.json; run again, it goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SEEDS=${SEEDS:-0 1 2}
@@ -13,7 +14,7 @@ JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 RUNS=${RUNS:-runs/comparison}
 SCHEDULE=${SCHEDULE:-regulariser.flow.start_step=500 regulariser.flow.ramp_steps=300}
 STAGES=${STAGES:-ae mar}
-PRIOR_WORDS=${PRIOR_WORDS:-} AE_WORDS=${AE_WORDS:-} MAR_WORDS=${MAR_WORDS:-}
+PRIOR_WORDS=${PRIOR_WORDS:-} AE_WORDS=${AE_WORDS:-}
 ensure_environment
 export PYTHON OMP_NUM_THREADS=1 PRESET DATA= NPROC=1 NNODES=1
 mkdir -p "$RUNS"
@@ -37,10 +38,14 @@ options_of() {
 
 # All stages of one regulariser and one seed, after the seed's prior.
 one_run() {
-  local regulariser=$1 seed=$2 folder=$RUNS/$1_seed$2
+  local regulariser=$1 seed=$2 folder=$RUNS/$1_seed$2 stage words
   # shellcheck disable=SC2046,SC2086  # words are meant to be split
   supervised bash scripts/train_ae.sh "run_dir=$folder" "prior=$RUNS/prior_seed$seed/flowhead/prior" $(options_of "$regulariser") "train.seed=$seed" $AE_WORDS &&
-    { [[ $STAGES == ae ]] || supervised bash scripts/train_mar.sh "run_dir=$folder" "train.seed=$seed" "sample.seed=$seed" $MAR_WORDS; }
+    for stage in $STAGES; do
+      [[ $stage == ae ]] && continue
+      words=${stage^^}_WORDS
+      supervised bash "scripts/train_$stage.sh" "run_dir=$folder" "train.seed=$seed" "sample.seed=$seed" ${!words:-} || return
+    done
 }
 
 # COMMAND NAME ARGUMENT...: start it in the background once fewer than JOBS run, with its output in a log of that name.

@@ -23,7 +23,10 @@ LATENTS = (
 
 
 def metrics_of(run: Path, stages: list[str]) -> dict[str, float]:
-    """The metrics of one run; the generator's, where it is among the stages, at its best guidance scale by FID."""
+    """The metrics of one run; a generator's, where it is among the stages, at its best guidance scale by FID.
+
+    Where there are several generators, the names of their metrics begin with the stage's.
+    """
     needed = [run / "ae" / "result.json", *(run / stage / "evaluation.json" for stage in stages)]
     missing = [f for f in needed if not f.is_file()]
     if missing:
@@ -35,12 +38,15 @@ def metrics_of(run: Path, stages: list[str]) -> dict[str, float]:
     reconstruction = json.loads((run / "ae" / "evaluation.json").read_text())["metrics"]
     latents = json.loads((run / "ae" / "result.json").read_text())
     reconstruction |= {name: latents[name] for name in LATENTS if name in latents}
-    if "mar" not in stages:
-        return measured(reconstruction, run)
-    evaluation = json.loads((run / "mar" / "evaluation.json").read_text())
-    best = evaluation.get("best_cfg") or min(evaluation["metrics"], key=float)
-    halves = {"half_half_fid": evaluation["half_half_fid"]["mean"]} if "half_half_fid" in evaluation else {}
-    return measured(reconstruction | evaluation["metrics"][best], run) | {"best_cfg": float(best)} | halves
+    figures, generators = measured(reconstruction, run), [stage for stage in stages if stage != "ae"]
+    for stage in generators:
+        evaluation = json.loads((run / stage / "evaluation.json").read_text())
+        best = evaluation.get("best_cfg") or min(evaluation["metrics"], key=float)
+        own = measured(evaluation["metrics"][best], run) | {"best_cfg": float(best)}
+        figures |= {f"{stage}_{name}" if len(generators) > 1 else name: value for name, value in own.items()}
+        if "half_half_fid" in evaluation:
+            figures["half_half_fid"] = evaluation["half_half_fid"]["mean"]
+    return figures
 
 
 def measured(metrics: dict[str, float | None], run: Path) -> dict[str, float]:
@@ -64,7 +70,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", nargs="+", required=True)
     parser.add_argument("--regularisers", nargs="+", required=True)
-    parser.add_argument("--stages", nargs="+", default=["ae", "mar"], help="ae, or ae mar")
+    parser.add_argument("--stages", nargs="+", default=["ae", "mar"], help="ae, and generators: mar, sit")
     arguments = parser.parse_args()
     table = {}
     for regulariser in arguments.regularisers:
@@ -84,18 +90,16 @@ def main() -> None:
     for regulariser, row in table.items():
         cells = (f"{row[name]['mean']:.3f} +- {row[name]['std']:.3f}" if name in row else "-" for name in columns)
         print(f"{regulariser:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
-    generated = {name: row["fid"]["mean"] for name, row in table.items() if "fid" in row}
-    if {"none", "flow"} <= table.keys() and all("fid" in table[name] for name in ("none", "flow")):
-        ratios = [f / n for f, n in zip(table["flow"]["fid"]["seeds"], table["none"]["fid"]["seeds"])]
-        table["fid_ratio_flow_to_none"] = {
-            "of_means": table["flow"]["fid"]["mean"] / table["none"]["fid"]["mean"],
-            "seeds": ratios,
-        }
-        print(
-            f"FID with flow / FID with none: {table['fid_ratio_flow_to_none']['of_means']:.3f} (per seed {', '.join(f'{r:.3f}' for r in ratios)})"
-        )
-    if generated:
-        print(f"lowest FID: {min(generated, key=generated.get)}")
+    for fid in [name for name in columns if name == "fid" or name.endswith("_fid") and name != "half_half_fid"]:
+        shown = fid.replace("_fid", " FID").replace("fid", "FID")
+        generated = {name: row[fid]["mean"] for name, row in table.items() if fid in row}
+        if {"none", "flow"} <= generated.keys():
+            ratios = [f / n for f, n in zip(table["flow"][fid]["seeds"], table["none"][fid]["seeds"])]
+            of_means = generated["flow"] / generated["none"]
+            table[f"{fid}_ratio_flow_to_none"] = {"of_means": of_means, "seeds": ratios}
+            per_seed = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+            print(f"{shown} with flow / {shown} with none: {of_means:.3f} (per seed {per_seed})")
+        print(f"lowest {shown}: {min(generated, key=generated.get)}")
     (arguments.runs / "digits.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
 
 

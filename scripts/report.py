@@ -26,6 +26,12 @@ FORMS = {
     "inception_score": ("IS", ".2f", ""),
     "recognised": ("recognised", ".2%", ""),
 }  # label, format, unit
+GENERATORS = {"mar": "MAR", "sit": "SiT", "simflow": "autoregressive flow"}  # folders of a run, and what they hold
+
+
+def measured_generators(run: Path) -> list[str]:
+    """The folders of the run's generators that were measured; the first of all where none was."""
+    return [name for name in GENERATORS if (run / name / "evaluation.json").is_file()] or list(GENERATORS)[:1]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -65,24 +71,18 @@ def measured_images(protocol: dict[str, Any]) -> str:
 
 def summary(run: Path) -> list[tuple[str, str]]:
     """The metrics that the terminal and the page's head show."""
-    stages = {name: read(run / name / "result.json") for name in ("flowhead", "ae", "mar")}
+    generators = measured_generators(run)
+    stages = {name: read(run / name / "result.json") for name in ("flowhead", "ae", *generators)}
     reconstruction = read(run / "ae" / "evaluation.json")
-    evaluation = read(run / "mar" / "evaluation.json")
-    rows = [
-        (
-            "autoencoder",
-            f"{metrics_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})",
-        )
-    ]
-    for cfg, metrics in evaluation["metrics"].items():
-        rows.append(
-            (
-                f"generator, cfg {cfg}",
-                metrics_text(metrics) + ("  <- best" if cfg == evaluation.get("best_cfg") else ""),
-            )
-        )
-    if "half_half_fid" in evaluation:
-        halves = evaluation["half_half_fid"]
+    measured = f"{metrics_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})"
+    rows, halves = [("autoencoder", measured)], None
+    for name in generators:
+        evaluation = read(run / name / "evaluation.json")
+        halves = evaluation.get("half_half_fid", halves)
+        for cfg, metrics in evaluation["metrics"].items():
+            best = "  <- best" if cfg == evaluation.get("best_cfg") else ""
+            rows.append((f"{GENERATORS[name]}, cfg {cfg}", metrics_text(metrics) + best))
+    if halves:
         rows.append(
             (
                 "FID of real halves",
@@ -195,7 +195,7 @@ def draw_losses(axes: Any, run: Path) -> None:
         (
             ("flowhead", "flow prior: flow matching"),
             ("ae", "autoencoder"),
-            ("mar", "MAR: flow matching of masked tokens"),
+            *((name, GENERATORS[name]) for name in measured_generators(run)),
         ),
     ):
         rows = read_rows(run / stage / "log.jsonl", "loss")
@@ -256,9 +256,9 @@ def curves(run: Path, draw: Any, panels: int) -> bytes:
     return png
 
 
-def two_scales(run: Path) -> list[str]:
-    """No guidance (or the smallest) and the best of the others; the largest where FID was not measured."""
-    metrics = read(run / "mar" / "evaluation.json")["metrics"]
+def two_scales(run: Path, name: str) -> list[str]:
+    """A generator's sets without guidance (or the smallest) and with the best of the others; the largest where FID was not measured."""
+    metrics = read(run / name / "evaluation.json")["metrics"]
     first, *others = sorted(metrics, key=float)
 
     def fid(cfg: str) -> float:
@@ -268,9 +268,9 @@ def two_scales(run: Path) -> list[str]:
     return [first] + ([min(reversed(others), key=fid)] if others else [])
 
 
-def classes_text(run: Path) -> str:
-    """How the sheets of generated images, ten columns wide at most, are ordered."""
-    notes = [read(note)["protocol"].get("labels", "") for note in (run / "mar" / "samples").glob("cfg_*.json")]
+def classes_text(run: Path, name: str) -> str:
+    """How a generator's sheets of images, ten columns wide at most, are ordered."""
+    notes = [read(note)["protocol"].get("labels", "") for note in (run / name / "samples").glob("cfg_*.json")]
     in_turn = all(labels.startswith("i mod") for labels in notes)
     return ", one class a column" if in_turn and read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
 
@@ -289,9 +289,10 @@ def overview(run: Path, path: Path) -> None:
     reconstructions = io.BytesIO(last_picture(run / "ae" / "pictures", "reconstructions_*.png"))
     axes[1].imshow(image.imread(reconstructions))
     axes[1].set_title("inputs (rows 1, 3) and their reconstructions (rows 2, 4)")
-    cfg = two_scales(run)[-1]
-    axes[2].imshow(image.imread(run / "mar" / "samples" / f"cfg_{cfg}.png"))
-    axes[2].set_title(f"generated{classes_text(run)} (cfg {cfg})")
+    name = measured_generators(run)[0]
+    cfg = two_scales(run, name)[-1]
+    axes[2].imshow(image.imread(run / name / "samples" / f"cfg_{cfg}.png"))
+    axes[2].set_title(f"generated{classes_text(run, name)} (cfg {cfg})")
     for axis in axes[1:]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
@@ -326,17 +327,17 @@ def write_report(run: Path) -> Path:
         )
     page.section("Latents", "Statistics on a fixed set of images over training, and of the cache.")
     page.picture(curves(run, draw_latents, 3), "Latent statistics")
-    page.section("3. Generator", f"Samples{classes_text(run)}; the same seeds in every sheet.")
-    for cfg in two_scales(run):
-        page.picture(
-            (run / "mar" / "samples" / f"cfg_{cfg}.png").read_bytes(),
-            f"Generated images, guidance scale {cfg}",
-            pixelated=True,
-        )
+    generators = measured_generators(run)
+    for name in generators:
+        shown = f"Samples{classes_text(run, name)}; the same seeds in every sheet."
+        page.section(f"3. Generator: {GENERATORS[name]}", shown)
+        for cfg in two_scales(run, name):
+            sheet = (run / name / "samples" / f"cfg_{cfg}.png").read_bytes()
+            page.picture(sheet, f"Generated images, guidance scale {cfg}", pixelated=True)
     page.section("Losses", "Means over the logging interval.")
-    page.picture(curves(run, draw_losses, 3), "Loss curves")
+    page.picture(curves(run, draw_losses, 2 + len(generators)), "Loss curves")
     page.section("Protocol", "How the metrics above were measured.")
-    for stage in ("ae", "mar"):
+    for stage in ("ae", *generators):
         page.code(json.dumps(read(run / stage / "evaluation.json")["protocol"], indent=1, allow_nan=False))
     page.write(run / "report.html")
     overview(run, run / "overview.png")

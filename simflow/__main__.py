@@ -1,6 +1,9 @@
 """The commands of stage 3 with the autoregressive flow."""
 
+from pathlib import Path
+
 from flowprior.errors import UserError
+from flowprior.notes import note
 from flowprior.run.files import read_json
 from generation import train
 from generation.commands import run
@@ -15,9 +18,23 @@ def train_alone(stage: type[SimFlowStageConfig]) -> None:
     if file.is_file() and read_json(file, "generator").get("about", {}).get("trained") == "with the autoencoder":
         raise UserError(
             f"the flow in {file.parent} was trained with its autoencoder: to train another on the latents of that, write run_dir=<another folder> "
-            f"autoencoder={config.autoencoder_folder}"
+            f"autoencoder={config.autoencoder_folder}, and start={file.parent} to go on from this one"
         )
+    if config.start:
+        note_noise(config)
     train.main(stage)
+
+
+def note_noise(config: SimFlowStageConfig) -> None:
+    """Say where a flow is trained on under another noise than it has learned so far."""
+    file = Path(config.start) / "config.json"
+    learned = read_json(file, "generator").get("about", {}).get("posterior_std", 0) if file.is_file() else 0
+    now = config.model.tarflow.noise_std
+    if learned and learned != now:
+        note(
+            f"the flow in {config.start} learned latents with noise of std {learned:g}, and model.tarflow.noise_std is {now:g}: where that is not "
+            f"meant, write model.tarflow.noise_std={learned:g} model.tarflow.sampler.denoise=false"
+        )
 
 
 COMMANDS = {"train": train_alone, "likelihood": likelihood.main}

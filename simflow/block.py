@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flowprior.training.precision import full_precision
 from simflow.guidance import Affine, Guidance
@@ -24,6 +25,7 @@ class AffineBlock(nn.Module):
         backwards: the last token comes first.
         dropout: of the transformer.
         token_std: of start token, positions and classes at initialisation.
+        checkpoint_layers: compute a layer again in the backward pass instead of keeping its activations.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class AffineBlock(nn.Module):
         backwards: bool = False,
         dropout: float = 0.0,
         token_std: float = 0.02,
+        checkpoint_layers: bool = False,
     ) -> None:
         super().__init__()
         self.tokens, self.num_classes, self.backwards = tokens, num_classes, backwards
+        self.recompute = checkpoint_layers
         self.start = nn.Parameter(torch.randn(1, 1, width) * token_std)
         self.positions = nn.Parameter(torch.randn(1, tokens, width) * token_std)
         self.class_embed = nn.Embedding(num_classes + 1, width) if num_classes else None
@@ -72,8 +76,9 @@ class AffineBlock(nn.Module):
         """The parameters of all tokens at once, ``(B, T, C)``, for ``x (B, T, C)`` in the block's order."""
         before = torch.cat([self.start.expand(len(x), -1, -1), self.embed(x[:, :-1])], dim=1)  # (B, T, W)
         h = before + self.positions + self._class_code(labels)
+        recompute = self.recompute and torch.is_grad_enabled()
         for layer in self.layers:
-            h = layer(h)  # (B, T, W)
+            h = checkpoint(layer, h, use_reentrant=False) if recompute else layer(h)  # (B, T, W)
         return self._read(h, x.dtype)
 
     def inverse(self, z: Tensor, labels: Tensor | None = None, guidance: Guidance | None = None) -> Tensor:

@@ -28,7 +28,7 @@ class AutoregressiveFlow(nn.Module):
         depths: layers of each block, the one nearest to the data first.
         num_classes: of labels; ``num_classes`` itself stands for a dropped one. 0: a flow without classes.
         conditioned: the blocks that see the class.
-        dropout, token_std: as of :class:`~simflow.block.AffineBlock`.
+        dropout, token_std, checkpoint_layers: as of :class:`~simflow.block.AffineBlock`.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class AutoregressiveFlow(nn.Module):
         conditioned: Literal["all", "last"] = "all",
         dropout: float = 0.0,
         token_std: float = 0.02,
+        checkpoint_layers: bool = False,
     ) -> None:
         super().__init__()
         self.tokens, self.channels, self.num_classes = tokens, channels, num_classes
@@ -58,6 +59,7 @@ class AutoregressiveFlow(nn.Module):
                 backwards=(last - number) % 2 == 1,
                 dropout=dropout,
                 token_std=token_std,
+                checkpoint_layers=checkpoint_layers,
             )
             for number, depth in enumerate(depths)
         )

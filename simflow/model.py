@@ -52,6 +52,11 @@ class TarFlowConfig:
     noise_std: float = option(0.0, "standard deviation of the noise that training adds to normalised latents; 0: none")
     dropout: float = option(0.0, "dropout of attention, projections and MLPs")
     token_std: float = option(0.02, "std of start tokens, positions and classes at initialisation")
+    checkpoint_layers: bool = option(
+        False,
+        "compute the transformers' layers again in the backward pass instead of keeping their activations",
+        changes_result=False,
+    )
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +95,7 @@ class TarFlow(Generator):
             conditioned=config.conditioned,
             dropout=config.dropout,
             token_std=config.token_std,
+            checkpoint_layers=config.checkpoint_layers,
         )
 
     @property

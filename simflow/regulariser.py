@@ -75,8 +75,7 @@ class JointFlow(Regulariser):
         return replace(model, posterior_std=self.config.std)
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        # A tensor of its own, whose gradient is the flow's alone: torch's counter of arithmetic tells parts of a step by such.
-        return self.generator.loss(encoded.latents.float().clone(), batch["label"], random)
+        return self.generator.loss(encoded.latents.float(), batch["label"], random)
 
     @property
     def product(self) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowprior.errors import UserError
 from flowprior.notes import note
-from flowprior.run.config import build_config, option
+from flowprior.run.config import Section, build_config, option
 from flowprior.run.files import build_saved, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
 from flowprior.run.hub import push_folder, saved_folder
 from flowprior.run.norms import norm_eps, set_norm_eps
@@ -25,13 +25,13 @@ FORMAT_VERSION = 1
 
 
 @dataclass
-class AutoencoderConfig:
+class AutoencoderConfig(Section):
     """Sizes of the autoencoder."""
 
-    image_size: int = option(32, "pixels on a side")
-    patch_size: int = option(8, "pixels on a side")
-    tokens: int = option(8, "latent tokens per image")
-    channels: int = option(8, "channels of a latent token")
+    image_size: int = option(32, "pixels on a side of an image", least=1)
+    patch_size: int = option(8, "pixels on a side of a patch", least=1)
+    tokens: int = option(8, "latent tokens per image", least=1)
+    channels: int = option(8, "channels of a latent token", least=1)
     gaussian: bool = option(False, "encode to a mean and a log-variance (the kl regulariser asks for it by itself)")
     encoder: ViTConfig = option(ViTConfig, "")
     decoder: ViTConfig = option(ViTConfig, "")
@@ -53,17 +53,16 @@ class AutoencoderConfig:
     posterior_std: float = option(
         0.0,
         "std of the noise that makes a latent of the encoder's output in training, the same everywhere (simflow asks for it by itself); 0: none",
+        least=0,
+        below=math.inf,
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.posterior_std < math.inf:
-            raise ValueError(f"posterior_std is a finite number from 0 on, not {self.posterior_std}")
+        super().__post_init__()
         if self.gaussian and self.posterior_std:
             raise ValueError(
                 "gaussian and posterior_std are two posteriors, a learned variance and a fixed one: choose one"
             )
-        if min(self.image_size, self.patch_size, self.tokens, self.channels) < 1:
-            raise ValueError("image_size, patch_size, tokens and channels are at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} does not divide into patches of {self.patch_size} pixels")
         if not {len(self.input_mean), len(self.input_std)} <= {0, 3} or len(self.input_mean) != len(self.input_std):

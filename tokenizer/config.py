@@ -93,14 +93,14 @@ class AEConfig:
         """The images that are measured, cropped as they are for evaluation."""
         if self.held_out:
             return self.data.at(self.held_out)
-        if self.data.source == "digits" and self.data.subset == "train":
+        if self.data.embedded and self.data.subset == "train":
             return replace(self.data, subset="val")
         return self.data
 
     def says_of_extractor(self) -> str:
         """What to say where the extractor was made for other images than those that are measured; else empty."""
-        name, own_weights = self.evaluate.extractor, bool(self.evaluate.weights)
-        return name and foreign_images(name, own_weights or self.held_out_data().source == "digits")
+        name = self.evaluate.extractor
+        return foreign_images(name, self.held_out_data().source) if name and not self.evaluate.weights else ""
 
     def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
         """What to say where images of ``held_out`` are trained on as well; else empty."""

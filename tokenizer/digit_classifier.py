@@ -1,4 +1,4 @@
-"""A small classifier of the digits, whose spatial features stand in for those of a large network: as a target, or to align with."""
+"""A small classifier of embedded digits, whose spatial features stand in for those of a large network: as a target, or to align with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from flowprior.data.digits import NUM_CLASSES, digit_images
+from flowprior.data.embedded import EMBEDDED, NUM_CLASSES
 from flowprior.data.images import to_model
 from flowprior.progress import progress_bar
 
@@ -47,17 +47,20 @@ class DigitClassifier(nn.Module):
         return self.classify(F.gelu(self.spatial(images)).mean(1))
 
 
-def trained_classifier(widths: Sequence[int], image_size: int, steps: int, seed: int, shown: str) -> DigitClassifier:
-    """A classifier trained on all digits in batches of 64: a function of the arguments.
+def trained_classifier(
+    data: str, widths: Sequence[int], image_size: int, steps: int, seed: int, shown: str
+) -> DigitClassifier:
+    """A classifier trained on all images of an embedded data set in batches of 64: a function of the arguments.
 
     Args:
+        data: of :data:`~flowprior.data.embedded.EMBEDDED`.
         widths: see the class.
         image_size: pixels on a side.
         steps: of AdamW.
         seed: of the initial weights and the batches.
         shown: before the progress bar.
     """
-    images, labels = digit_images(image_size)
+    images, labels = EMBEDDED[data].images(image_size)
     images = to_model(images)
     generator = torch.Generator().manual_seed(seed)
     model = DigitClassifier(widths, generator)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.flow.online import OnlineFlow
@@ -73,9 +76,10 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
 
     objective.log_steps = 0
     objective.train()(batch, random)  # what is computed once and kept for many steps is no part of one
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = objective.train()(batch, random)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        objective(batch, random)
+    with inputs_of_their_own(objective.regularisers), FlopCounterMode(display=False) as counter:
+        output = objective(batch, random)
         output.loss.backward()
     flop: dict[str, float] = by_part(counter, objective)
     samples = output.samples
@@ -90,6 +94,23 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
         flop[f"regulariser {name}, its own step"] = online.config.steps * online_flop(online, samples["latents"])
     activations = sum(size for size, _ in kept.values())
     return StepCost({name: count / COUNTED_IMAGES for name, count in flop.items()}, activations / COUNTED_IMAGES)
+
+
+@contextlib.contextmanager
+def inputs_of_their_own(modules: nn.Module) -> Iterator[None]:
+    """Within, each of ``modules`` is called with copies of its inputs. PyTorch's counter takes a module for gone backward through once its
+    input has its whole gradient: where other modules read the same latents, what comes in between would count as this one's."""
+    inside = set(modules.modules())
+
+    def copied(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        tensors = (x.clone() if isinstance(x, Tensor) and x.requires_grad else x for x in inputs)
+        return tuple(tensors) if module in inside else inputs
+
+    hook = register_module_forward_pre_hook(copied)  # one of all modules, as the counter's are, and before those
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def online_flop(online: OnlineFlow, latents: Tensor) -> int:

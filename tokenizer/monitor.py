@@ -17,7 +17,7 @@ from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.knn import NEIGHBOUR, KNNDensity
 from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.run.files import read_tensors
 from flowprior.run.pictures import save_pairs
 from flowprior.run.reporting import read_log
@@ -27,24 +27,27 @@ from tokenizer.metrics import METERS, Meter, MeterContext, build_meters, check_m
 
 
 @dataclass
-class MonitorConfig:
+class MonitorConfig(Section):
     """What is measured while training."""
 
     images: int = option(
-        1024, "how many of the held-out images, or of the training images where none are held out, spread over the data"
+        1024,
+        "how many of the held-out images, or of the training images where none are held out, spread over the data",
+        least=1,
     )
     metrics: tuple[str, ...] = option(
         ("fidelity",),
         f"what is measured, of {', '.join(METERS)}; one whose weights cannot be had is left out, with a line that says so",
         changes_result=False,
     )
-    latents: int = option(10_000, "how many latent tokens, at most, the kNN distance takes (Fig. 4 of the paper)")
-    neighbour: int = option(NEIGHBOUR, "k of the kNN distance")
-    picture_images: int = option(16, "images in the picture of reconstructions")
+    latents: int = option(
+        10_000, "how many latent tokens, at most, the kNN distance takes (Fig. 4 of the paper)", least=1
+    )
+    neighbour: int = option(NEIGHBOUR, "k of the kNN distance", least=1)
+    picture_images: int = option(16, "images in the picture of reconstructions", least=1)
 
     def __post_init__(self) -> None:
-        if min(self.images, self.latents, self.neighbour, self.picture_images) < 1:
-            raise ValueError("images, latents, neighbour and picture_images are at least 1")
+        super().__post_init__()
         check_meters(self.metrics)
 
 

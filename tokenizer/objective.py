@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowprior.data.images import to_model
 from flowprior.distributed import World
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
@@ -27,15 +27,17 @@ from tokenizer.regularisers.base import Regulariser
 
 
 @dataclass
-class LossConfig:
+class LossConfig(Section):
     """Weights of the terms between images."""
 
     pixel: Literal["l2", "l1"] = option("l2", "how pixels in [-1, 1] are compared")
-    pixel_weight: float = option(1.0, "weight of the pixel loss")
-    perceptual_weight: float = option(0.0, "weight of LPIPS; above 0 torchvision's VGG-16 weights are needed")
-    perceptual_start_step: int = option(0, "step from which LPIPS counts")
+    pixel_weight: float = option(1.0, "weight of the pixel loss", least=0)
+    perceptual_weight: float = option(0.0, "weight of LPIPS; above 0 torchvision's VGG-16 weights are needed", least=0)
+    perceptual_start_step: int = option(0, "step from which LPIPS counts", least=0)
     perceptual_ramp_steps: int = option(
-        0, "steps, from perceptual_start_step on, over which LPIPS grows linearly to its weight"
+        0,
+        "steps, from perceptual_start_step on, over which LPIPS grows linearly to its weight",
+        least=0,
     )
     perceptual_weights: str = option(
         "", "file of VGG-16's weights, where it is not in torch's hub folder", changes_result=False
@@ -44,14 +46,9 @@ class LossConfig:
     latent_noise_std: float = option(
         0.0,
         "noise on what the decoder is given, in the latents' own units: for every image a level is drawn from |N(0, latent_noise_std^2)|",
+        least=0,
+        below=math.inf,
     )
-
-    def __post_init__(self) -> None:
-        numbers = (self.pixel_weight, self.perceptual_weight, self.perceptual_start_step, self.perceptual_ramp_steps)
-        if min(numbers) < 0:
-            raise ValueError("weights, starts and ramps cannot be negative")
-        if not 0 <= self.latent_noise_std < math.inf:
-            raise ValueError(f"latent_noise_std is a finite number from 0 on, not {self.latent_noise_std}")
 
 
 class HandedOn(nn.ModuleDict):

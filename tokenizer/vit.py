@@ -14,7 +14,7 @@ from torch import nn
 
 from flowprior.errors import UserError
 from flowprior.pretrained.timm_models import NumbersOnTheCPU, build_timm, hub_weights, timm_config, timm_module
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 
 NORM_EPS = 1e-6  # of plain transformers; timm's named ones have that of their training
 # Where timm keeps transformers of one sequence of patches, which further tokens can join.
@@ -38,14 +38,14 @@ WHY_NOT = {
 
 
 @dataclass
-class ViTConfig:
+class ViTConfig(Section):
     """A transformer: any timm ViT by name, or a plain one by its sizes."""
 
     name: str = option("", "a timm ViT, e.g. vit_large_patch14_dinov2.lvd142m; empty: a plain one of the sizes below")
     pretrained: bool = option(False, "start from the weights that timm knows for this name")
-    width: int = option(96, "width of a plain ViT")
-    depth: int = option(3, "width of a plain ViT")
-    heads: int = option(3, "width of a plain ViT")
+    width: int = option(96, "width of a plain ViT", least=1)
+    depth: int = option(3, "blocks of a plain ViT", least=1)
+    heads: int = option(3, "attention heads of a plain ViT", least=1)
     weights: str = option(
         "", "file with the pretrained weights, where they are not to come from the hub", changes_result=False
     )
@@ -54,12 +54,11 @@ class ViTConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pretrained and not self.name:
             raise ValueError("pretrained weights need the name of a timm model")
         if self.weights and not self.pretrained:
             raise ValueError("weights is the file of pretrained weights: write pretrained=true beside it")
-        if min(self.width, self.depth, self.heads) < 1:
-            raise ValueError("width, depth and heads are at least 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 

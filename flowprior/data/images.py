@@ -1,4 +1,4 @@
-"""Images as uint8 tensors: the embedded digits, or encoded images wherever they lie."""
+"""Images as uint8 tensors: embedded digits, or encoded images wherever they lie."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from flowprior.data import digits
 from flowprior.data.crops import centre_crop, random_crop, random_resized_box
+from flowprior.data.embedded import EMBEDDED, NUM_CLASSES, split_indices
 from flowprior.data.image_contents import count_copies, images_fingerprint
 from flowprior.data.image_reader import read_image
 from flowprior.data.order import Blocks, SampleKey, epoch_order
@@ -33,8 +33,8 @@ BLOCKS_LOOKED_AT = 16
 class ImageConfig:
     """Where images come from, and how they are cropped."""
 
-    source: Literal["digits", "files"] = option(
-        "digits", "digits (embedded) or files (what lies at data.path)", former_words=FORMER_SOURCES
+    source: Literal["digits", "mnist", "files"] = option(
+        "digits", "digits or mnist (embedded), or files (what lies at data.path)", former_words=FORMER_SOURCES
     )
     path: str = option(
         "",
@@ -43,8 +43,10 @@ class ImageConfig:
         changes_result=False,
     )
     size: int = option(32, "pixels on a side")
-    subset: Literal["all", "train", "val"] = option("all", "which of the digits: all, or a part of a fixed split")
-    split_seed: int = option(0, "seed of the digits' split")
+    subset: Literal["all", "train", "val"] = option(
+        "all", "which of the embedded images: all, or a part of a fixed split"
+    )
+    split_seed: int = option(0, "seed of that split")
     crop: Literal["centre", "random", "random_resized"] = option(
         "centre",
         "in training: centre; random, ADM's square of 80 to 100 % of the shorter side; or random_resized, of random area and aspect ratio "
@@ -84,6 +86,11 @@ class ImageConfig:
         if self.shuffle_block is not None and self.shuffle_block < 0:
             raise ValueError(f"shuffle_block is 0 or more, or null, not {self.shuffle_block}")
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the images come inside a Python package."""
+        return self.source in EMBEDDED
+
     def at(self, path: str, **changes: Any) -> ImageConfig:
         """The images at another place, read by the same columns; ``changes`` to other options."""
         return replace(self, source="files", path=path, **changes)
@@ -97,7 +104,7 @@ class ImageConfig:
 class ImageSource(Protocol):
     """A keyed data set of images; ``batch`` returns ``image`` uint8 (B, 3, S, S), ``label`` int64 (B,), ``index`` int64 (B,)."""
 
-    kind: str  # of place: digits, or a store's
+    kind: str  # of place: the embedded set's name, or a store's
     num_classes: int
     class_names: list[str]
 
@@ -116,20 +123,18 @@ class ImageSource(Protocol):
 
 def open_images(config: ImageConfig, seed: int = 0) -> ImageSource:
     """The image source that a config names; ``seed`` is the augmentation's."""
-    return SOURCES[config.source](config, seed)
+    return EmbeddedImages(config, seed) if config.embedded else StoredImages(config, seed)
 
 
-class DigitImages:
-    """The embedded digits, held in memory."""
-
-    kind = "digits"
+class EmbeddedImages:
+    """One of the embedded data sets, held in memory."""
 
     def __init__(self, config: ImageConfig, seed: int) -> None:
-        images, labels = digits.digit_images(config.size)
-        chosen = digits.digit_split(config.subset, config.split_seed)
-        self.images, self.labels = images[chosen], labels[chosen]
+        images, labels = EMBEDDED[config.source].images(config.size)
+        chosen = split_indices(len(images), config.subset, config.split_seed)
+        self.images, self.labels, self.kind = images[chosen], labels[chosen], config.source
         self.flip, self.seed = config.flip, seed
-        self.num_classes, self.class_names = digits.NUM_CLASSES, [str(n) for n in range(digits.NUM_CLASSES)]
+        self.num_classes, self.class_names = NUM_CLASSES, [str(n) for n in range(NUM_CLASSES)]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -224,9 +229,6 @@ def shared_fingerprint(images: ImageSource, world: World) -> str:
     if len(set(fingerprints)) > 1:
         raise UserError("the nodes see different images under the same names: give all nodes the same DATA")
     return fingerprints[0]
-
-
-SOURCES = {"digits": DigitImages, "files": StoredImages}
 
 
 def _generator(seed: int, key: SampleKey) -> np.random.Generator:

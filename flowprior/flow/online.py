@@ -14,7 +14,7 @@ from flowprior.flow.distribution import PATH_WEIGHTS, distribution_loss
 from flowprior.flow.losses import Velocity, alignment_loss, flow_matching_loss
 from flowprior.flow.path import PathDraw, draw_path_of_step
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.auxiliary_network import AuxiliaryNetwork
 from flowprior.training.ema import EMA
 from flowprior.training.optim import OptimConfig
@@ -37,7 +37,7 @@ class OnlineOptimConfig(OptimConfig):
 
 
 @dataclass
-class OnlineFlowConfig:
+class OnlineFlowConfig(Section):
     """The flow of the latents, and the divergence that is taken with it."""
 
     scope: Literal["token", "sequence"] = option(
@@ -49,23 +49,20 @@ class OnlineFlowConfig:
         "plain",
         f"weight of the times of the path, one of {', '.join(PATH_WEIGHTS)}: see docs/distribution_alignment.md",
     )
-    t_max: float = option(0.98, "end of the path that counts, below 1")
-    t_first: float = option(0.98, "t_max at the start, where coarse structure is to come first")
-    t_growth_updates: int = option(0, "updates over which it grows linearly to t_max; 0: it is t_max from the start")
-    steps: int = option(1, "steps of the online flow per step of the latents")
-    pairs: int = option(1, "(t, noise) pairs per token in a step of the online flow")
-    group_size: int = option(8, "tokens that share a time in a step of the online flow")
+    t_max: float = option(0.98, "end of the path that counts", above=0, below=1)
+    t_first: float = option(0.98, "t_max at the start, where coarse structure is to come first", above=0, below=1)
+    t_growth_updates: int = option(
+        0, "updates over which it grows linearly to t_max; 0: it is t_max from the start", least=0
+    )
+    steps: int = option(1, "steps of the online flow per step of the latents", least=1)
+    pairs: int = option(1, "(t, noise) pairs per token in a step of the online flow", least=1)
+    group_size: int = option(8, "tokens that share a time in a step of the online flow", least=1)
     optim: OnlineOptimConfig = option(OnlineOptimConfig, "")
 
     def __post_init__(self) -> None:
-        if not 0 < self.t_max < 1:
-            raise ValueError(f"t_max lies between 0 and 1, not at {self.t_max}")
-        if not 0 < self.t_first < 1:
-            raise ValueError(f"t_first lies between 0 and 1, not at {self.t_first}")
+        super().__post_init__()
         if self.t_growth_updates and self.t_first > self.t_max:
             raise ValueError(f"the path grows from t_first to t_max: {self.t_first} is above {self.t_max}")
-        if min(self.steps, self.pairs, self.group_size) < 1 or self.t_growth_updates < 0:
-            raise ValueError("steps, pairs and group_size are at least 1, and t_growth_updates cannot be negative")
 
 
 class OnlineFlow:

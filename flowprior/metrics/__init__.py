@@ -10,7 +10,7 @@ from typing import Any
 from flowprior.metrics.optional import library
 
 _HOMES = {
-    "digit_networks": ("load_extractor", "load_judge", "recognised_share"),
+    "digit_networks": ("judge_confidence", "load_extractor", "load_judge", "recognised_share"),
     "extractors": ("Extractor", "Features", "missing_weights"),
     "fid": ("frechet_distance", "half_half_fid"),
     "generation": ("evaluate_generation",),

@@ -1,12 +1,12 @@
-"""The two small networks that judge pictures of digits, and the command that makes their weights.
+"""The small networks that judge pictures of digits, two for each embedded data set, and the command that makes their weights.
 
 The extractor gives features for FID, precision and recall and logits for the inception score, as Inception does for
 photographs. The judge, of another family and another seed, counts recognised digits, so that no number is its own witness.
 The weights lie beside this file, so that measurements are comparable between machines. To make them again::
 
-    python -m flowprior.metrics.digit_networks      # about eight minutes on one CPU core
+    python -m flowprior.metrics.digit_networks      # about twenty minutes on one CPU core
 
-It first prints the accuracy on held-out digits (above 98.5 % for both), then trains on all of them and saves.
+It first prints the accuracy on held-out digits (above 98 % for all), then trains on all of them and saves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowprior.data.digits import NUM_CLASSES, digit_images, digit_split
+from flowprior.data.embedded import EMBEDDED, NUM_CLASSES, split_indices
 from flowprior.errors import UserError, entry_point, one_line
 from flowprior.run.files import load_weights, read_tensors, write_tensors
 
@@ -107,53 +107,63 @@ class DigitsJudge(nn.Module):
 
 
 class Recipe(NamedTuple):
-    """How one of the networks is made."""
+    """How one of the networks is made: ``epochs`` are passes over each data set."""
 
     network: type[nn.Module]
     seed: int
-    epochs: int
+    epochs: dict[str, int]
 
 
-NETWORKS = {"extractor": Recipe(DigitsExtractor, seed=11, epochs=40), "judge": Recipe(DigitsJudge, seed=23, epochs=100)}
+NETWORKS = {
+    "extractor": Recipe(DigitsExtractor, seed=11, epochs={"digits": 40, "mnist": 20}),
+    "judge": Recipe(DigitsJudge, seed=23, epochs={"digits": 100, "mnist": 50}),
+}
 
 
-def weights_file(network: str, folder: Path = WEIGHTS) -> Path:
-    """Where the weights of ``extractor`` or ``judge`` lie."""
-    return folder / f"digits_{network}.safetensors"
+def weights_file(data: str, network: str, folder: Path = WEIGHTS) -> Path:
+    """Where the weights of the ``extractor`` or ``judge`` of an embedded data set lie."""
+    return folder / f"{data}_{network}.safetensors"
 
 
-def load_extractor(path: str | Path | None = None) -> DigitsExtractor:
-    """The extractor with its committed weights (or those in ``path``), in eval mode and frozen."""
-    return _load("extractor", path)
+def load_extractor(data: str, path: str | Path | None = None) -> DigitsExtractor:
+    """The extractor of an embedded data set with its committed weights (or those in ``path``), in eval mode and frozen."""
+    return _load(data, "extractor", path)
 
 
-def load_judge(path: str | Path | None = None) -> DigitsJudge:
-    """The judge with its committed weights (or those in ``path``), in eval mode and frozen."""
-    return _load("judge", path)
+def load_judge(data: str, path: str | Path | None = None) -> DigitsJudge:
+    """The judge of an embedded data set with its committed weights (or those in ``path``), in eval mode and frozen."""
+    return _load(data, "judge", path)
 
 
-def _load(name: str, path: str | Path | None) -> nn.Module:
-    path = Path(path) if path is not None else weights_file(name)
+def _load(data: str, name: str, path: str | Path | None) -> nn.Module:
+    path = Path(path) if path is not None else weights_file(data, name)
     network = NETWORKS[name].network()
     if not path.is_file():
-        raise UserError(f"the digits {name}'s weights {path} do not exist; make them with: {COMMAND}")
+        raise UserError(f"the weights {path} of the {name} of {data} do not exist; make them with: {COMMAND}")
     try:
         load_weights(network, read_tensors(path, "file of weights"), "the network")
     except UserError as error:
         raise UserError(
-            f"{path} does not hold the digits {name}'s weights ({one_line(error)}); make them again with: {COMMAND}"
+            f"{path} does not hold the weights of the {name} of {data} ({one_line(error)}); make them again with: {COMMAND}"
         ) from None
     return network.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def recognised_share(images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
-    """Share in [0, 1] of ``images`` (uint8 ``(N, 3, H, W)``) in which the judge sees the digit of ``labels`` (int ``(N,)``)."""
+def recognised_share(data: str, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
+    """Share in [0, 1] of ``images`` (uint8 ``(N, 3, H, W)``) in which the judge of ``data`` sees the digit of ``labels`` (int ``(N,)``)."""
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
             f"expected one label per image and at least one, got {len(images)} images and {len(labels)} labels"
         )
-    return _accuracy(load_judge().to(images.device), images, labels.to(images.device), batch_size)
+    return _accuracy(load_judge(data).to(images.device), images, labels.to(images.device), batch_size)
+
+
+@torch.no_grad()
+def judge_confidence(data: str, images: Tensor, batch_size: int = 256) -> Tensor:
+    """The largest probability by the judge of ``data`` of a digit in each of ``images`` (uint8 ``(N, 3, H, W)``): ``(N,)``."""
+    judge = load_judge(data).to(images.device)
+    return torch.cat([_logits(judge, part).softmax(1).amax(1) for part in images.split(batch_size)])
 
 
 @torch.no_grad()
@@ -181,15 +191,15 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)  # (B, 3, H, W)
 
 
-def train(name: str, indices: Tensor, epochs: int | None = None, batch_size: int = 64) -> nn.Module:
-    """Train ``extractor`` or ``judge`` on the digits of ``indices``; AdamW, one cosine cycle, smoothed labels.
+def train(data: str, name: str, indices: Tensor, epochs: int | None = None, batch_size: int = 64) -> nn.Module:
+    """Train ``extractor`` or ``judge`` on the images of ``data`` at ``indices``; AdamW, one cosine cycle, smoothed labels.
 
     The result depends on the arguments and on the machine's arithmetic only; the global generator is restored afterwards.
     """
     recipe = NETWORKS[name]
-    epochs = epochs or recipe.epochs
+    epochs = epochs or recipe.epochs[data]
     generator = torch.Generator().manual_seed(recipe.seed)
-    images, labels = (part[indices] for part in digit_images(SIZE))
+    images, labels = (part[indices] for part in EMBEDDED[data].images(SIZE))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = recipe.network().train()
@@ -210,24 +220,31 @@ def train(name: str, indices: Tensor, epochs: int | None = None, batch_size: int
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Train the two networks that judge pictures of digits.")
+    parser.add_argument("--data", nargs="+", choices=sorted(EMBEDDED), default=sorted(EMBEDDED), help="whose networks")
     parser.add_argument(
         "--networks", nargs="+", choices=sorted(NETWORKS), default=sorted(NETWORKS), help="which to train"
     )
     parser.add_argument(
-        "--epochs", type=int, help="passes over the digits (default: 40 for the extractor, 100 for the judge)"
+        "--epochs",
+        type=int,
+        help="passes over the images (default: 40 and 20 for the extractors, 100 and 50 for the judges)",
     )
     parser.add_argument(
         "--out", type=Path, default=WEIGHTS, help="folder for the weight files (default: beside this module)"
     )
     arguments = parser.parse_args()
-    images, labels = digit_images(SIZE)
-    held_out = digit_split("val")
-    for name in arguments.networks:
-        network = train(name, digit_split("train"), arguments.epochs)
-        print(f"{name}: held-out accuracy {_accuracy(network, images[held_out], labels[held_out]):.4f}", flush=True)
-        network = train(name, digit_split("all"), arguments.epochs)
-        write_tensors(weights_file(name, arguments.out), network.state_dict())
-        print(f"{name}: trained on all digits, {weights_file(name, arguments.out)} written", flush=True)
+    for data in arguments.data:
+        images, labels = EMBEDDED[data].images(SIZE)
+        held_out = split_indices(len(images), "val")
+        for name in arguments.networks:
+            network = train(data, name, split_indices(len(images), "train"), arguments.epochs)
+            accuracy = _accuracy(network, images[held_out], labels[held_out])
+            print(f"{data}, {name}: held-out accuracy {accuracy:.4f}", flush=True)
+            network = train(data, name, split_indices(len(images), "all"), arguments.epochs)
+            write_tensors(weights_file(data, name, arguments.out), network.state_dict())
+            print(
+                f"{data}, {name}: trained on all images, {weights_file(data, name, arguments.out)} written", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Images in, features and logits out: the extractors that FID, inception score, precision and recall stand on.
 
-Both run inside torch-fidelity's own classes: Inception as it is there, the digits extractor through its registry, so
+All run inside torch-fidelity's own classes: Inception as it is there, the digits' extractors through its registry, so
 ``torch_fidelity.calculate_metrics(feature_extractor="digits-cnn", ...)`` works as well once this module is imported.
 """
 
@@ -19,6 +19,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
+from flowprior.data.embedded import EMBEDDED
 from flowprior.errors import UserError, one_line
 from flowprior.metrics.digit_networks import load_extractor
 from flowprior.metrics.registry import EXTRACTORS, check_extractor
@@ -160,13 +161,13 @@ def missing_weights(name: str, weights_path: str | Path | None = None) -> str:
 
 
 class DigitsFeatureExtractor(FeatureExtractorBase):
-    """The digits extractor in the shape that torch-fidelity's registry wants; layers ``64`` and ``logits``."""
+    """An embedded data set's extractor in the shape that torch-fidelity's registry wants; layers ``64`` and ``logits``."""
 
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: object
     ) -> None:
         super().__init__(name, features_list)
-        self.network = load_extractor(feature_extractor_weights_path)
+        self.network = load_extractor(name.removesuffix("-cnn"), feature_extractor_weights_path)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 ``(B, 3, H, W)`` to the requested layers, float32 ``(B, 64)`` and ``(B, 10)``, in the order of the request."""
@@ -261,7 +262,11 @@ class DINOv2FeatureExtractor(FeatureExtractorBase):
         return torch.zeros(1, 3, 224, 224, dtype=torch.uint8)
 
 
-OWN = {"digits": DigitsFeatureExtractor, "inception_spatial": SpatialInception, "dinov2": DINOv2FeatureExtractor}
+OWN = {
+    **dict.fromkeys(EMBEDDED, DigitsFeatureExtractor),
+    "inception_spatial": SpatialInception,
+    "dinov2": DINOv2FeatureExtractor,
+}
 for _name, _extractor in OWN.items():
     if EXTRACTORS[_name].registered_name not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(EXTRACTORS[_name].registered_name, _extractor)

@@ -12,5 +12,8 @@ if TYPE_CHECKING:
 
 
 def recognised(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, float]:
-    """Share in [0, 1] of the images in which the judge sees the digit of their label; key ``recognised``. The reference plays no part."""
-    return {"recognised": recognised_share(generated.images, generated.labels)}
+    """Share in [0, 1] of the images in which a judge sees the digit of their label; key ``recognised``.
+
+    The judge is that of the extractor's data set. The reference plays no part.
+    """
+    return {"recognised": recognised_share(generated.extractor.name, generated.images, generated.labels)}

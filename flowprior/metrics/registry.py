@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from flowprior.data.embedded import EMBEDDED
 from flowprior.metrics.fid import fd_dinov2, fid, sfid
 from flowprior.metrics.inception_score import inception_score
 from flowprior.metrics.precision_recall import precision_recall
@@ -14,7 +15,7 @@ from flowprior.metrics.recognised import recognised
 
 class ExtractorSpec(NamedTuple):
     """An extractor under torch-fidelity's name, its layers for FID, inception score, and precision and recall, what it has seen, and
-    whether its weights come with this package."""
+    whether its weights come with this package; then it has the name of the embedded data set that it is for."""
 
     registered_name: str
     fid_layer: str
@@ -24,11 +25,12 @@ class ExtractorSpec(NamedTuple):
     embedded: bool = False
 
 
-DIGITS = "scikit-learn's 1,797 handwritten digits"
-
 # Each runs inside torch-fidelity's classes; inception_spatial and dinov2 serve metrics of their own and have no logits worth a score.
 EXTRACTORS = {
-    "digits": ExtractorSpec("digits-cnn", "64", "logits", "64", DIGITS, embedded=True),
+    **{
+        name: ExtractorSpec(f"{name}-cnn", "64", "logits", "64", data.shown, embedded=True)
+        for name, data in EMBEDDED.items()
+    },
     "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048", "ImageNet-1k's photographs"),
     "dinov2": ExtractorSpec("timm-dinov2-vit-l-14", "1024", "1024", "1024", "LVD-142M, photographs"),
     "inception_spatial": ExtractorSpec("inception-v3-spatial", "2023", "2023", "2023", "ImageNet-1k's photographs"),
@@ -43,7 +45,7 @@ class MetricSpec(NamedTuple):
         reference_images: it looks at the reference's single images or features, of which an ``.npz`` holds the moments only.
         labels: it looks at the labels that the generated images were asked for.
         extractors: those it makes sense with; empty: any.
-        weights: file in this package's folder with weights of its own, whose hash belongs to a result's protocol.
+        weights: file in this package's folder with weights of its own, by the extractor's name; its hash belongs to a result's protocol.
         on_request: it is computed only where it is named, since it makes a pass of its own over the images.
     """
 
@@ -57,26 +59,27 @@ class MetricSpec(NamedTuple):
 
 METRICS = {
     "fid": MetricSpec(fid),
-    "inception_score": MetricSpec(inception_score, extractors=("digits", "inception")),
+    "inception_score": MetricSpec(inception_score, extractors=(*EMBEDDED, "inception")),
     "precision_recall": MetricSpec(precision_recall, reference_images=True),
     "recognised": MetricSpec(
         recognised,
         labels=True,
-        extractors=("digits",),
-        weights="weights/digits_judge.safetensors",
+        extractors=tuple(EMBEDDED),
+        weights="weights/{extractor}_judge.safetensors",
     ),
     "sfid": MetricSpec(sfid, extractors=("inception",), on_request=True),
     "fd_dinov2": MetricSpec(fd_dinov2, reference_images=True, on_request=True),
 }
 
 
-def foreign_images(extractor: str, digits: bool) -> str:
-    """What to say where the digits' extractor meets images that are not known to be the digits (``digits``); else empty."""
-    if EXTRACTORS[extractor].trained_on != DIGITS or digits:
+def foreign_images(extractor: str, source: str) -> str:
+    """What to say where an embedded data set's extractor meets images of another source (as ``data.source``; empty: unknown); else empty."""
+    spec = EXTRACTORS[extractor]
+    if not spec.embedded or source == extractor:
         return ""
     return (
-        f"the extractor '{extractor}' was trained on {DIGITS} at 32 x 32: metrics of other images by it mean little; "
-        "write evaluate.extractor=inception"
+        f"the extractor '{extractor}' was trained on {spec.trained_on} at 32 x 32: metrics of other images by it mean little; "
+        f"write evaluate.extractor={source if source in EMBEDDED else 'inception'}"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flowprior.errors import UserError, one_line
+from flowprior.pretrained.efficientnet_names import has_keras_names, with_timm_names
 from flowprior.pretrained.hub_file import NoSuchFile, hub_file
 from flowprior.pretrained.weights import HEADS, POOLING, PRETRAINING, fill, read_weights, without_prefixes
 
@@ -113,10 +114,13 @@ def _load(model: nn.Module, name: str, file: Path, at: str) -> None:
     weights = without_prefixes(read_weights(file, f"file of weights of '{name}'"), model.state_dict().keys(), heads)
     count = len(weights.tensors)
     try:
-        converted = _conversion(model, name)(dict(weights.tensors))
+        tensors = dict(weights.tensors)
+        if has_keras_names(tensors) and hasattr(model, "blocks"):
+            tensors = with_timm_names(tensors, model)
+        converted = _conversion(model, name)(tensors)
     except Exception as error:  # of names and shapes of another network: timm's conversions check nothing
         raise UserError(f"the weights in {file} are not those of '{name}'{at} ({one_line(error)})") from error
-    if len(converted) < count and not any(name in weights.tensors for name in converted):
+    if len(converted) < count and not any(name in tensors for name in converted):
         weights = weights._replace(
             changes=(*weights.changes, f"{len(converted)} of its {count} tensors are the network's")
         )

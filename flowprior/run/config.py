@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +19,12 @@ from flowprior.run.written import Written, WrittenFloat, WrittenInt, WrittenSect
 C = TypeVar("C")
 LARGEST_YAML_BYTES = 1 << 20
 AS_DEFAULT = object()
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
 
 
 def option(
@@ -25,6 +33,8 @@ def option(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
     changes_result: bool = True,
     before: Any = AS_DEFAULT,
     formerly: str = "",
@@ -35,7 +45,7 @@ def option(
     Args:
         default: the value, or a dataclass type for a nested section.
         help: one line.
-        least, above: bounds of a number in a :class:`Section`.
+        least, above, most, below: bounds of a number in a :class:`Section`: at least, above, at most, below.
         changes_result: False for what may differ when a run is resumed (logging, data loading).
         before: what a run counts as whose config lacks the option, where that is not the default: a value, or words for what no value gives.
         formerly: the option's name in configs of earlier versions, which are still read; a person is told the present one.
@@ -45,6 +55,8 @@ def option(
         "help": help,
         "least": least,
         "above": above,
+        "most": most,
+        "below": below,
         "changes_result": changes_result,
         "formerly": formerly,
         "former_words": former_words or {},
@@ -61,11 +73,11 @@ class Section:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, least, above = (getattr(self, field.name), *map(field.metadata.get, ("least", "above")))
-            if least is not None and not value >= least:
-                raise ValueError(f"{field.name} is at least {least}, not {value}")
-            if above is not None and not value > above:
-                raise ValueError(f"{field.name} is above {above}, not {value}")
+            value = getattr(self, field.name)
+            for name, (holds, words) in BOUNDS.items():
+                bound = field.metadata.get(name)
+                if bound is not None and not holds(value, bound):
+                    raise ValueError(f"{field.name} is {words} {bound:g}, not {value}")
 
 
 def build_config(cls: type[C], values: dict[str, Any], where: str = "") -> C:

@@ -9,30 +9,29 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 
 
 @dataclass
-class AuxiliaryOptimConfig:
+class AuxiliaryOptimConfig(Section):
     """Optimiser and schedule of a network whose weights are not averaged."""
 
-    lr: float = option(1e-4, "peak learning rate")
+    lr: float = option(1e-4, "peak learning rate", above=0, below=math.inf)
     betas: tuple[float, float] = option((0.9, 0.95), "decay rates of AdamW's two moments")
     weight_decay: float = option(
-        0.0, "weight decay of matrices; vectors (biases, norms) never decay, nor what a model exempts"
+        0.0,
+        "weight decay of matrices; vectors (biases, norms) never decay, nor what a model exempts",
+        least=0,
     )
-    warmup_steps: int = option(0, "steps of linear warm-up")
+    warmup_steps: int = option(0, "steps of linear warm-up", least=0)
     schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up: cosine or constant")
-    final_lr_fraction: float = option(0.1, "the cosine ends at this fraction of lr")
-    clip_norm: float = option(1.0, "largest gradient norm; 0 switches clipping off")
+    final_lr_fraction: float = option(0.1, "the cosine ends at this fraction of lr", least=0)
+    clip_norm: float = option(1.0, "largest gradient norm; 0 switches clipping off", least=0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is a finite number above 0, not {self.lr}")
+        super().__post_init__()
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas lie in [0, 1), not at {list(self.betas)}")
-        if min(self.weight_decay, self.warmup_steps, self.clip_norm, self.final_lr_fraction) < 0:
-            raise ValueError("weight_decay, warmup_steps, clip_norm and final_lr_fraction cannot be negative")
 
 
 @dataclass
@@ -40,13 +39,11 @@ class OptimConfig(AuxiliaryOptimConfig):
     """Optimiser, schedule and average."""
 
     ema_decay: float = option(
-        0.9999, "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off"
+        0.9999,
+        "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off",
+        least=0,
+        below=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay lies in [0, 1), not at {self.ema_decay}")
 
 
 def learning_rate(step: int, total_steps: int, config: AuxiliaryOptimConfig) -> float:

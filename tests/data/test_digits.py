@@ -3,7 +3,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from flowprior.data.digits import digit_images, digit_split
+from flowprior.data.embedded import digit_images, split_indices
+
+COUNT = 1797
 
 
 def test_at_their_own_size_the_digits_are_scikit_learns_pixels_and_labels():
@@ -24,14 +26,14 @@ def test_enlarged_digits_keep_their_picture_and_use_the_whole_range():
 
 @pytest.mark.parametrize("seed, fraction", [(0, 0.2), (7, 0.2), (0, 0.5)])
 def test_train_and_val_are_disjoint_and_together_all(seed, fraction):
-    train, val = (digit_split(subset, seed, fraction) for subset in ("train", "val"))
-    assert len(val) == round(1797 * fraction)
-    assert torch.equal(torch.cat([train, val]).sort().values, digit_split("all"))
+    train, val = (split_indices(COUNT, subset, seed, fraction) for subset in ("train", "val"))
+    assert len(val) == round(COUNT * fraction)
+    assert torch.equal(torch.cat([train, val]).sort().values, split_indices(COUNT, "all"))
     assert torch.equal(train, train.sort().values) and torch.equal(val, val.sort().values)
 
 
 def test_the_split_is_a_function_of_its_seed():
-    assert torch.equal(digit_split("val", 3), digit_split("val", 3))
-    assert not torch.equal(digit_split("val", 3), digit_split("val", 4))
+    assert torch.equal(split_indices(COUNT, "val", 3), split_indices(COUNT, "val", 3))
+    assert not torch.equal(split_indices(COUNT, "val", 3), split_indices(COUNT, "val", 4))
     with pytest.raises(ValueError, match="all, train or val"):
-        digit_split("test")
+        split_indices(COUNT, "test")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowprior.data.crops import centre_crop, random_resized_box
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.data.images import ImageConfig, open_images, to_model, to_uint8
 from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey

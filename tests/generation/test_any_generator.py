@@ -123,7 +123,7 @@ def test_a_rooms_own_command_takes_the_place_of_the_shared_one(room):
 
 
 def test_what_mar_writes_has_its_sections_in_the_order_in_which_it_always_had_them():
-    sections = ["run_dir", "autoencoder", "data", "cache", "model", "train", "optim", "sample", "evaluate"]
+    sections = ["run_dir", "autoencoder", "start", "data", "cache", "model", "train", "optim", "sample", "evaluate"]
     values = to_dict(MARStageConfig())
     assert list(values) == [*sections, "distil", "distil_guidance"] and list(values["model"]) == ["name", "mar"]
     assert str(MARStageConfig().folder) == "runs/digits/mar"

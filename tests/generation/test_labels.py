@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation
 from flowprior.run.config import build_config

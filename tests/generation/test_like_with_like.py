@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import EMBEDDED, digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, StreamingMoments, evaluate_generation, frechet_distance
 from flowprior.metrics.digit_networks import weights_file
@@ -203,9 +203,13 @@ def test_the_library_refuses_sets_and_statistics_of_different_sizes_streams_incl
 
 
 @pytest.mark.parametrize("name", EXTRACTORS)
-def test_only_the_digits_extractor_on_other_images_is_warned_of(name):
-    assert foreign_images(name, digits=True) == ""
-    assert ("handwritten digits" in foreign_images(name, digits=False)) == (name == "digits")
+@pytest.mark.parametrize("source", ["digits", "mnist", "files", ""])
+def test_only_an_embedded_extractor_on_images_of_another_source_is_warned_of(name, source):
+    told = foreign_images(name, source)
+    assert bool(told) == (name in EMBEDDED and name != source)
+    if told:
+        assert EMBEDDED[name].shown in told
+        assert told.endswith(f"write evaluate.extractor={source if source in EMBEDDED else 'inception'}")
 
 
 def test_what_the_extractor_was_trained_on_is_said_and_stated(measured, forms, capsys):
@@ -217,7 +221,7 @@ def test_what_the_extractor_was_trained_on_is_said_and_stated(measured, forms, c
 
 
 def test_weights_of_ones_own_are_not_said_to_be_trained_on_anything(measured, forms, capsys):
-    weights = {"weights": str(weights_file("extractor"))}
+    weights = {"weights": str(weights_file("digits", "extractor"))}
     options = {
         "extractor": "digits",
         "samples": str(forms["npz"]),

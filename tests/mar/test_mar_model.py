@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
+from flowprior.flow.times import TimeConfig
 from flowprior.run.config import build_config
 from flowprior.run.presets import config_from_command_line
 from flowprior.training.randomness import StepRandom
@@ -62,20 +63,20 @@ def test_sizes_have_their_numbers_of_parameters(size, whole, head):
     assert counts == [whole, head]
 
 
-def test_the_defaults_are_mar_b_and_the_digits_preset_is_mar_digits():
+def test_the_defaults_are_mar_b_and_the_digits_preset_is_mar_digits_with_one_class_token():
     defaults, digits = MARConfig(), config_from_command_line(MARStageConfig, PRESETS, "", []).model.mar
     assert {name: getattr(defaults, name) for name in SIZES["mar_base"]} == SIZES["mar_base"]
-    assert {name: getattr(digits, name) for name in SIZES["mar_digits"]} == SIZES["mar_digits"]
+    assert {name: getattr(digits, name) for name in SIZES["mar_digits"]} == SIZES["mar_digits"] | {"buffer_tokens": 1}
 
 
-@pytest.mark.parametrize("name", ["digits", "imagenet"])
-def test_an_efficient_preset_differs_from_its_own_in_buffer_tokens_and_sampler_only(name):
+@pytest.mark.parametrize("name, tokens", [("digits", 1), ("imagenet", 16)])
+def test_an_efficient_preset_differs_from_its_own_in_buffer_tokens_and_sampler_only(name, tokens):
     plain, efficient = (
         config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", preset, "run_dir=runs/x"])
         for preset in (name, f"{name}_efficient")
     )
     model, other = plain.model.mar, efficient.model.mar
-    assert other.buffer_tokens == model.buffer_tokens // 4 and other.sampler.skip_unread and other.sampler.share_first
+    assert other.buffer_tokens == tokens and other.sampler.skip_unread and other.sampler.share_first
     efficient.model.mar = replace(other, size=model.size, buffer_tokens=model.buffer_tokens, sampler=model.sampler)
     assert efficient == plain
 
@@ -164,7 +165,11 @@ def test_tokens_beside_kept_keys_see_what_they_see_in_one_sequence_and_the_kept_
 
 
 @pytest.mark.parametrize("step", range(4))
-@pytest.mark.parametrize("options", [{}, {"pairs_share_time": True}, {"mask_counts": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pairs_share_time": True}, {"mask_counts": 2}, {"times": TimeConfig("logit_normal", 0.5, 0.8)}],
+    ids=str,
+)
 def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_out(latents, step, options):
     model = make(label_drop=0.0, mask_ratio_min=0.2, **options)
     random = StepRandom(0, step)
@@ -177,6 +182,8 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
     if model.config.pairs_share_time:
         first, second = random.normal("noise", 4, 2, count, CHANNELS).unbind(1)
         noise = torch.stack([first, second, -first], dim=1)
+    if model.config.times.distribution == "logit_normal":
+        t = torch.from_numpy(special.expit(0.5 + 0.8 * stats.norm.ppf(t.double().numpy()))).float()
     cond = model.condition(latents, LABELS, order[:, count:], torch.arange(TOKENS).expand(4, -1))
     terms = []
     for image in range(4):
@@ -188,7 +195,7 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
             error = (model.head(point, all_t, cond[image]) - (latents[image] - all_noise)).square().mean(-1)  # (T,)
             terms.append(error[masked])
     slow = torch.cat(terms).mean()
-    torch.testing.assert_close(loss, slow)
+    torch.testing.assert_close(loss, slow, rtol=1e-5, atol=1e-5)
     parameters = dict(model.named_parameters())
     gradients, slow_gradients = (
         torch.autograd.grad(x, [latents, *parameters.values()], allow_unused=True, retain_graph=True)
@@ -198,7 +205,7 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
         assert (gradient is None) == (expected is None), name
         if gradient is not None:
             torch.testing.assert_close(
-                gradient, expected, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+                gradient, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 

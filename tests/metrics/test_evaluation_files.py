@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics
 from flowprior.metrics.digit_networks import weights_file
@@ -59,7 +59,7 @@ def metrics_of(config: MARStageConfig) -> dict:
 
 
 def test_a_protocol_changes_with_the_extractors_weights_the_reference_and_the_metrics(config_with, tmp_path):
-    weights = read_tensors(weights_file("extractor"), "weights")
+    weights = read_tensors(weights_file("digits", "extractor"), "weights")
     write_tensors(tmp_path / "w.safetensors", weights | {"head.bias": weights["head.bias"] + 1})
     statistics = [tmp_path / folder / "s.npz" for folder in "ab"]
     for count, file in zip((40, 50), statistics):
@@ -188,14 +188,14 @@ def test_the_report_prints_whatever_was_measured(tmp_path):
     report = runpy.run_path(str(SCRIPTS / "report.py"))
     rows = dict(report["summary"](fill(tmp_path / "a", {"1": {"fid": 2.0, "my_figure": 0.25}}, best="1", halves=True)))
     assert rows["autoencoder"] == "PSNR 20.00 dB  SSIM 0.5000  (on 90 images)"
-    assert rows["generator, cfg 1"] == "FID 2.000  my figure 0.250  <- best"
+    assert rows["MAR, cfg 1"] == "FID 2.000  my figure 0.250  <- best"
     assert "yardstick" in rows["FID of real halves"]
     rows = dict(
         report["summary"](
             fill(tmp_path / "b", {"1": {"inception_score": 7.0, "inception_score_std": 0.5, "recognised": 0.5}})
         )
     )
-    assert rows["generator, cfg 1"] == "IS 7.00 +- 0.50  recognised 50.00%" and "FID of real halves" not in rows
+    assert rows["MAR, cfg 1"] == "IS 7.00 +- 0.50  recognised 50.00%" and "FID of real halves" not in rows
 
 
 def test_a_figure_that_was_not_measured_is_named_by_report_and_table_and_is_never_the_best(
@@ -203,8 +203,8 @@ def test_a_figure_that_was_not_measured_is_named_by_report_and_table_and_is_neve
 ):
     report = runpy.run_path(str(SCRIPTS / "report.py"))
     run = fill(tmp_path / "none_seed0", {"1": {"fid": 2.0}, "2": {"fid": None, "recognised": None}, "3": {"fid": 1.0}})
-    assert dict(report["summary"](run))["generator, cfg 2"] == "FID not measured  recognised not measured"
-    assert report["two_scales"](run) == ["1", "3"]
+    assert dict(report["summary"](run))["MAR, cfg 2"] == "FID not measured  recognised not measured"
+    assert report["two_scales"](run, "mar") == ["1", "3"]
     write_json(run / "ae" / "evaluation.json", {"metrics": {"psnr": float("inf"), "ssim": 1.0}})
     monkeypatch.setattr(sys, "argv", ["compare_table.py", str(tmp_path), "--seeds", "0", "--regularisers", "none"])
     runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
@@ -214,13 +214,13 @@ def test_a_figure_that_was_not_measured_is_named_by_report_and_table_and_is_neve
 
 def test_the_captions_promise_one_class_a_column_only_where_the_sheet_has_it(tmp_path):
     caption = runpy.run_path(str(SCRIPTS / "report.py"))["classes_text"]
-    assert "one class a column" in caption(fill(tmp_path / "a", {}, classes=10))
-    assert caption(fill(tmp_path / "b", {}, classes=11)) == ""
+    assert "one class a column" in caption(fill(tmp_path / "a", {}, classes=10), "mar")
+    assert caption(fill(tmp_path / "b", {}, classes=11), "mar") == ""
     note = tmp_path / "a" / "mar" / "samples" / "cfg_1.json"
     write_json(note, {"protocol": {"labels": "i mod number of classes"}})
-    assert "one class a column" in caption(tmp_path / "a")
+    assert "one class a column" in caption(tmp_path / "a", "mar")
     write_json(note, {"protocol": {"labels": "in the class shares of the data (0)"}})
-    assert caption(tmp_path / "a") == ""
+    assert caption(tmp_path / "a", "mar") == ""
 
 
 @pytest.mark.parametrize("metrics, best, expected", [
@@ -229,7 +229,7 @@ def test_the_captions_promise_one_class_a_column_only_where_the_sheet_has_it(tmp
     ({"1": {"fid": 3.0}}, "1", ["1"]),
 ])  # fmt: skip
 def test_the_report_shows_the_smallest_scale_and_the_best_of_the_others(tmp_path, metrics, best, expected):
-    assert runpy.run_path(str(SCRIPTS / "report.py"))["two_scales"](fill(tmp_path, metrics, best)) == expected
+    assert runpy.run_path(str(SCRIPTS / "report.py"))["two_scales"](fill(tmp_path, metrics, best), "mar") == expected
 
 
 def test_the_table_prints_whatever_the_runs_have_in_common(tmp_path, monkeypatch, capsys):
@@ -251,3 +251,19 @@ def test_the_table_prints_whatever_the_runs_have_in_common(tmp_path, monkeypatch
     assert ratio.startswith("FID with flow / FID with none: 0.500") and lowest == "lowest FID: flow"
     table = json.loads((tmp_path / "digits.json").read_text())
     assert table["none"]["half_half_fid"]["mean"] == 1.0 and table["none"]["fid"]["seeds"] == [2.0, 4.0]
+
+
+def test_the_table_and_the_report_tell_two_generators_apart(tmp_path, monkeypatch, capsys):
+    for name, fids in {"none": (2.0, 3.0), "flow": (1.0, 6.0)}.items():
+        run = fill(tmp_path / f"{name}_seed0", {"1": {"fid": fids[0]}}, best="1")
+        write_json(run / "sit" / "evaluation.json", {"metrics": {"1.5": {"fid": fids[1]}}, "best_cfg": "1.5"})
+        write_json(run / "sit" / "result.json", {"seconds": 2, "peak_memory_gb": 0.1})
+    rows = dict(runpy.run_path(str(SCRIPTS / "report.py"))["summary"](run))
+    assert rows["MAR, cfg 1"] == "FID 1.000  <- best" and rows["SiT, cfg 1.5"] == "FID 6.000  <- best"
+    words = [str(tmp_path), "--seeds", "0", "--regularisers", "none", "flow", "--stages", "ae", "mar", "sit"]
+    monkeypatch.setattr(sys, "argv", ["compare_table.py", *words])
+    runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
+    said = capsys.readouterr().out
+    assert "mar FID with flow / mar FID with none: 0.500" in said and "lowest mar FID: flow" in said
+    assert "sit FID with flow / sit FID with none: 2.000" in said and "lowest sit FID: none" in said
+    assert json.loads((tmp_path / "digits.json").read_text())["flow"]["sit_best_cfg"]["mean"] == 1.5

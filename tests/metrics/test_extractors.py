@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics import ImageSet, evaluate_generation, extractors, missing_weights
 from flowprior.metrics.digit_networks import load_extractor
@@ -20,7 +20,7 @@ def extract(batches, name: str = "digits", **options) -> extractors.Features:
 
 def test_features_are_the_networks_own_however_the_images_are_batched():
     images, _ = digit_images(32)
-    features, logits = load_extractor()(images[:100])
+    features, logits = load_extractor("digits")(images[:100])
     found = extract(images[:100].split(17))
     torch.testing.assert_close(found.fid, features, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-4)
@@ -59,12 +59,12 @@ def test_no_images_is_an_error():
 
 
 def test_an_unknown_extractor_is_refused_with_the_known_names():
-    with pytest.raises(UserError, match="digits, inception"):
+    with pytest.raises(UserError, match="digits, mnist, inception"):
         extractors.Extractor("vgg")
 
 
 def test_the_fingerprint_is_that_of_the_weights_wherever_they_lie(tmp_path):
-    weights = load_extractor().state_dict()
+    weights = load_extractor("digits").state_dict()
     write_tensors(tmp_path / "same.safetensors", weights)
     write_tensors(tmp_path / "other.safetensors", weights | {"head.bias": weights["head.bias"] + 1})
     usual, same, other = (

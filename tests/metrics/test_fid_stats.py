@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.metrics import Extractor, ImageSet, Statistics
 
 FID_STATS = Path(__file__).resolve().parents[2] / "fid_stats"

@@ -6,7 +6,7 @@ import torch
 import torch_fidelity
 from torch.utils.data import Dataset
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics.extractors import Extractor, Features
 from flowprior.metrics.fid import half_half_fid

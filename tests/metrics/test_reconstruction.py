@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.metrics.reconstruction import ReconstructionMeter, psnr, ssim
 
 

@@ -30,7 +30,7 @@ def test_without_names_all_metrics_that_apply_are_chosen(extractor, reference_im
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"extractor": "vgg"}, "'vgg'.*digits, inception"),
+        ({"extractor": "vgg"}, "'vgg'.*digits, mnist, inception"),
         ({"metrics": ["fidd"]}, "'fidd'.*did you mean 'fid'"),
         ({"metrics": ["recognised"], "extractor": "inception"}, "'recognised' goes with the extractor digits"),
         (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from generation import commands
 from simflow import __main__ as room
 from simflow import evaluate_ae, train_simflow
@@ -103,7 +103,7 @@ def test_a_flow_on_cached_latents_goes_through_the_stage_like_any_generator(call
     first, second = f"run_dir={tmp_path / 'joint'}", f"run_dir={tmp_path / 'alone'}"
     assert call(train_simflow.main, first, *JOINT)[0] == 0
     words = [second, f"autoencoder={tmp_path / 'joint' / 'ae' / 'autoencoder'}", *SAMPLE, SHORT]
-    words += [f"model.tarflow={FLOW}", "model.tarflow.noise_std=0.3"]
+    words += [f"model.tarflow={FLOW}", "model.tarflow.noise_std=0.3", "optim={lr: 1e-2, warmup_steps: 1}"]
     for command in ("cache_latents", "estimate_scale", "train", "generate", "evaluate"):
         code, said = call(command, *words)
         assert code == 0, said
@@ -113,3 +113,23 @@ def test_a_flow_on_cached_latents_goes_through_the_stage_like_any_generator(call
     code, said = call(train_simflow.main, second, *JOINT)
     assert code == 2 and f"{tmp_path / 'alone' / 'simflow'} holds a flow that was trained on cached latents" in said
     assert not (tmp_path / "alone" / "ae").exists()
+
+
+def test_the_flow_that_was_trained_with_the_autoencoder_is_trained_on_while_that_is_frozen(call, tmp_path):
+    assert call(train_simflow.main, f"run_dir={tmp_path / 'joint'}", *JOINT)[0] == 0
+    start = tmp_path / "joint" / "simflow" / "generator"
+    words = [f"run_dir={tmp_path / 'more'}", f"autoencoder={tmp_path / 'joint' / 'ae' / 'autoencoder'}", *SAMPLE, SHORT]
+    for command in ("cache_latents", "estimate_scale"):
+        assert call(command, *words)[0] == 0
+    words += [f"start={start}", "optim={lr: 1e-9, weight_decay: 0}"]
+    code, said = call("train", *words, "model.tarflow={width: 16, heads: 2, depths: [1, 1]}")
+    assert code == 2 and f"the generator in {start} has other sizes" in said and said.count("error:") == 1
+    words += [f"model.tarflow={FLOW}"]
+    code, said = call("train", *words)
+    assert code == 0 and "learned latents with noise of std 0.5, and model.tarflow.noise_std is 0" in said
+    before, after = (load_file(f / "model.safetensors") for f in (start, tmp_path / "more" / "simflow" / "generator"))
+    assert before.keys() == after.keys() and not torch.equal(before["model.flow.blocks.0.start"], torch.zeros(1, 1, 12))
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-6) for name in before)
+    assert after["normaliser.scale"].eq(1).all() and not after["normaliser.mean"].any()
+    code, said = call("train", *words[:-3], words[-1], words[-2])  # without start=
+    assert code == 2 and "holds a run with other options" in said and "start" in said

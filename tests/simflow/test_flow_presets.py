@@ -10,15 +10,15 @@ from simflow.train_simflow import PRESETS as JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
 
 JOINT = sorted(file.stem for file in JOINT_PRESETS.glob("*.yaml"))
-ALONE = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+ALL = [(kind, file) for kind in (JOINT_PRESETS, PRESETS) for file in sorted(kind.glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("name", [*JOINT, *ALONE])
-def test_a_preset_is_strictly_a_config_and_its_head_says_the_command_and_what_to_expect(name):
-    folder, cls = (JOINT_PRESETS, SimFlowAEConfig) if name in JOINT else (PRESETS, SimFlowStageConfig)
-    build_config(cls, read_preset(folder / f"{name}.yaml", folder))
-    header = "".join(re.findall(r"^#.*\n", (folder / f"{name}.yaml").read_text(), flags=re.M))
-    assert f"bash scripts/train_{'simflow' if name in JOINT else 'tarflow'}.sh" in header
+@pytest.mark.parametrize("folder, file", ALL, ids=lambda path: path.stem)
+def test_a_preset_is_strictly_a_config_and_its_head_says_the_command_and_what_to_expect(folder, file):
+    joint = folder == JOINT_PRESETS
+    build_config(SimFlowAEConfig if joint else SimFlowStageConfig, read_preset(file, folder))
+    header = "".join(re.findall(r"^#.*\n", file.read_text(), flags=re.M))
+    assert f"bash scripts/train_{'simflow' if joint else 'tarflow'}.sh" in header
     assert re.search(r"measured", header)
 
 
@@ -32,6 +32,7 @@ def test_what_is_trained_together_is_sampled_under_the_presets_of_stage_3_at_the
     assert (flow.width, flow.depths, flow.heads) == tuple(
         getattr(stage.model.tarflow, option) for option in ("width", "depths", "heads")
     )
+    assert stage.model.tarflow.noise_std == joint.regulariser.simflow.std and not stage.model.tarflow.sampler.denoise
 
 
 def test_the_flow_of_imagenet_has_its_number_of_parameters_and_most_of_them_in_the_block_next_to_the_noise():

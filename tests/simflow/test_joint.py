@@ -10,6 +10,8 @@ from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from simflow.train_simflow import SimFlowAEConfig
+from tokenizer.autoencoder import Encoded
+from tokenizer.dry_run import step_cost
 from tokenizer.train_ae import build_objective, dry_run
 
 SMALL = {
@@ -22,6 +24,7 @@ SMALL = {
         "encoder": {"width": 12, "depth": 1, "heads": 3},
         "decoder": {"width": 12, "depth": 1, "heads": 3},
     },
+    "features": {"source": "digits", "digits": {"width": 8, "steps": 2}},
     "train": {"steps": 4, "global_batch": 8, "log_steps": 1},
 }
 FLOW = {"width": 12, "heads": 2, "depths": [1, 1], "label_drop": 0.0}
@@ -97,8 +100,17 @@ def test_the_flow_is_averaged_and_checkpointed_with_the_autoencoder(objective, b
         assert torch.equal(next(again.regularisers[0].generator.parameters()), averaged)
 
 
-def test_a_dry_run_counts_the_flow():
-    assert "regulariser simflow" in dry_run(config())
+def test_a_dry_run_counts_the_same_for_a_part_whichever_others_read_the_latents():
+    def arithmetic(name):
+        objective = build_objective(config(name), None, meta, 1, None)
+        return step_cost(objective, config().train).flop
+
+    meta = World(device=torch.device("meta"))
+    with meta.device:
+        alone, joined = arithmetic("simflow"), arithmetic("simflow+reals")
+    assert set(joined) == {*alone, "features", "regulariser reals"} and min(joined.values()) > 0
+    assert all(joined[part] == pytest.approx(alone[part], rel=1e-3) for part in alone)
+    assert "regulariser simflow" in dry_run(config("simflow+reals"))
 
 
 @pytest.mark.parametrize(
@@ -122,5 +134,22 @@ def test_a_mistake_is_answered_in_one_line(options, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_terms_of_alignment_to_frozen_features_join():
-    assert config(name="simflow+reals").regulariser.name == "simflow+reals"
+@pytest.mark.parametrize("other", ["reals", "vavae"])
+def test_an_alignment_to_frozen_features_joins_and_reads_the_latents_that_the_flow_reads(other, batch, tmp_path):
+    made = build_objective(config(f"simflow+{other}", weight=0.1), tmp_path, World(), 10, None)
+    output = made(batch, StepRandom(0, 0))
+    weight = {r.name: r.weight for r in made.regularisers}[other]
+    expected = output.terms["l2"] + 0.1 * output.terms["simflow"] + weight * output.terms[other]
+    torch.testing.assert_close(output.loss, expected)
+    latents = made.autoencoder.encode(batch["image"].float() / 127.5 - 1)
+    latents = latents + 0.5 * StepRandom(0, 0).normal("posterior", 8, 3, 4)
+    patches, whole = made.features(batch["image"].float() / 127.5 - 1)
+    encoded = Encoded(latents, latents, None)
+    again = made.regularisers[1].term(
+        encoded, batch | {"feature_patches": patches, "feature_global": whole}, StepRandom(0, 0)
+    )
+    torch.testing.assert_close(output.terms[other], again)
+    output.terms[other].backward()
+    assert all(p.grad is not None for p in made.regularisers[1].parameters())
+    assert made.autoencoder.encoder.to_latent.weight.grad.any()
+    assert all(p.grad is None for p in made.regularisers[0].parameters())

@@ -89,6 +89,21 @@ def test_samples_are_denoised_where_noise_was_added_and_nothing_says_otherwise()
         assert not wanted.requires_grad
 
 
+def test_computing_layers_again_changes_no_gradient_and_keeps_fewer_activations():
+    gradients, kept = [], []
+    for again in (False, True):
+        model, (latents, labels) = make(dropout=0.1, checkpoint_layers=again).train(), latents_and_labels()
+        torch.manual_seed(0)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t):
+            loss = model.loss(latents, labels, StepRandom(0, 0))
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+        kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+    assert kept[1] < 0.6 * kept[0]
+
+
 def test_the_configs_refuse_what_cannot_be():
     for options, said in [
         (dict(width=10, heads=4), "does not divide into 4 heads"),

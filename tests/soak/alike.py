@@ -7,6 +7,7 @@ import json
 import runpy
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from torch import Tensor
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.order import SampleKey
 from flowprior.metrics import Extractor, ImageSet, evaluate_generation
+from image_sets import write_tar
 from soak.evaluation import refusal
 from soak.processes import Process, alone
 from soak.sizes import TOLERANCE
@@ -123,6 +125,8 @@ def sample_forms(folder: Path, quick: bool) -> dict[str, Form]:
     }
     if quick:
         return forms
+    packed = [(f"{n:03d}.png", (folder / "png24" / f"{n:03d}.png").read_bytes()) for n in range(COUNT)]
+    forms["tar 24"] = Form(str(write_tar(folder / "tar24.tar", packed)), _tensor(small))
     forms["compressed npz 24"] = Form(_archive(folder / "z24.npz", small, np.savez_compressed), _tensor(small))
     forms["PNG 48 in class folders"] = Form(str(write_folder(folder / "png48", large, classes=3)), _tensor(large))
     forms["PNG 24, turned by EXIF"] = Form(str(write_folder(folder / "exif24", small, turned=True)), _tensor(small))
@@ -151,10 +155,15 @@ def reference_forms(folder: Path, quick: bool) -> dict[str, Form]:
     if quick:
         return forms
     _compute(png48, SIDES[1], folder / "stated48.npz")
+    with zipfile.ZipFile(folder / "zip24.zip", "w") as archive:
+        for file in sorted(png24.iterdir()):
+            archive.write(file, file.name)
     forms |= {
         "npz 24": Form(_archive(folder / "npz24.npz", small), _tensor(small)),
         "npz 24 with moments": Form(_archive(folder / "both24.npz", small, **moments), _tensor(small)),
         "PNG 48": Form(str(png48), _tensor(large)),
+        "zip 24": Form(str(folder / "zip24.zip"), _tensor(small)),
+        "data in a zip 24": Form("data", _tensor(small), _data(folder / "zip24.zip", SIDES[0])),
         "data 48": Form("data", _tensor(large), _data(png48, SIDES[1])),
         "statistics 48": Form(str(folder / "stated48.npz"), _tensor(large), moments_only=True),
         "grey PNG 24": Form(str(write_folder(folder / "grey", small, "grey PNG")), _tensor(small)),
@@ -164,7 +173,7 @@ def reference_forms(folder: Path, quick: bool) -> dict[str, Form]:
 
 
 def _data(folder: Path, side: int) -> tuple[str, ...]:
-    return "data.source=folder", f"data.path={folder}", f"data.size={side}"
+    return "data.source=files", f"data.path={folder}", f"data.size={side}"
 
 
 def _compute(folder: Path, side: int, out: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowprior.data import image_archive, latent_cache
+from flowprior.data.stores import index
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.run import files
 from flowprior.run.lock import NAME as LOCK
@@ -44,7 +45,7 @@ def slow_saves(seconds: float) -> Instrument:
             flush(path)
             time.sleep(seconds)
 
-        for module in (files, checkpoint, image_archive):
+        for module in (files, checkpoint, image_archive, index):
             module.flush_to_disk = slowly
 
     return instrument

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from image_sets import pictures, write_shards, write_tar, write_zip
 from soak.evaluation import refusal
 from soak.instruments import snapshot
 from soak.stages import Soak, Trial, stage_folder, steps_saved
@@ -36,6 +37,7 @@ def malformed(soak: Soak) -> Iterator[Trial]:
         *run_folders(),
         *caches(),
         *image_folders(soak),
+        *shards(soak),
         *features(soak),
     ]
     for number, case in enumerate(cases if not soak.quick else cases[:: len(cases) // 12]):
@@ -213,6 +215,34 @@ def image_folders(soak: Soak) -> list[Case]:
     cases = [Case(name, nothing, [f"data.path={empty}"], str(empty)) for name in ("ae", "cache")]
     cases.append(Case("cache", nothing, [f"data.path={text}"], str(text / "class" / "a.png")))
     return [*cases, Case("cache", nothing, ["data.path="], "data.path")]
+
+
+def shards(soak: Soak) -> list[Case]:
+    """Tar and zip files, lists and tables with what is damaged, missing or ambiguous in them."""
+    folder, images = soak.folder / "shards", pictures(12, size=(18, 20))
+    if not folder.is_dir():
+        for name in ("cut", "gone", "fine"):
+            write_shards(folder / name, images, per_shard=4)
+        _cut(folder / "cut" / "set-000001.tar")
+        (folder / "gone" / "set-000001.tar").unlink()
+        for file in ("cut.zip", "damaged.zip"):
+            write_zip(folder / file, images)
+        _cut(folder / "cut.zip")
+        data = bytearray((folder / "damaged.zip").read_bytes())
+        data[data.index(images[5].data) + 40] ^= 255
+        (folder / "damaged.zip").write_bytes(data)
+        write_tar(folder / "unlabelled.tar", [("0.png", images[0].data), ("0.cls", b"0"), ("1.png", images[1].data)])
+        write_tar(folder / "page.tar", [("0.jpg", b"<html>not found</html>")])
+        (folder / "list.csv").write_text("path,label\nnone.png,1\n")
+        (folder / "twice.csv").write_text("path,label,class\nnone.png,1,2\n")
+    named = {
+        "cut": "cut/set-000001.tar", "gone/set-{000000..000002}.tar": "set-000001.tar", "cut.zip": "cut.zip", "damaged.zip": images[5].file,
+        "unlabelled.tar": "1.png", "page.tar": "0.jpg", "list.csv": "none.png", "twice.csv": "label, class", "fine/{a..b}.tar": "{a..b}",
+        "fine/set-*.zip": "set-*.zip", "fine/set-{000000..999999999}.tar": "000000..999999999",
+    }  # fmt: skip
+    cases = [Case("cache", nothing, [f"data.path={folder / place}"], word) for place, word in named.items()]
+    missing = Case("cache", nothing, [f"data.path={folder / 'fine'}", "data.label_column=fine_label"], "fine_label")
+    return [*cases, missing, Case("ae", nothing, [f"held_out={folder / 'cut'}"], "cut/set-000001.tar")]
 
 
 def features(soak: Soak) -> list[Case]:

@@ -35,7 +35,7 @@ from flowprior.run.lock import NAME as LOCK
 from flowprior.run.lock import FolderLock
 from flowprior.run.reporting import RunLog, read_log
 from flowprior.run.run_folder import Stopwatch
-from image_sets import pictures, write_folder, write_shards, write_zip
+from image_sets import pictures, write_folder, write_parquet, write_saved, write_shards, write_zip
 from soak.saves import SmallRun
 from soak.stages import Soak
 from tokenizer.autoencoder import Autoencoder
@@ -185,7 +185,7 @@ def _images(folder: Path) -> dict[str, Format]:
 
 
 def _places(folder: Path) -> dict[str, Format]:
-    """Shards, the index of shards, and lists; the files of each in a folder of their own."""
+    """Shards, the index of shards, tables, and lists; the files of each in a folder of their own."""
     images, made = pictures(6, size=(8, 9)), {}
 
     def add(name: str, file: Path, place: Path | None = None, sign: Callable[[], None] | None = None) -> None:
@@ -197,6 +197,10 @@ def _places(folder: Path) -> dict[str, Format]:
     add("shard.tar", write_shards(folder / "tar", images, label="json") / "set-000000.tar", folder / "tar")
     add("images.zip", write_zip(folder / "zip" / "images.zip", images))
     add("deflated.zip", write_zip(folder / "deflated" / "images.zip", images, zipfile.ZIP_DEFLATED))
+    add("images.parquet", write_parquet(folder / "parquet", images) / "part-00000.parquet")
+    saved = write_saved(folder / "saved", images, shards=1)
+    for file in ("data-00000-of-00001.arrow", "state.json"):
+        add(f"saved {file}", saved / file, saved)
     for name, place in (("tar", write_shards(folder / "indexed", images)), ("zip", folder / "zip" / "images.zip")):
         kept = open_store(str(place)).index_files[0]  # type: ignore[attr-defined]
         copied = folder / f"index of {name}"
@@ -222,6 +226,7 @@ def _places(folder: Path) -> dict[str, Format]:
 def _every_image(config: ImageConfig) -> None:
     images = open_images(config)
     images.batch([SampleKey(index, -1) for index in range(len(images))])
+    images.fingerprint()
 
 
 def _sign_index(file: Path) -> None:

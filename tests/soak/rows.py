@@ -6,7 +6,20 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from soak import alike, evaluation, files, kills, malformed, non_finite, resume, saves, sizes, wordless, writers
+from soak import (
+    alike,
+    evaluation,
+    files,
+    kills,
+    large_index,
+    malformed,
+    non_finite,
+    resume,
+    saves,
+    sizes,
+    wordless,
+    writers,
+)
 from soak.stages import CannotTry, Soak, Trial
 
 
@@ -47,6 +60,7 @@ ROWS = {
     16: Row("evaluation input", evaluation.evaluation_input),
     17: Row("like with like", alike.alike),
     18: Row("nothing without a word", wordless.nothing_without_a_word),
+    19: Row("a million samples in shards", large_index.large_index),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.data.image_archive import write_image_archive
 from flowprior.data.order import MicroBatches
 from soak.instruments import slow_steps, until

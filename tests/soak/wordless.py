@@ -24,6 +24,7 @@ from soak.evaluation import refusal
 from soak.stages import Soak, Trial, stage_folder
 from soak.wordless_cases import Case
 from soak.wordless_images import folders, modes, replaced
+from soak.wordless_places import in_archives, in_lists, replaced_in_archives
 from tokenizer.config import AEConfig
 from tokenizer.prior.targets.file import FileTarget
 from tokenizer.prior.train_flowhead import FlowPriorConfig, check_target
@@ -139,7 +140,7 @@ def _saved(tensors: dict[str, torch.Tensor], key: str = "") -> Callable[[Path], 
     return act
 
 
-GROUPS = [modes, folders, replaced, words, tables]
+GROUPS = [modes, folders, replaced, in_archives, in_lists, replaced_in_archives, words, tables]
 
 
 def commands(soak: Soak) -> Iterator[Trial]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from flowprior.run.lock import DEAD_AFTER_SECONDS
 from flowprior.run.lock import NAME as LOCK
+from image_sets import pictures, write_shards
 from soak.instruments import slow_saves, until
 from soak.stages import STAGES, TRAINED, Soak, Trial, log_of, result_hash, stage_folder
 
@@ -20,6 +21,8 @@ def two_writers(soak: Soak) -> Iterator[Trial]:
     for number in range(2 if soak.quick else 20):
         name = STAGES[number % len(STAGES)] if not soak.quick else ("ae", "cache")[number % 2]
         yield _pair(soak, name, ranks=2 if number % 7 == 6 else 1)
+    for number in range(2 if soak.quick else 10):
+        yield _indexers(soak, number)
     for name in ("flowhead", "cache", "mar") if not soak.quick else ("cache",):
         yield f"{name} after a killed owner", _after_a_kill(soak, name)
         yield f"{name} with an owner on another machine that is alive", _elsewhere(soak, name, alive=True)
@@ -50,6 +53,25 @@ def _pair(soak: Soak, name: str, ranks: int, closer: float = 1.0) -> Trial:
             problem = "another result than that of one writer"
     shutil.rmtree(run)
     return label, problem
+
+
+def _indexers(soak: Soak, number: int) -> Trial:
+    """Two caches in folders of their own, made from the same shards that have no index yet, the first one killed at a random moment."""
+    shards = write_shards(soak.folder / "shards" / f"{number}", pictures(24, size=(18, 20)), per_shard=5, label="txt")
+    runs = [soak.fresh("cache") for _ in range(3)]
+    delays = [soak.random.uniform(0, 1.0), soak.random.uniform(0, 0.3)]
+    doomed = soak.start("cache", runs[0], data=shards, instrument=slow_saves(0.02))
+    time.sleep(delays[0])
+    doomed.kill()
+    pair = [soak.start("cache", run, data=shards, instrument=slow_saves(delays[1])) for run in runs[1:]]
+    problem = next((process.said()[-300:] for process in pair if process.wait() != 0), None)
+    if problem is None and result_hash("cache", runs[1]) != result_hash("cache", runs[2]):
+        problem = "two different caches"
+    if problem is None and len(indices := [file.name for file in shards.iterdir() if file.suffix == ".index"]) != 1:
+        problem = f"indices {indices}"
+    for run in runs:
+        shutil.rmtree(run)
+    return f"two runs on shards without an index, a third killed after {delays[0]:.3f} s", problem
 
 
 def _after_a_kill(soak: Soak, name: str) -> str | None:

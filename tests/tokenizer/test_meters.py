@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.data.images import ImageConfig, open_images, to_model
 from flowprior.distributed import World
 from flowprior.errors import UserError

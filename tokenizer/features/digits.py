@@ -1,8 +1,9 @@
-"""The digits' stand-in for DINOv2: a small classifier, trained on the digits, whose spatial features take the patches' place."""
+"""The digits' stand-in for DINOv2: a small classifier, trained on embedded digits, whose spatial features take the patches' place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from tokenizer.features.base import FeatureContext, FeatureModel
 class DigitsFeatures(Section):
     """source=digits: nothing to download."""
 
+    of: Literal["digits", "mnist"] = option("digits", "embedded images that the classifier is trained on")
     width: int = option(64, "channels of the features", least=1)
     steps: int = option(400, "steps of the classifier's training, 64 images each", least=1)
 
@@ -41,12 +43,14 @@ class ClassifierFeatures(FeatureModel):
         return (self.width,) * 3
 
     def prepare(self, context: FeatureContext) -> None:
-        """Take the weights that lie in the stage's folder; the first process trains them on all digits where there are none."""
+        """Take the weights that lie in the stage's folder; the first process trains them on all images where there are none."""
         steps, seed = self.config.steps, context.seed
-        file = context.folder / f"digit_features_{self.width}_{steps}_{seed}.safetensors"
+        of = self.config.of
+        kind = "digit" if of == "digits" else of
+        file = context.folder / f"{kind}_features_{self.width}_{steps}_{seed}.safetensors"
         if context.world.is_main and not file.is_file():
             seed = stream_seed(seed, "digit features")
-            trained = trained_classifier(self.widths, self.image_size, steps, seed, "feature classifier")
+            trained = trained_classifier(of, self.widths, self.image_size, steps, seed, "feature classifier")
             write_tensors(file, trained.state_dict())
         context.world.barrier()
         load_weights(self.classifier, read_tensors(file, "digit features"), f"the classifier in {file}")

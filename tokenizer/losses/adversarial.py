@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowprior.distributed import World
 from flowprior.errors import NonFiniteLoss
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.auxiliary_network import AuxiliaryNetwork
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.config import TrainConfig
@@ -27,20 +27,23 @@ from tokenizer.losses.schedule import ramp
 
 
 @dataclass
-class AdversarialConfig:
+class AdversarialConfig(Section):
     """The adversarial loss; off at weight 0."""
 
     SWITCH: ClassVar[str] = "weight"
-    weight: float = option(0.0, "weight of the adversarial loss of reconstructions; the paper's is 0.2")
+    weight: float = option(0.0, "weight of the adversarial loss of reconstructions; the paper's is 0.2", least=0)
     game_weight: float = option(
         1.0,
         "weight of the game and LeCam in the discriminator's own loss, next to consistency; published: 0.2",
+        least=0,
     )
     kind: Literal["hinge", "non_saturating", "vanilla"] = option(
         "hinge", "the game: hinge, non_saturating or vanilla (minimax)"
     )
-    start_step: int = option(0, "step from which the discriminator is trained and heard; the paper's is 20,000")
-    ramp_steps: int = option(0, "steps, from start_step on, over which the loss grows linearly to its weight")
+    start_step: int = option(
+        0, "step from which the discriminator is trained and heard; the paper's is 20,000", least=0
+    )
+    ramp_steps: int = option(0, "steps, from start_step on, over which the loss grows linearly to its weight", least=0)
     adaptive: bool = option(
         False,
         "scale the weight so that both pull equally at the decoder's last layer, reconstruction and discriminator",
@@ -52,28 +55,29 @@ class AdversarialConfig:
     augment_probability: float = option(
         0.5,
         "probability with which each kind of augment is applied, drawn once a batch, for images and reconstructions apart",
+        least=0,
+        most=1,
         before="all of these always, to both alike",
     )
-    cutout: float = option(0.2, "side of the square that is cut out, as a share of the image's")
+    cutout: float = option(0.2, "side of the square that is cut out, as a share of the image's", least=0, most=1)
     strong_cutout: float = option(
         0.5,
         "cutout of the strong view, to which everything in augment is applied, and which consistency compares with the other one",
+        least=0,
+        most=1,
         before="none, as consistency compared with plain images",
     )
-    lecam_weight: float = option(0.0, "weight of LeCam regularisation; the paper's is 0.001")
-    lecam_decay: float = option(0.999, "decay of LeCam's running means")
-    consistency_weight: float = option(0.0, "weight of the logits' consistency between both views; the paper's is 4.0")
+    lecam_weight: float = option(0.0, "weight of LeCam regularisation; the paper's is 0.001", least=0)
+    lecam_decay: float = option(0.999, "decay of LeCam's running means", least=0, below=1)
+    consistency_weight: float = option(
+        0.0, "weight of the logits' consistency between both views; the paper's is 4.0", least=0
+    )
     optim: AuxiliaryOptimConfig = option(AuxiliaryOptimConfig, "")
 
     def __post_init__(self) -> None:
-        weights = (self.weight, self.game_weight, self.lecam_weight, self.consistency_weight)
-        if min(*weights, self.start_step, self.ramp_steps) < 0:
-            raise ValueError("weights, start_step and ramp_steps cannot be negative")
+        super().__post_init__()
         if unknown := set(self.augment) - set(KINDS):
             raise ValueError(f"augment is a list of {', '.join(KINDS)}, not of {', '.join(sorted(unknown))}")
-        shares = (self.cutout, self.strong_cutout, self.augment_probability)
-        if not (0 <= min(shares) and max(shares) <= 1 and 0 <= self.lecam_decay < 1):
-            raise ValueError("cutout, strong_cutout and augment_probability lie in [0, 1], and lecam_decay in [0, 1)")
         if self.consistency_weight and not self.augment:
             raise ValueError("consistency_weight compares two augmented views: it needs augment")
 

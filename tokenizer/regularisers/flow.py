@@ -11,7 +11,7 @@ from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.path import draw_path_of_step
 from flowprior.flow.prior import Alignment
 from flowprior.flow.time_grid import TimeGrid
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
@@ -20,7 +20,7 @@ from tokenizer.regularisers.base import Regulariser, RegulariserContext
 
 
 @dataclass
-class FlowConfig:
+class FlowConfig(Section):
     """The flow regulariser."""
 
     needs_prior: ClassVar[bool] = True
@@ -29,22 +29,25 @@ class FlowConfig:
         "likelihood: the paper's, every token climbs to the target's dense places; distribution: the tokens' distribution is matched "
         "with the target's; both: the sum",
     )
-    weight: float = option(0.01, "weight of the alignment loss (per channel)")
-    start_step: int = option(0, "step from which alignment counts; the online flow learns from the first step on")
-    ramp_steps: int = option(0, "steps, from start_step on, over which alignment grows linearly to its weight")
-    pairs: int = option(4, "(t, noise) pairs per token")
-    group_size: int = option(8, "tokens of an image that share a time; 1 as in the paper")
-    time_grid: int = option(
-        0, "take the times from a grid of so many, whose modulations are kept; 0: compute them anew for every time"
+    weight: float = option(0.01, "weight of the alignment loss (per channel)", least=0)
+    start_step: int = option(
+        0, "step from which alignment counts; the online flow learns from the first step on", least=0
     )
-    grid_steps: int = option(100, "steps after which the grid has another random offset, so that every time is uniform")
+    ramp_steps: int = option(0, "steps, from start_step on, over which alignment grows linearly to its weight", least=0)
+    pairs: int = option(4, "(t, noise) pairs per token", least=1)
+    group_size: int = option(8, "tokens of an image that share a time; 1 as in the paper", least=1)
+    time_grid: int = option(
+        0,
+        "take the times from a grid of so many, whose modulations are kept; 0: compute them anew for every time",
+        least=0,
+    )
+    grid_steps: int = option(
+        100, "steps after which the grid has another random offset, so that every time is uniform", least=1
+    )
     online: OnlineFlowConfig = option(OnlineFlowConfig, "")
 
     def __post_init__(self) -> None:
-        if min(self.weight, self.start_step, self.ramp_steps, self.time_grid) < 0:
-            raise ValueError("weight, start_step, ramp_steps and time_grid cannot be negative")
-        if min(self.pairs, self.group_size, self.grid_steps) < 1:
-            raise ValueError("pairs, group_size and grid_steps are at least 1")
+        super().__post_init__()
         if self.time_grid and self.objective != "likelihood":
             raise ValueError(
                 f"time_grid serves the objective likelihood, not {self.objective}: write regulariser.flow.time_grid=0"

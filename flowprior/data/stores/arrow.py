@@ -23,6 +23,7 @@ from flowprior.data.stores.tables import (
     first_without_bytes,
     image_bytes,
     import_pyarrow,
+    reading,
 )
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
@@ -55,26 +56,24 @@ class ArrowStore(ImageStore):
     ) -> None:
         self.open_table, self.where, self.home, self.follows_paths = open_table, where, home, home is None
         table = open_table()
-        self.columns = columns = choose_columns(table.schema, options, where)
-        if not table.num_rows:
-            raise UserError(f"{where} holds no rows")
         labels = TableLabels()
-        self._use(table)
-        if not options.skip_bad:
-            self._check_images()
-        for chunk in table.column(columns.label).chunks if columns.label else ():
-            labels.add(chunk)
+        with reading(where):
+            self.columns = columns = choose_columns(table.schema, options, where)
+            if not table.num_rows:
+                raise UserError(f"{where} holds no rows")
+            self._use(table)
+            if not options.skip_bad:
+                self._check_images()
+            for chunk in table.column(columns.label).chunks if columns.label else ():
+                labels.add(chunk)
         guessed = options.label_column in ("", NO_LABEL)
         self.class_names, self.labels, notes = labels.classes(columns, where, table.num_rows, guessed, self.name)
         for line in notes:
             note(line)
 
     def _use(self, table: pyarrow.Table) -> None:
-        try:
-            for column in filter(None, (self.columns.image, self.columns.label)):
-                table.column(column).validate(full=True)  # its numbers are places in memory
-        except import_pyarrow().ArrowInvalid as error:
-            raise UserError(f"{self.where} is damaged ({one_line(error)}): get or make it again") from error
+        for column in filter(None, (self.columns.image, self.columns.label)):
+            table.column(column).validate(full=True)  # its numbers are places in memory
         self.chunks = [chunk for chunk in table.column(self.columns.image).chunks if len(chunk)]
         self.ends = np.cumsum([len(chunk) for chunk in self.chunks])
 
@@ -92,7 +91,8 @@ class ArrowStore(ImageStore):
         table = self.open_table()
         if table.num_rows != len(self.labels) or self.columns.image not in table.column_names:
             raise UserError(f"{self.where} has changed since it was opened: start again")
-        self._use(table)
+        with reading(self.where):
+            self._use(table)
 
     def _place(self, index: int) -> tuple[int, int]:
         """Chunk, and row within it."""
@@ -148,15 +148,11 @@ def open_files(files: list[Path], where: str, options: StoreOptions) -> ArrowSto
 def _table_of(files: list[Path]) -> pyarrow.Table:
     pyarrow, tables = import_pyarrow(), []
     for file in files:
-        try:
+        with reading(f"the Arrow file {file}"):
             mapped = pyarrow.memory_map(str(file))
             is_file = mapped.read(6) == b"ARROW1"
             mapped.seek(0)
             tables.append((pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(mapped).read_all())
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"the Arrow file {file} cannot be read ({one_line(error)}): get or make it again"
-            ) from error
     if not tables:
         raise UserError("the data set has no files")
     for file, table in zip(files, tables):

@@ -13,6 +13,12 @@ from typing import BinaryIO
 import numpy as np
 
 IMAGES_AT_ONCE = 1024
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: names in other people's files may hold anything."""
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def place_name(where: str) -> str:

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import BinaryIO
 
-from flowprior.data.stores.base import IMAGES_AT_ONCE, ImageStore
+from flowprior.data.stores.base import IMAGES_AT_ONCE, ImageStore, printable
 from flowprior.data.stores.folder_listing import list_images
 from flowprior.errors import UserError, one_line
 
@@ -27,7 +27,7 @@ class FilesStore(ImageStore):
         return self.root / self.member(index)
 
     def name(self, index: int) -> str:
-        return str(self.file(index))
+        return printable(str(self.file(index)))
 
     def read(self, index: int) -> bytes:
         with self.open(index) as opened:
@@ -36,7 +36,7 @@ class FilesStore(ImageStore):
     def open(self, index: int) -> BinaryIO:
         try:
             return open(self.file(index), "rb")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise UserError(f"the image {self.name(index)} cannot be read ({one_line(error)})") from error
 
     @abstractmethod
@@ -58,10 +58,15 @@ class FilesStore(ImageStore):
 
     def statuses(self, first: int, end: int) -> list[os.stat_result]:
         """What the system says of the files ``first`` to ``end``; a :class:`UserError` where there is none."""
+        found, index = [], first
         try:
-            return [self.file(index).stat() for index in range(first, end)]
-        except OSError as error:
-            raise UserError(f"there is no image {error.filename}, which is one of {self.where}") from error
+            for index in range(first, end):
+                found.append(self.file(index).stat())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"there is no image {self.name(index)}, which is one of {self.where} ({one_line(error)})"
+            ) from error
+        return found
 
 
 class FolderStore(FilesStore):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowprior.data.stores.base import ImageStore, StoreOptions
+from flowprior.data.stores.footers import open_parquet, row_groups
 from flowprior.data.stores.index import index_made_from
 from flowprior.data.stores.labels import NO_LABEL
 from flowprior.data.stores.shard_files import FileStamp
@@ -22,9 +21,9 @@ from flowprior.data.stores.tables import (
     choose_columns,
     first_without_bytes,
     image_bytes,
-    import_pyarrow,
+    reading,
 )
-from flowprior.errors import UserError, one_line
+from flowprior.errors import UserError
 from flowprior.notes import note
 
 if TYPE_CHECKING:
@@ -57,37 +56,35 @@ class ParquetStore(ImageStore):
 
     def __init__(self, files: list[Path], where: str, options: StoreOptions) -> None:
         self.files, self.where, self.home = files, where, files[0].parent
-        schema = _open(files[0]).schema_arrow
-        self.columns = choose_columns(schema, options, where)
-        self.group_of, self.group_facts = (
-            list[tuple[int, int]](),
-            list[str](),
-        )  # of every group its file, and number there
+        with reading(f"the Parquet file {files[0]}"):
+            schema = open_parquet(files[0]).schema_arrow
+            self.columns = choose_columns(schema, options, where)
+        self.group_of = list[tuple[int, int]]()  # of every group its file, and its number there
+        self.group_facts = list[str]()
         ends, first_rows, largest, incomplete, labels = [0], list[int](), 1, list[int](), TableLabels()
-        for number, file in enumerate(files):
-            with _damage_named(file):
-                opened = _open(file)
+        for file in files:
+            with reading(f"the Parquet file {file}"):
+                opened = open_parquet(file)
                 self._check_columns(file, opened.schema_arrow, schema)
-                first_rows.append(ends[-1])
-                for group in range(opened.metadata.num_row_groups):
-                    about = opened.metadata.row_group(group)
-                    if not about.num_rows:
-                        continue
-                    images = _image_chunk(about, self.columns.image)
-                    largest = max(largest, images.total_uncompressed_size)
-                    if largest > LARGEST_GROUP:
-                        raise UserError(
-                            f"row group {group} of {file} holds {largest / 1e9:.1f} GB of images, all of which is read for any of them: write "
-                            "the files anew with smaller row groups, such as row_group_size=100"
-                        )
-                    if images.is_stats_set and images.statistics.null_count:
-                        incomplete.append(len(self.group_of))
-                    ends.append(ends[-1] + about.num_rows)
-                    self.group_of.append((number, group))
-                    self.group_facts.append(_facts(about))
                 if self.columns.label:
                     for chunk in opened.read(columns=[self.columns.label], use_threads=False).column(0).chunks:
                         labels.add(chunk)
+        for number, (file, groups) in enumerate(zip(files, row_groups(files, self.columns.image))):
+            first_rows.append(ends[-1])
+            for place, group in enumerate(groups):
+                if not group.rows:
+                    continue
+                largest = max(largest, group.image_bytes)
+                if largest > LARGEST_GROUP:
+                    raise UserError(
+                        f"row group {place} of {file} holds {largest / 1e9:.1f} GB of images, all of which is read for any of them: write "
+                        "the files anew with smaller row groups, such as row_group_size=100"
+                    )
+                if group.incomplete:
+                    incomplete.append(len(self.group_of))
+                ends.append(ends[-1] + group.rows)
+                self.group_of.append((number, place))
+                self.group_facts.append(group.facts)
         if len(ends) == 1:
             raise UserError(f"{where} holds no rows")
         self.first_rows, self.group_starts, self.ends = np.array(first_rows), np.array(ends[:-1]), np.array(ends[1:])
@@ -155,7 +152,7 @@ class ParquetStore(ImageStore):
                 self.kept.move_to_end(group)
                 return self.kept[group]
             number, in_file = self.group_of[group]
-            with _damage_named(self.files[number], f", row group {in_file},"):
+            with reading(f"the Parquet file {self.files[number]}, row group {in_file},"):
                 table = self._file(number).read_row_group(in_file, columns=[self.columns.image], use_threads=False)
             if table.num_rows != self.ends[group] - self.group_starts[group]:
                 raise UserError(f"the Parquet file {self.files[number]} has changed since it was opened: start again")
@@ -169,7 +166,7 @@ class ParquetStore(ImageStore):
         if number not in self.opened:
             if len(self.opened) >= FILES_OPEN:
                 self.opened.popitem(last=False)[1].close()
-            self.opened[number] = _open(self.files[number])
+            self.opened[number] = open_parquet(self.files[number])
         self.opened.move_to_end(number)
         return self.opened[number]
 
@@ -195,34 +192,3 @@ class ParquetStore(ImageStore):
         each = max(1, most // len(chosen))
         parts = [np.linspace(starts[g], self.ends[g] - 1, min(each, int(self.ends[g] - starts[g]))) for g in chosen]
         return np.unique(np.concatenate(parts).astype(np.int64))[:most]
-
-
-@contextlib.contextmanager
-def _damage_named(file: Path, place: str = "") -> Iterator[None]:
-    """Within, whatever pyarrow raises of a file becomes a mistake that names it."""
-    try:
-        yield
-    except (import_pyarrow().ArrowException, OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"the Parquet file {file}{place} cannot be read ({one_line(error)}): get or make it again"
-        ) from error
-
-
-def _open(file: Path) -> pyarrow.parquet.ParquetFile:
-    pyarrow = import_pyarrow()
-    with _damage_named(file):
-        # Buffering ahead is the work of threads, which a forked process has none of.
-        return pyarrow.parquet.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-
-
-def _image_chunk(group: pyarrow.parquet.RowGroupMetaData, column: str) -> pyarrow.parquet.ColumnChunkMetaData:
-    """The part of a row group that holds the encoded images."""
-    chunks = (group.column(number) for number in range(group.num_columns))
-    return next(chunk for chunk in chunks if chunk.path_in_schema in (column, f"{column}.bytes"))
-
-
-def _facts(group: pyarrow.parquet.RowGroupMetaData) -> str:
-    columns = (group.column(number) for number in range(group.num_columns))
-    return f"{group.num_rows} rows " + " ".join(
-        f"{c.path_in_schema} {c.total_uncompressed_size} {c.total_compressed_size}" for c in columns
-    )

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from flowprior.data.stores.arrow import HUB, is_saved, open_files, open_hub, open_saved
-from flowprior.data.stores.base import ImageStore, StoreOptions
+from flowprior.data.stores.base import ImageStore, StoreOptions, printable
 from flowprior.data.stores.files import FolderStore
 from flowprior.data.stores.folder_listing import EXTENSIONS, SPLITS, is_system_file, some_of
 from flowprior.data.stores.listed import KINDS as LISTS
@@ -29,7 +29,10 @@ def open_store(path: str, options: StoreOptions = StoreOptions()) -> ImageStore:
     Raises:
         UserError: nothing lies there, or nothing that is read.
     """
-    store = _recognised(path, options)
+    try:
+        store = _recognised(path, options)
+    except UserError as error:
+        raise UserError(printable(str(error))) from error
     if options.shuffle_block is not None:
         store.mixed = options.shuffle_block
     return without_bad_images(store) if options.skip_bad else store

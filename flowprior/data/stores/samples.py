@@ -139,6 +139,9 @@ class _Joined(_Alone):
         for key, image in self.images.items():
             self.add(image, "", key)
         if self.words:
+            labelled = set(self.hashes)
+            if twice := next((key for key in self.words if hash(key) in labelled), None):
+                raise self.twice(twice, "labels")
             self.found.unread[f".{self.rule.label} without an image"] += len(self.words)
         super().finish()
         return self.found.in_order() if self.late else self.found

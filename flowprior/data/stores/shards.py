@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flowprior.data.stores.archive import Archive, Member
-from flowprior.data.stores.base import ImageStore, StoreOptions
+from flowprior.data.stores.base import ImageStore, StoreOptions, printable
 from flowprior.data.stores.index import ShardIndex, index_made_from, read_index, write_index
 from flowprior.data.stores.indexing import index_shards
 from flowprior.data.stores.kept import kept_or_made, places
@@ -78,7 +78,7 @@ class ShardStore(ImageStore):
         return int(np.searchsorted(self.index.starts, index, side="right")) - 1
 
     def name(self, index: int) -> str:
-        return f"{self.shards[self.shard(index)]}: {os.fsdecode(self.index.name(index))}"
+        return printable(f"{self.shards[self.shard(index)]}: {os.fsdecode(self.index.name(index))}")
 
     def facts(self, first: int, end: int) -> list[str]:
         """By number of the shard: how the files are called is their owner's matter."""

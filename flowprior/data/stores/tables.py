@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,17 @@ def import_pyarrow() -> Any:
             f"Parquet files and saved data sets are read by pyarrow, which is not there: {INSTALL}"
         ) from error
     return pyarrow
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Within, whatever a damaged file makes pyarrow raise becomes a mistake that names ``what``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow's own, those of Python's codecs, and the system's
+        raise UserError(f"{what} cannot be read ({one_line(error)}): get or make it again") from error
 
 
 class TableColumns(NamedTuple):
@@ -212,6 +224,8 @@ class TableLabels:
             made = unlabelled(where, count, 1)
             return made.names, np.zeros(count, np.int32), made.notes
         codes, words, source = np.concatenate(self.codes), list(self.words), f"column '{columns.label}'"
+        if len(codes) != count:
+            raise UserError(f"{where} holds {count} images and {len(codes)} labels: get or make it again")
         counts = np.bincount(codes, minlength=len(words))
         words, counts, codes = _used(words, counts, codes)
         first_without = name(self.first_without) if self.first_without >= 0 else ""
@@ -229,7 +243,7 @@ def _used(words: list[str], counts: np.ndarray, codes: np.ndarray) -> tuple[list
 
 def _named_classes(words: list[str], names: list[str], source: str, where: str) -> Classes:
     """Numbers of classes whose names the table keeps."""
-    places = np.array([int(word) for word in words], np.int32)
-    if places.max() >= len(names):
-        raise UserError(f"the labels of {where} ({source}) go up to {places.max()}, and it names {len(names)} classes")
-    return Classes(names, places, [])
+    places = list(map(int, words))
+    if max(places) >= len(names):
+        raise UserError(f"the labels of {where} ({source}) go up to {max(places)}, and it names {len(names)} classes")
+    return Classes(names, np.array(places, np.int32), [])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flowprior.data.digits import digit_images, digit_split
+from flowprior.data.embedded import digit_images, split_indices
 from flowprior.data.images import ImageConfig, to_model
 from flowprior.distributed import World
 from flowprior.errors import UserError
@@ -74,7 +74,7 @@ def test_clusters_of_a_file_are_a_function_of_the_seed_and_made_once(tmp_path):
 def test_a_codebook_of_patches_has_the_means_of_patches_as_pixels(tmp_path):
     data = ImageConfig(size=16, subset="val")
     target = load(tmp_path, data=data, of="patches", patch_size=8, clusters=8, iterations=60)
-    images = to_model(digit_images(16)[0][digit_split("val")])  # (N, 3, 16, 16)
+    images = to_model(digit_images(16)[0][split_indices(1797, "val")])  # (N, 3, 16, 16)
     patches = torch.cat([images[:, :, y : y + 8, x : x + 8].flatten(1) for y in (0, 8) for x in (0, 8)])
     nearest = torch.cdist(patches, target.features).argmin(1)
     means = torch.stack([patches[nearest == i].mean(0) for i in range(8)])

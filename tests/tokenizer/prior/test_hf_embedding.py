@@ -16,7 +16,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from flowprior.data.digits import digit_images
+from flowprior.data.embedded import digit_images
 from flowprior.data.features import read_features
 from flowprior.distributed import World
 from flowprior.errors import UserError
@@ -238,3 +238,12 @@ def test_weights_of_a_timm_model_come_from_the_hub(tmp_path, server):
     with torch.no_grad():
         every = model.forward_features((digit_images(32)[0] / 255 - 0.5) / 0.5)[:, 0]
     assert rows.shape == (5, 64) and torch.cdist(rows, every).amin(1).max() < 0.05
+
+
+def test_the_table_is_read_out_of_an_installed_package(tmp_path):
+    target = load(tmp_path, package="wordllama", tensor="embedding.weight")
+    assert target.features.shape == (32_000, 256) and target.name == "wordllama embedding.weight"
+    with pytest.raises(UserError, match=r"holds no tensor 'other'|has no tensor 'other'|'other'"):
+        load(tmp_path, package="wordllama", tensor="other")
+    with pytest.raises(UserError, match="leave out one of them"):
+        load(tmp_path, package="wordllama", folder=str(tmp_path))

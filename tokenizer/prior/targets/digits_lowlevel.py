@@ -1,10 +1,10 @@
-"""The embedded low-level target: latents of a small KL autoencoder trained on the digits, in an image VAE's place."""
+"""The embedded low-level target: latents of a small KL autoencoder trained on embedded digits, in an image VAE's place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.run.config import build_config, option
@@ -16,8 +16,9 @@ from tokenizer.prior.targets.extraction import ExtractionOptions
 
 @dataclass
 class DigitsLowLevelTarget:
-    """source=digits_lowlevel: a small KL autoencoder is trained, and its latent tokens of the digits are the target."""
+    """source=digits_lowlevel: a small KL autoencoder is trained, and its latent tokens of the images are the target."""
 
+    of: Literal["digits", "mnist"] = option("digits", "embedded images that it is trained on and encodes")
     tokens: int = option(16, "latent tokens of the autoencoder")
     channels: int = option(16, "channels of a latent token")
     width: int = option(96, "width of the autoencoder's transformers")
@@ -26,7 +27,7 @@ class DigitsLowLevelTarget:
     steps: int = option(600, "steps of the autoencoder's training, 64 images each")
 
     def load(self, context: TargetContext) -> TargetFeatures:
-        data = ImageConfig()
+        data = ImageConfig(source=self.of)
         folder = self.train_autoencoder(context)
         return autoencoder_latents(folder, ExtractionOptions(dtype="float32"), context, data)
 
@@ -49,7 +50,7 @@ class DigitsLowLevelTarget:
         transformer = {"width": self.width, "depth": self.depth, "heads": 3}
         return {
             "run_dir": str(run_dir),
-            "data": {"source": "digits", "size": 32},
+            "data": {"source": self.of, "size": 32},
             "model": {
                 "image_size": 32,
                 "patch_size": 8,

@@ -12,6 +12,7 @@ from flowprior.data.features import read_features
 from flowprior.data.stores.folder_listing import is_system_file
 from flowprior.errors import UserError
 from flowprior.pretrained.hub_file import NoSuchFile, hub_file
+from flowprior.pretrained.package_file import package_file
 from flowprior.run.config import option
 from flowprior.run.files import read_json
 from tokenizer.prior.targets.base import TargetContext, TargetFeatures
@@ -23,23 +24,30 @@ REMEDY = "write target.hf_embedding.folder=<a folder that holds it>"
 
 @dataclass
 class HFEmbeddingTarget:
-    """source=hf_embedding: one table of a hub repository or of a folder of safetensors."""
+    """source=hf_embedding: one table of a hub repository, of a folder of safetensors, or of an installed Python package."""
 
     repo: str = option("Qwen/Qwen2.5-0.5B", "hub repository")
     revision: str = option("main", "branch, tag or commit of the repository")
     folder: str = option("", "a folder with the repository's safetensors, in place of the hub", changes_result=False)
+    package: str = option(
+        "", "an installed Python package that holds the table's .safetensors file, in place of the hub"
+    )
     tensor: str = option("model.embed_tokens.weight", "name of the table, (N, d)")
 
     def load(self, context: TargetContext) -> TargetFeatures:
-        name = f"{Path(self.folder).name if self.folder else self.repo} {self.tensor}"
+        if self.folder and self.package:
+            raise UserError("target.hf_embedding.folder and .package both name a place: leave out one of them")
+        name = f"{self.package or (Path(self.folder).name if self.folder else self.repo)} {self.tensor}"
         return TargetFeatures(read_features(self.find(), self.tensor, "target.hf_embedding.tensor"), name)
 
     def find(self) -> Path:
         """The file that holds the table; of a repository, this one and the index are all that is fetched.
 
         Raises:
-            UserError: there is no such folder, repository, file or tensor.
+            UserError: there is no such folder, package, repository, file or tensor.
         """
+        if self.package:
+            return package_file(self.package, (".safetensors",), "target.hf_embedding.package")
         return _in_folder(Path(self.folder), self.tensor) if self.folder else self._in_repository()
 
     def _in_repository(self) -> Path:

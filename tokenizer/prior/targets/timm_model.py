@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowprior.data.images import open_images
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
+from flowprior.pretrained.package_file import package_file
 from flowprior.pretrained.timm_models import build_timm, hub_weights, timm_config
 from flowprior.run.config import option
 from flowprior.run.files import file_sha256
@@ -38,12 +39,13 @@ class TimmTarget(ExtractionOptions):
     weights: str = option(
         "", "the model's weight file (.safetensors or .pth), in place of the hub", changes_result=False
     )
+    package: str = option("", "an installed Python package that holds the weight file, in place of the hub")
 
     def load(self, context: TargetContext) -> TargetFeatures:
         images = open_images(context.data)
         weights = "random"
         if self.pretrained:
-            weights = file_sha256(_weight_file(self.weights)) if self.weights else "hub"
+            weights = file_sha256(file) if (file := self.weight_file()) else "hub"
         facts = _facts(self.model, context.data.size)
         recipe = f"{self.model} {self.features} {weights} size {context.data.size}"
         if facts.size != context.data.size:
@@ -53,6 +55,16 @@ class TimmTarget(ExtractionOptions):
         name = f"{self.model} {self.features} features"
         return extracted_features(context, name, recipe, images, self, lambda: self.build(context))
 
+    def weight_file(self) -> Path | None:
+        """The file that the options name; None where it comes from the hub."""
+        if self.weights and self.package:
+            raise UserError("target.timm.weights and target.timm.package both name a file: leave out one of them")
+        if self.package:
+            return package_file(self.package, (".safetensors", ".pth"), "target.timm.package")
+        if self.weights and not Path(self.weights).is_file():
+            raise UserError(f"there is no weight file at '{self.weights}' (target.timm.weights)")
+        return Path(self.weights) if self.weights else None
+
     def build(self, context: TargetContext) -> TimmEncoder:
         """The model, on the device.
 
@@ -61,7 +73,7 @@ class TimmTarget(ExtractionOptions):
         """
         file, size, device = None, context.data.size, context.world.device
         if self.pretrained:
-            file = _weight_file(self.weights) if self.weights else hub_weights(self.model, REMEDY)
+            file = self.weight_file() or hub_weights(self.model, REMEDY)
         at = _facts(self.model, size).size
         if at != size:
             note(f"images of {size} px are resampled to {at} px for '{self.model}', a multiple of its patches")
@@ -120,12 +132,6 @@ class TimmEncoder(nn.Module):
             last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
             return rearrange(x, "b h w d -> b (h w) d" if last else "b d h w -> b (h w) d")
         return x[:, getattr(self.model, "num_prefix_tokens", 0) :]  # (B, P, d)
-
-
-def _weight_file(path: str) -> Path:
-    if not Path(path).is_file():
-        raise UserError(f"there is no weight file at '{path}' (target.timm.weights)")
-    return Path(path)
 
 
 class _Facts(NamedTuple):
