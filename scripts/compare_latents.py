@@ -163,7 +163,7 @@ def of_places(codes: Tensor) -> dict[str, Any]:
 
 
 def of_midpoints(autoencoder: Autoencoder, images: ImageSource, codes: Tensor, judge: str) -> dict[str, float]:
-    """Of what share the judge of the data set ``judge`` is sure: images, reconstructions, decoded midpoints of two images, and midpoints of their pixels."""
+    """Of what share the judge of the data set ``judge`` is sure: images, reconstructions, decoded midpoints of two images, midpoints of pixels."""
     originals = torch.cat([batch for batch, _ in encoded(autoencoder, images, 0, "images")])
     between, other = midpoints(codes, torch.Generator().manual_seed(stream_seed("midpoints")))
     pixels = (originals.float() + originals[other].float()) / 2

@@ -167,13 +167,6 @@ def judge_confidence(data: str, images: Tensor, batch_size: int = 256) -> Tensor
 
 
 @torch.no_grad()
-def judge_confidence(images: Tensor, batch_size: int = 256) -> Tensor:
-    """The judge's largest probability of a digit in each of ``images`` (uint8 ``(N, 3, H, W)``): ``(N,)``."""
-    judge = load_judge().to(images.device)
-    return torch.cat([_logits(judge, part).softmax(1).amax(1) for part in images.split(batch_size)])
-
-
-@torch.no_grad()
 def _accuracy(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
     right = 0
     for start in range(0, len(images), batch_size):
