@@ -67,7 +67,7 @@ def _members(file: Window) -> Iterator[Member]:
                 changes = {}
         except _Damaged as error:
             name = block[:100].partition(b"\0")[0].decode(errors="replace")
-            where = f" at byte {at}, member '{name}'" if at else ""
+            where = f" at byte {at}" + (f", member '{name}'" if name else "") if at else ""
             raise UserError(f"the tar file {file.path} cannot be read{where}: {error}") from None
         at = behind
     if file.size - at > PADDING:
