@@ -59,7 +59,7 @@ def test_a_row_for_every_figure_a_column_for_runs_that_differ_by_seed_and_a_pict
     assert list(results) == ["a_seed0", "a_seed1", "b"] and results["a_seed0"] == kept["a_seed0"]
     one = results["b"]
     assert one["held_out"] and one["images"] == len(split_indices(1797, "val"))
-    assert one["rfid"] > 0 and one["rfid_noise_0.5"] > 0 and one["psnr_noise_0.5"] != one["psnr"]
+    assert one["rfid"] > 0 and one["rfid_noise_0.5"] > 0 and 0 < abs(one["psnr_noise_0.5"] - one["psnr"]) < 5
     assert len(one["autocorrelation"]) == 4 and one["autocorrelation"][1] == one["autocorrelation_1"]
     images = digit_images(32)[0][split_indices(1797, "val")]
     assert one["sure_images"] == pytest.approx((judge_confidence("digits", images) >= 0.9).double().mean().item())
