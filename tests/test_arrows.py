@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "flowprior": set(),
     "toy_examples": {"flowprior"},
     "tokenizer": {"flowprior"},
+    "latent_report": {"flowprior", "tokenizer"},
     "generation": {"flowprior", "tokenizer"},
     "mar": {"flowprior", "tokenizer", "generation"},
     "simflow": {"flowprior", "tokenizer", "generation"},

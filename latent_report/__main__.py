@@ -1,0 +1,150 @@
+"""How hard it will be to generate from a latent space, and why: a report on one tokenizer, or on several side by side.
+
+    bash scripts/latent_report.sh TOKENIZER [TOKENIZER ...] [option=value ...]
+
+A tokenizer is a run's folder or an autoencoder's, or one of diffusers' AutoencoderKL, here or as user/name on the hub; a latent cache; or an
+.npz, .npy or .safetensors file of latents, (N, tokens, channels) or (N, channels, h, w). Images are the embedded digits, or those that DATA
+names. Writes report.html and report.json into the folder out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowprior.errors import UserError, entry_point
+from flowprior.heap import keep_freed_memory
+from flowprior.notes import note
+from flowprior.run.config import apply_overrides, build_config, list_options, to_dict
+from flowprior.run.files import write_bytes, write_json
+from latent_report.bootstrap import Estimate
+from latent_report.config import ReportConfig
+from latent_report.figures import FIGURES
+from latent_report.measure import Group, Results, measure, measure_distribution, measure_flow, measure_places
+from latent_report.measure_images import measure_alignment, measure_reconstruction, measure_semantics
+from latent_report.opening import ImageOptions, Latents, open_tokenizer, read_labels
+from latent_report.page import number, page
+
+FORMAT_VERSION = 1
+MEASURES: dict[str, Group] = {
+    "reconstruction": measure_reconstruction,
+    "distribution": measure_distribution,
+    "dependence": measure_places,
+    "flow": measure_flow,
+    "semantics": measure_semantics,
+    "alignment": measure_alignment,
+}
+
+
+@entry_point
+def main() -> None:
+    names, config = parse(sys.argv[1:])
+    keep_freed_memory()
+    write_report(names, config)
+
+
+def parse(argv: Sequence[str]) -> tuple[list[str], ReportConfig]:
+    """The tokenizers of a command line and its options, ``option=value``."""
+    width = max(len(name) for name, _, _ in list_options(ReportConfig))
+    options = "\n".join(
+        f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(ReportConfig)
+    )
+    parser = argparse.ArgumentParser(
+        prog="latent_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"options, with their defaults:\n{options}",
+    )
+    parser.add_argument("words", nargs="*", metavar="TOKENIZER or option=value")
+    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
+    words = parser.parse_args(argv).words
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    names = [word for word in words if word not in overrides]
+    if not names:
+        raise UserError("name a tokenizer: bash scripts/latent_report.sh runs/digits (--help says what a tokenizer is)")
+    if len(set(names)) < len(names):
+        raise UserError("a tokenizer is named twice: name each once")
+    return names, build_config(ReportConfig, apply_overrides({}, overrides))
+
+
+def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
+    """Open every tokenizer, then measure one after the other; write both files."""
+    labels = read_labels(config.labels) if config.labels else None
+    options = ImageOptions(config.data, config.images, labels)
+    opened = [open_tokenizer(name, options) for name in names]  # whoever cannot be read is said before any is measured
+    measured = []
+    for name, latents in zip(short_names(names), opened):
+        note(
+            f"{name}: {len(latents.latents)} images, {latents.latents.shape[1]} tokens of {latents.latents.shape[2]} channels"
+        )
+        measured.append(measure(latents, config, MEASURES))
+    report = {
+        "format": FORMAT_VERSION,
+        "protocol": {"options": to_dict(config), "standard error": "over images", "posterior": "its mean"},
+        "figures": {name: figure._asdict() for name, figure in FIGURES.items()},
+        "tokenizers": [entry(*parts) for parts in zip(short_names(names), names, opened, measured)],
+    }
+    out = Path(config.out)
+    write_bytes(out / "report.html", page(report, [results.pictures for results in measured]).encode())
+    write_json(out / "report.json", report)
+    print_table(report)
+    print(f"report: {out / 'report.html'}")
+    return report
+
+
+def entry(name: str, path: str, latents: Latents, results: Results) -> dict[str, Any]:
+    """What ``report.json`` says of one tokenizer."""
+    count, _, channels = latents.latents.shape
+    return {
+        "name": name,
+        "path": path,
+        "kind": latents.kind,
+        "images": count,
+        "places": list(latents.places),
+        "channels": channels,
+        "about": latents.about,
+        "figures": {key: _plain(estimate) for key, estimate in results.figures.items()},
+        "curves": {key: {axis: _list(v) for axis, v in curve.items()} for key, curve in results.curves.items()},
+        "not_measured": results.not_measured,
+        "seconds": {key: round(value, 1) for key, value in results.seconds.items()},
+    }
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """What tells tokenizers apart: their paths without the parts that begin or end all of them."""
+    parts = [[part for part in path.split("/") if part not in ("", ".")] for path in paths]
+    while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """Every figure that was measured, on the terminal."""
+    tokenizers = report["tokenizers"]
+    rows = [["", *(one["name"] for one in tokenizers)]]
+    for name, figure in FIGURES.items():
+        if any(name in one["figures"] for one in tokenizers):
+            rows.append([figure.label, *(number(figure, one["figures"].get(name)) for one in tokenizers)])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    return {"value": float(estimate.value), "error": None if estimate.error is None else float(estimate.error)}
+
+
+def _list(values: Tensor | None) -> list[float] | None:
+    return None if values is None else torch.as_tensor(values, dtype=torch.float64).tolist()
+
+
+if __name__ == "__main__":
+    main()

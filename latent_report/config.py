@@ -1,0 +1,47 @@
+"""What a person may choose of a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowprior.data.images import ImageConfig
+from flowprior.metrics.registry import check_extractor
+from flowprior.run.config import option
+from latent_report.flows import FlowBudget
+
+
+@dataclass
+class ReportConfig:
+    """Options of the report: the same for every tokenizer in it."""
+
+    out: str = option("runs/latent_report", "folder of report.html and report.json")
+    images: int = option(2000, "how many images, spread evenly over the data; 0: all")
+    data: ImageConfig = option(ImageConfig, "")
+    labels: str = option("", "labels (N,) of latents that have none, in an .npy file")
+    noise_shares: tuple[float, ...] = option(
+        (0.05, 0.1, 0.2, 0.4, 0.8), "noise on the latents, in each channel's deviation, that the decoder is tried with"
+    )
+    extractor: str = option(
+        "", "of rFID: digits or inception; empty: digits for the digits, inception for other images"
+    )
+    extractor_weights: str = option("", "file of the extractor's weights")
+    lpips_weights: str = option("", "file of torchvision's VGG-16, for LPIPS; empty: where torch's hub keeps it")
+    features: str = option("", "timm model whose pooled features latents are compared with; empty: the extractor's")
+    features_weights: str = option("", "file of that model's weights, in place of the hub's")
+    prior: str = option("", "flow prior that the latents were to be aligned to: its folder, or user/name of the hub")
+    flow: FlowBudget = option(FlowBudget, "")
+    held_out: float = option(0.2, "share of the images that flows and classifiers are measured on")
+    resamples: int = option(100, "of the bootstrap over images")
+    seed: int = option(0, "of the split, the noise, the flows and the bootstrap")
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"images is 0 or more, not {self.images}")
+        if not 0.05 <= self.held_out <= 0.5:
+            raise ValueError(f"held_out lies between 0.05 and 0.5, not at {self.held_out}")
+        if self.resamples < 2:
+            raise ValueError(f"resamples is at least 2, not {self.resamples}")
+        if not all(0 < share <= 10 for share in self.noise_shares):
+            raise ValueError(f"noise_shares lie above 0 and up to 10, not at {list(self.noise_shares)}")
+        if self.extractor:
+            check_extractor(self.extractor)

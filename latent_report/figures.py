@@ -1,0 +1,309 @@
+"""Every figure of the report: what it is called, what it means, and which direction helps. The page and the JSON are made from this table."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Better = Literal["higher", "lower", ""]
+
+GROUPS = {
+    "reconstruction": "Reconstruction: what the decoder makes of latents, whole and disturbed",
+    "distribution": "Distribution: how latents are spread",
+    "dependence": "Dependence: what tokens say of each other",
+    "flow": "Flow: how hard the velocity is to know",
+    "semantics": "Semantics: what latents know of the image",
+    "alignment": "Alignment: how far latents are from the given prior",
+}
+
+
+class Figure(NamedTuple):
+    """One number of the report, or one curve, whose first word then stands for its axis."""
+
+    group: str
+    label: str
+    meaning: str
+    better: Better = ""
+    form: str = ".3f"
+    unit: str = ""
+
+
+FIGURES = {
+    "psnr": Figure(
+        "reconstruction",
+        "PSNR",
+        "How close reconstructions are to their images, pixel by pixel.",
+        "higher",
+        ".2f",
+        "dB",
+    ),
+    "ssim": Figure("reconstruction", "SSIM", "How alike local structure is, between -1 and 1.", "higher", ".4f"),
+    "lpips": Figure(
+        "reconstruction", "LPIPS", "How far reconstructions are from their images in VGG's features.", "lower", ".4f"
+    ),
+    "rfid": Figure(
+        "reconstruction",
+        "rFID",
+        "Fréchet distance between images and reconstructions: no generator on these latents gets below what the decoder loses.",
+        "lower",
+    ),
+    "rfid_noise_0.4": Figure(
+        "reconstruction",
+        "rFID, noise 0.4",
+        "rFID where latents carry noise of 0.4 of each channel's deviation, as a generator's errors do: a decoder that bears it forgives them.",
+        "lower",
+    ),
+    "midpoint_fid": Figure(
+        "reconstruction",
+        "FD of midpoints",
+        "Fréchet distance of images decoded half-way between two images' latents: low where the space between latents is filled with images.",
+        "lower",
+    ),
+    "midpoints_sure": Figure(
+        "reconstruction",
+        "midpoints recognised",
+        "Share of those images in which the extractor's classifier gives one class 90 % or more.",
+        "higher",
+        ".1%",
+    ),
+    "channel_std_ratio": Figure(
+        "distribution",
+        "std, largest / smallest",
+        "Ratio of the channels' deviations: 1 where one scale fits all, as a generator's normalisation assumes.",
+        "lower",
+        ".2f",
+    ),
+    "effective_rank": Figure(
+        "distribution",
+        "effective rank of tokens",
+        "Share of the channels that tokens make use of, exp of the spectrum's entropy over C: 1 where all axes have equal variance.",
+        "",
+        ".1%",
+    ),
+    "effective_rank_images": Figure(
+        "distribution",
+        "effective rank of images",
+        "Axes that whole images' latents spread over, exp of the entropy of their spectrum: the fewer, the more of the space is empty.",
+        "",
+        ".1f",
+    ),
+    "kurtosis": Figure(
+        "distribution",
+        "excess kurtosis",
+        "Weight of the tails, 0 of a Gaussian: outliers cost a generator accuracy everywhere else.",
+        "",
+        ".2f",
+    ),
+    "gaussian_distance": Figure(
+        "distribution",
+        "distance to N(0, I)",
+        "Sliced Wasserstein distance of normalised tokens from the noise that generation starts at.",
+        "lower",
+        ".4f",
+    ),
+    "gaussian_distance_floor": Figure(
+        "distribution",
+        "its floor",
+        "The same distance between two samples of N(0, I) of this size: nothing gets below it.",
+        "",
+        ".4f",
+    ),
+    "variance_images": Figure(
+        "distribution",
+        "variance between images",
+        "Share of the variance that is alike for all tokens of an image.",
+        "",
+        ".1%",
+    ),
+    "variance_tokens": Figure(
+        "distribution",
+        "variance between tokens",
+        "Share that is alike for all images, a token's own mean: a generator knows it by the token's place.",
+        "",
+        ".1%",
+    ),
+    "variance_within": Figure(
+        "distribution", "variance within", "What is left: a token's own in its image.", "", ".1%"
+    ),
+    "total_correlation": Figure(
+        "dependence",
+        "total correlation",
+        "What tokens know of each other, in nats for each image: what a generator loses that draws every token by itself.",
+        "",
+        ".2f",
+        "nats",
+    ),
+    "neighbour_correlation": Figure(
+        "dependence",
+        "correlation of neighbours",
+        "Correlation of a channel at two neighbouring places: spatial coherence, which eases generation of maps.",
+        "higher",
+    ),
+    "spectral_entropy": Figure(
+        "dependence",
+        "spectral entropy",
+        "How evenly power is spread over frequencies along the places: 1 is white noise, low is smooth or periodic.",
+        "lower",
+    ),
+    "high_frequency_ratio": Figure(
+        "dependence",
+        "high frequencies",
+        "Share of the power above half of the highest frequency along the places.",
+        "lower",
+        ".1%",
+    ),
+    "total_variation": Figure(
+        "dependence",
+        "total variation",
+        "Mean step between neighbouring places in units of each channel's deviation; 1.13 where places are independent and Gaussian.",
+        "lower",
+    ),
+    "irreducible_variance": Figure(
+        "flow",
+        "irreducible variance, at most",
+        "What no network can know of the velocity, per channel, over the whole path: the small flow's held-out error lies above it. 1.57 of N(0, I).",
+        "lower",
+        ".4f",
+    ),
+    "irreducible_variance_sample": Figure(
+        "flow",
+        "irreducible variance, at least",
+        "The same from the images' own latents as neighbours, with no training; a sample's paths cross less than the distribution's.",
+        "lower",
+        ".4f",
+    ),
+    "irreducible_variance_gaussian": Figure(
+        "flow",
+        "that of a Gaussian alike",
+        "Irreducible variance of a Gaussian with these latents' covariance, in closed form: what structure beyond it saves is the gap to the flow.",
+        "",
+        ".4f",
+    ),
+    "irreducible_variance_token": Figure(
+        "flow",
+        "that of single tokens",
+        "Held-out error of the flow that sees one token at a time, by its place.",
+        "lower",
+        ".4f",
+    ),
+    "log_likelihood": Figure(
+        "flow",
+        "log-likelihood",
+        "Of held-out latents under the small flow, in nats per normalised channel; -1.42 of N(0, I). High where latents fill little of the space.",
+        "",
+        ".3f",
+        "nats",
+    ),
+    "euler_steps": Figure(
+        "flow",
+        "Euler steps to 1 %",
+        "Steps that bring samples within 1 % of the latents' deviation of the exactly solved flow's: straight paths need few.",
+        "lower",
+        ".0f",
+    ),
+    "knn_accuracy": Figure(
+        "semantics",
+        "k-NN accuracy",
+        "Held-out images whose class most of the 20 nearest latents have.",
+        "higher",
+        ".1%",
+    ),
+    "probe_accuracy": Figure(
+        "semantics",
+        "linear probe",
+        "Held-out images whose class logistic regression reads off the latents.",
+        "higher",
+        ".1%",
+    ),
+    "cka": Figure(
+        "semantics",
+        "linear CKA",
+        "How alike the latents' geometry is to that of the reference features, between 0 and 1.",
+        "higher",
+    ),
+    "cknna": Figure("semantics", "CKNNA", "The same over mutual nearest neighbours alone.", "higher"),
+    "alignment_loss": Figure(
+        "alignment",
+        "alignment loss",
+        "Eq. 5 at the latents, per channel: how badly the frozen prior predicts their velocity.",
+        "lower",
+        ".4f",
+    ),
+    "prior_log_distance": Figure(
+        "alignment", "log k-NN distance", "Mean log distance to the 5th nearest of the prior's samples.", "lower", ".3f"
+    ),
+    "prior_divergence": Figure(
+        "alignment",
+        "KL from the prior",
+        "Divergence of the tokens' distribution from the prior's, by an online flow, in nats per token.",
+        "lower",
+        ".2f",
+        "nats",
+    ),
+}
+
+
+class Curve(NamedTuple):
+    """Figures along an axis."""
+
+    group: str
+    label: str
+    x: str
+    y: str
+    meaning: str
+    log: bool = False
+
+
+CURVES = {
+    "rfid_noise": Curve(
+        "reconstruction",
+        "rFID against noise",
+        "noise, in each channel's deviation",
+        "rFID",
+        "How fast images fall apart as latents are disturbed.",
+        True,
+    ),
+    "psnr_noise": Curve(
+        "reconstruction",
+        "PSNR against noise",
+        "noise, in each channel's deviation",
+        "PSNR, dB",
+        "The same, pixel by pixel.",
+    ),
+    "channel_std": Curve(
+        "distribution",
+        "deviation of channels",
+        "channel, by rank",
+        "std",
+        "Deviations of the raw channels, the largest first.",
+        True,
+    ),
+    "spectrum": Curve(
+        "distribution",
+        "spectrum of images",
+        "principal axis",
+        "share of variance",
+        "How fast the variance of whole images' latents falls along their axes.",
+        True,
+    ),
+    "velocity_variance": Curve(
+        "flow",
+        "irreducible variance, at most",
+        "t, noise to data",
+        "per channel",
+        "Held-out error of the small flow at each time.",
+    ),
+    "velocity_variance_sample": Curve(
+        "flow",
+        "irreducible variance, at least",
+        "t, noise to data",
+        "per channel",
+        "From the images' own latents: where it leaves the flow's, the sample no longer shows how paths cross.",
+    ),
+    "autocorrelation": Curve(
+        "dependence",
+        "autocorrelation",
+        "distance between places",
+        "correlation",
+        "How far along the places tokens know of each other.",
+    ),
+}

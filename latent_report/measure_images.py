@@ -1,0 +1,183 @@
+"""The groups of measures that look at images, labels or a prior: reconstruction, semantics, alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flowprior.data.images import to_model
+from flowprior.errors import UserError
+from flowprior.flow.prior import FlowPrior
+from flowprior.metrics.digit_networks import judge_confidence
+from flowprior.metrics.latent_statistics import midpoints
+from flowprior.run.files import read_tensors
+from latent_report.bootstrap import Estimate, mean
+from latent_report.measure import Measured, Results
+from latent_report.measures import alignment, reconstruction, semantics
+
+if TYPE_CHECKING:
+    from flowprior.metrics.extractors import Features
+
+PICTURES = 10
+LARGEST_FEATURES = 256  # of which a Fréchet distance is resampled: each takes a square root of a matrix
+PRIOR_SAMPLES = 20_000
+BATCH = 64
+SURE = 0.9  # probability of a class (SimFlow, arXiv 2512.04084, Fig. 3)
+
+
+def extractor_name(measured: Measured) -> str:
+    """The extractor of these images: the one that was named, or the digits' own for the digits."""
+    own = "digits" if measured.latents.about.get("image_kind") == "digits" else "inception"
+    return measured.config.extractor or own
+
+
+def extracted(measured: Measured, images: Tensor) -> Features:
+    """What the extractor sees in uint8 images.
+
+    Raises:
+        UserError: the extractor's weights cannot be had.
+    """
+    from flowprior.metrics.extractors import Extractor, Features
+
+    extractor = Extractor(extractor_name(measured), weights_path=measured.config.extractor_weights or None)
+    return Features.concatenate([extractor(part) for part in images.split(BATCH)])
+
+
+def confidence(measured: Measured, images: Tensor, seen: Features) -> Tensor:
+    """The largest probability of a class in each image, ``(N,)``: by the digits' judge, which no other figure uses, or the extractor."""
+    if extractor_name(measured) == "digits":
+        return judge_confidence(images)
+    return seen.logits.double().softmax(1).amax(1)
+
+
+def measure_reconstruction(measured: Measured, results: Results) -> None:
+    """PSNR, SSIM, LPIPS, rFID, all under noise, and midpoints."""
+    latents, config = measured.latents, measured.config
+    if latents.decode is None:
+        raise UserError("bare latents have no decoder")
+    rebuilt = reconstruction.decoded(latents.decode, latents.latents)
+    results.pictures["images"], results.pictures["reconstructions"] = latents.images[:PICTURES], rebuilt[:PICTURES]
+    pairs = mean(reconstruction.psnr_and_ssim(latents.images, rebuilt))
+    for place, name in enumerate(("psnr", "ssim")):
+        results.figures[name] = Estimate(pairs.value[place].item(), pairs.error[place].item())
+    _measure_lpips(measured, results, rebuilt)
+    noisy = {
+        s: reconstruction.decoded(latents.decode, reconstruction.noisy(latents.latents, s)) for s in config.noise_shares
+    }
+    if noisy:
+        shares = torch.tensor(sorted(noisy))
+        each = [mean(reconstruction.psnr_and_ssim(latents.images, noisy[s])[:, 0]) for s in sorted(noisy)]
+        psnr = Estimate(*(torch.tensor(column, dtype=torch.float64) for column in zip(*each)))
+        results.curve("psnr_noise", shares, psnr)
+        results.pictures[f"noise {max(noisy):g}"] = noisy[max(noisy)][:PICTURES]
+    between, _ = midpoints(latents.latents, torch.Generator().manual_seed(config.seed))
+    halfway = reconstruction.decoded(latents.decode, between)
+    results.pictures["midpoints"] = halfway[:PICTURES]
+    try:
+        real = extracted(measured, latents.images)
+    except UserError as error:
+        results.not_measured |= dict.fromkeys(("rfid", "midpoint_fid", "midpoints_sure"), str(error))
+        return
+    results.figures["rfid"] = _distance(measured, extracted(measured, rebuilt).fid, real.fid)
+    seen = extracted(measured, halfway)
+    results.figures["midpoint_fid"] = _distance(measured, seen.fid, real.fid)
+    results.figures["midpoints_sure"] = mean((confidence(measured, halfway, seen) >= SURE).double())
+    if noisy:
+        each = {s: _distance(measured, extracted(measured, noisy[s]).fid, real.fid) for s in sorted(noisy)}
+        values, errors = zip(*each.values())
+        results.curve(
+            "rfid_noise", shares, Estimate(torch.tensor(values), None if None in errors else torch.tensor(errors))
+        )
+        if 0.4 in each:
+            results.figures["rfid_noise_0.4"] = each[0.4]
+
+
+def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> None:
+    """LPIPS, where VGG's weights are on this machine: nothing is fetched for it."""
+    from tokenizer.losses.perceptual import PerceptualLoss, vgg_place
+
+    weights = measured.config.lpips_weights
+    if not weights and not vgg_place().is_file():
+        results.not_measured["lpips"] = f"VGG-16's weights are not at {vgg_place()}: lpips_weights names another place"
+        return
+    distance = PerceptualLoss().load(weights)
+    pairs = zip(rebuilt.split(BATCH), measured.latents.images.split(BATCH))
+    with torch.no_grad():
+        results.figures["lpips"] = mean(torch.cat([distance.per_image(*map(to_model, pair)) for pair in pairs]))
+
+
+def _distance(measured: Measured, features: Tensor, real: Tensor) -> Estimate:
+    if features.shape[1] > LARGEST_FEATURES:
+        return Estimate(reconstruction.feature_distance(features, real), None)
+    return measured.resample(lambda i: reconstruction.feature_distance(features[i], real[i]), halves=True)
+
+
+def measure_semantics(measured: Measured, results: Results) -> None:
+    """Classes by neighbours and by a probe; likeness to reference features."""
+    vectors, labels = measured.normalised.flatten(1), measured.latents.labels
+    if labels is None:
+        results.not_measured |= dict.fromkeys(("knn_accuracy", "probe_accuracy"), "there are no labels")
+    else:
+        sets = [part for rows in (measured.train, measured.held_out) for part in (vectors[rows], labels[rows])]
+        if len(sets[1].unique()) < 2:
+            raise UserError("all training images have one label: there is nothing to tell apart")
+        results.figures["knn_accuracy"] = mean(semantics.neighbour_hits(*sets))
+        results.figures["probe_accuracy"] = mean(semantics.probe_hits(*sets))
+    if measured.latents.images is None:
+        results.not_measured |= dict.fromkeys(("cka", "cknna"), "bare latents have no images")
+        return
+    features = reference_features(measured)
+    for name, statistic in (("cka", semantics.linear_cka), ("cknna", semantics.cknna)):
+        results.figures[name] = measured.resample(
+            lambda i, statistic=statistic: statistic(vectors[i], features[i]), halves=True
+        )
+
+
+def reference_features(measured: Measured) -> Tensor:
+    """Pooled features ``(N, d)`` of the images by the timm model that the config names, or else by the extractor."""
+    config, images = measured.config, measured.latents.images
+    if not config.features:
+        return extracted(measured, images).fid
+    from flowprior.pretrained.timm_models import build_timm, hub_weights
+    from tokenizer.prior.targets.timm_model import TimmEncoder
+
+    file = (
+        Path(config.features_weights)
+        if config.features_weights
+        else hub_weights(config.features, "write features_weights=<the file>")
+    )
+    model = build_timm(config.features, file)
+    size = model.pretrained_cfg["input_size"][-1]
+    encoder = TimmEncoder(model, "pooled", size).eval()
+    with torch.no_grad():
+        return torch.cat([encoder(part)[:, 0] for part in images.split(BATCH)])
+
+
+def measure_alignment(measured: Measured, results: Results) -> None:
+    """Raw latents against the prior that the config names, if any."""
+    config, latents = measured.config, measured.latents.latents
+    if not config.prior:
+        return
+    prior = FlowPrior.from_pretrained(config.prior)
+    if prior.channels != latents.shape[2]:
+        raise UserError(
+            f"the prior {config.prior} is over {prior.channels} channels and these latents have {latents.shape[2]}"
+        )
+    held = latents[measured.held_out]
+    results.figures["alignment_loss"] = mean(alignment.alignment_of_images(prior, held))
+    results.figures["prior_log_distance"] = mean(alignment.log_distances(_samples(prior, config.prior), held))
+    divergence = alignment.divergence_from_prior(
+        prior, latents[measured.train], held, config.flow.steps, config.flow.images, config.flow.times, config.seed
+    )
+    results.figures["prior_divergence"] = mean(divergence)
+
+
+def _samples(prior: FlowPrior, named: str) -> Tensor:
+    """Target features that stage 1 left beside the prior, or else samples of the prior."""
+    beside = Path(named).parent / "target_samples.safetensors"
+    if beside.is_file() and (kept := read_tensors(beside, "target samples").get("samples")) is not None:
+        return kept
+    return prior.sample(PRIOR_SAMPLES, generator=torch.Generator().manual_seed(0))

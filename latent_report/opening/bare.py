@@ -1,0 +1,116 @@
+"""Latents without their tokenizer: in a file, or in this project's latent cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowprior.data.latent_cache import LatentCache
+from flowprior.data.order import SampleKey
+from flowprior.errors import UserError, one_line
+from flowprior.run.archives import read_arrays
+from flowprior.run.files import read_tensors
+from latent_report.opening.base import ImageOptions, Latents, spread, without_images
+
+SUFFIXES = (".npz", ".npy", ".safetensors")
+LATENTS, LABELS = ("latents", "latent", "z"), ("labels", "label", "y")
+
+
+def read_file(path: Path, options: ImageOptions) -> Latents:
+    """Latents in a file: the array ``latents``, or the only one that is of floating point; labels in ``labels``, if at all.
+
+    Their shape is ``(N, T, C)``, ``(N, C, h, w)`` for feature maps, or ``(N, C)``, one token per image.
+
+    Raises:
+        UserError: the file is not there, damaged, or holds no such latents.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file of latents at {path}")
+    arrays = _arrays(path)
+    latents, places = as_tokens(_chosen(arrays, path), path)
+    labels = next((arrays[name] for name in LABELS if name in arrays), options.labels)
+    check = without_images(
+        "latents in a file", latents, places, None if labels is None else _whole(labels, path), str(path)
+    )
+    return _some(check, options.count)
+
+
+def read_cache(folder: Path, options: ImageOptions) -> Latents:
+    """The first view of every image in a latent cache; a draw where it holds moments."""
+    cache = LatentCache(folder)
+    chosen = spread(len(cache), options.count)
+    batch = cache.batch([SampleKey(index, -1) for index in chosen])
+    labels = batch["label"] if cache.num_classes > 1 else options.labels
+    return without_images("latent cache", batch["latents"], cache.shape[:1], labels, str(folder))
+
+
+def read_labels(path: str | Path) -> Tensor:
+    """Labels int64 ``(N,)`` in an ``.npy`` file; a :class:`UserError` for anything else."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file of labels at {path}") from error
+    except Exception as error:  # of a damaged file: numpy's header parser fails in a dozen ways
+        raise UserError(f"the labels {path} cannot be read ({one_line(error)})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        raise UserError(f"the labels {path} are no whole numbers: save them as int64 in an .npy file")
+    return _whole(torch.from_numpy(array.astype(np.int64)), Path(path))
+
+
+def as_tokens(latents: Tensor, path: Path | str) -> tuple[Tensor, tuple[int, ...]]:
+    """Latents of any accepted shape as float32 ``(N, T, C)``, and their places."""
+    if latents.dim() == 4:
+        return latents.float().flatten(2).transpose(1, 2).contiguous(), tuple(latents.shape[2:])
+    if latents.dim() == 3:
+        return latents.float(), (latents.shape[1],)
+    if latents.dim() == 2:
+        return latents.float().unsqueeze(1), (1,)
+    raise UserError(
+        f"the latents in {path} have shape {tuple(latents.shape)}: save them as (N, tokens, channels), or (N, channels, h, w)"
+    )
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_tensors(path, "file of latents")
+    if path.suffix == ".npy":
+        from flowprior.data.features import read_array
+
+        return {"latents": read_array(path)}
+    found = read_arrays(path, "file of latents")
+    return {
+        name: torch.from_numpy(array)
+        for name, array in found.items()
+        if array is not None and array.dtype.kind in "fiu"
+    }
+
+
+def _chosen(arrays: dict[str, Tensor], path: Path) -> Tensor:
+    named = [arrays[name] for name in LATENTS if name in arrays and arrays[name].is_floating_point()]
+    floats = [array for array in arrays.values() if array.is_floating_point()]
+    if not named and len(floats) != 1:
+        raise UserError(
+            f"{path} holds {len(floats)} arrays of floating point and none is called 'latents' (it has: {', '.join(sorted(arrays)) or 'none'})"
+        )
+    latents = (named or floats)[0]
+    if not latents.numel():
+        raise UserError(f"the latents in {path} are empty, of shape {tuple(latents.shape)}")
+    return latents
+
+
+def _whole(labels: Tensor, path: Path) -> Tensor:
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise UserError(
+            f"the labels of {path} have shape {tuple(labels.shape)} and are {labels.dtype}: give one whole number for each"
+        )
+    return labels.long()
+
+
+def _some(whole: Latents, count: int) -> Latents:
+    chosen = spread(len(whole.latents), count)
+    whole.latents = whole.latents[chosen]
+    whole.labels = None if whole.labels is None else whole.labels[chosen]
+    return whole

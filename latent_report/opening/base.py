@@ -1,0 +1,136 @@
+"""What the report measures: latents, and what is known beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowprior.data.images import ImageConfig, ImageSource, open_images
+from flowprior.data.order import SampleKey
+from flowprior.errors import UserError
+from flowprior.notes import note
+from tokenizer.reconstruct import encoded
+
+LEAST_IMAGES = 20  # a fifth of them is held out
+
+
+@dataclass
+class Latents:
+    """A tokenizer's latents of a set of images.
+
+    Attributes:
+        kind: of tokenizer, in words.
+        latents: raw, float32 ``(N, T, C)`` on the CPU; of a posterior the mean.
+        places: ``(T,)`` of a sequence of tokens, ``(h, w)`` of a map.
+        labels: int64 ``(N,)``, where there are any.
+        images: uint8 ``(N, 3, H, H)``, where latents were not bare.
+        decode: raw latents ``(B, T, C)`` to images in [-1, 1], likewise.
+        about: what the report says of them.
+    """
+
+    kind: str
+    latents: Tensor
+    places: tuple[int, ...]
+    labels: Tensor | None = None
+    images: Tensor | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Which images are encoded: ``count`` of those that ``data`` names, spread evenly, or all with 0; ``labels`` of bare latents."""
+
+    data: ImageConfig
+    count: int = 0
+    labels: Tensor | None = None
+
+
+class Tokenizer(Protocol):
+    """What can be measured on images: a network on a device, of which ``size`` is the side it takes, 0 for any."""
+
+    def to(self, device: torch.device) -> Any: ...
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class _Chosen:
+    """Some of the images of a source, in its order, as a source."""
+
+    def __init__(self, source: ImageSource, chosen: list[int]) -> None:
+        self.source, self.chosen, self.labels = source, chosen, []
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        batch = self.source.batch([SampleKey(self.chosen[key.index], key.epoch) for key in keys])
+        self.labels.append(batch["label"])
+        return batch
+
+
+@torch.no_grad()
+def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Latents:
+    """The latents of the chosen images, cropped centrally at the tokenizer's own size.
+
+    Raises:
+        UserError: there are too few images, or the latents are not finite.
+    """
+    size = tokenizer.config.image_size if hasattr(tokenizer.config, "image_size") else options.data.size
+    source = open_images(replace(options.data, size=size))
+    chosen = spread(len(source), options.count)
+    check_count(len(chosen), f"the data ({source.kind})")
+    images = _Chosen(source, chosen)
+    parts = list(encoded(tokenizer, images, 0, f"encode with {kind}"))
+    latents = torch.cat([latents.float().cpu() for _, latents in parts])
+    check_latents(latents, kind)
+    labels = torch.cat(images.labels) if source.num_classes > 1 else None
+    places = getattr(tokenizer, "places", None) or (latents.shape[1],)
+    device = next(tokenizer.parameters()).device
+    return Latents(
+        kind,
+        latents,
+        places,
+        labels,
+        torch.cat([pictures for pictures, _ in parts]),
+        lambda part: tokenizer.decode(part.to(device)),
+        {"image_size": size, "images": source.fingerprint(), "image_kind": source.kind},
+    )
+
+
+def spread(total: int, count: int) -> list[int]:
+    """``count`` of ``total`` numbers from 0, spread evenly; all with 0 or more than there are."""
+    if not 0 < count < total:
+        return list(range(total))
+    return torch.linspace(0, total - 1, count, dtype=torch.float64).round().long().tolist()
+
+
+def check_count(count: int, what: str) -> None:
+    """A :class:`UserError` where there are too few images."""
+    if count < LEAST_IMAGES:
+        raise UserError(f"{what} has {count} images, and the report takes {LEAST_IMAGES} at least: name more")
+
+
+def check_latents(latents: Tensor, what: str) -> None:
+    """A :class:`UserError` for latents that are not finite, or all alike."""
+    bad = (~torch.isfinite(latents).flatten(1).all(1)).nonzero()
+    if len(bad):
+        raise UserError(f"the latents of {what} are not finite in {len(bad)} images, first in number {int(bad[0])}")
+    if not latents.double().sub(latents.double().mean((0, 1))).abs().max() > 0:
+        raise UserError(f"the latents of {what} are the same everywhere: there is nothing to measure")
+
+
+def without_images(kind: str, latents: Tensor, places: tuple[int, ...], labels: Tensor | None, what: str) -> Latents:
+    """Bare latents, looked at; what needs a decoder will be left out."""
+    check_count(len(latents), what)
+    check_latents(latents, what)
+    if labels is not None and len(labels) != len(latents):
+        raise UserError(f"{what} has {len(latents)} latents and there are {len(labels)} labels: give one for each")
+    note(f"{what} holds latents alone: what needs images or a decoder is left out")
+    return Latents(kind, latents, places, labels)

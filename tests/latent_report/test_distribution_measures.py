@@ -1,0 +1,128 @@
+"""Latents whose spread is known, and the bootstrap's error of what is measured of them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_report.bootstrap import bootstrap, mean
+from latent_report.measures.distribution import (
+    effective_rank,
+    excess_kurtosis,
+    gaussian_distance,
+    normalised,
+    spectrum,
+    variance_shares,
+)
+from latent_report.measures.semantics import cknna, linear_cka, neighbour_hits, probe_hits
+from tokenizer.monitor import latent_metrics
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def turned(points: torch.Tensor, seed: int = 9) -> torch.Tensor:
+    return points @ torch.linalg.qr(noise(points.shape[-1], points.shape[-1], seed=seed))[0]
+
+
+def test_the_effective_rank_counts_axes_of_equal_variance_and_one_that_has_all_counts_once():
+    corners = torch.cat([torch.eye(4), -torch.eye(4)])
+    assert effective_rank(corners) == pytest.approx(4)
+    assert effective_rank(torch.arange(5.0).unsqueeze(1) * torch.tensor([[1.0, -2.0]])) == pytest.approx(1, abs=1e-6)
+    shares = spectrum(corners * torch.tensor([3.0, 1.0, 0.0, 0.0]))
+    assert shares.tolist() == pytest.approx([0.9, 0.1, 0, 0])
+    assert effective_rank(corners * torch.tensor([3.0, 1.0, 0, 0])) == pytest.approx(
+        math.exp(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+    )
+
+
+@given(st.integers(2, 6), st.integers(0, 50))
+@settings(max_examples=15)
+def test_the_effective_rank_is_that_which_training_logs_and_depends_on_no_rotation_scale_or_shift(channels, seed):
+    latents = noise(40, 3, channels, seed=seed) * torch.arange(1.0, channels + 1)
+    rank = effective_rank(latents.flatten(0, 1))
+    assert rank == pytest.approx(latent_metrics(latents)["latent_effective_rank"], rel=1e-4)
+    assert effective_rank(turned(5 * latents.flatten(0, 1)) + 2) == pytest.approx(rank, rel=1e-4)
+
+
+def test_the_kurtosis_of_a_coin_is_minus_two_and_of_a_gaussian_zero():
+    coin = torch.tensor([-1.0, 1.0]).repeat(10).view(20, 1, 1)
+    assert excess_kurtosis(coin) == pytest.approx(-2)
+    assert excess_kurtosis(torch.cat([coin, torch.ones_like(coin)], dim=2)) == pytest.approx(-2)  # a dead channel
+    assert abs(excess_kurtosis(noise(50_000, 1, 2))) < 0.05
+
+
+def test_a_wide_gaussian_is_as_far_from_white_noise_as_its_deviation_is_from_one_and_white_noise_at_the_floor():
+    near, far = gaussian_distance(noise(8000, 3)), gaussian_distance(2.5 * noise(8000, 3))
+    assert far.value == pytest.approx(1.5, rel=0.03)
+    assert near.value < 2 * near.floor < 0.1
+
+
+@given(st.floats(0, 2), st.floats(0, 2), st.floats(0.1, 2))
+@settings(max_examples=15)
+def test_the_shares_of_variance_are_those_of_the_parts_that_latents_are_made_of(images, tokens, rest):
+    n, t = 8, 4
+    of_image = torch.tensor([1.0, -1.0]).repeat(n // 2).view(n, 1, 1)
+    of_token = torch.tensor([1.0, 1.0, -1.0, -1.0]).view(1, t, 1)
+    shares = variance_shares(images * of_image + tokens * of_token + rest * of_image * of_token + 5)
+    total = images**2 + tokens**2 + rest**2
+    assert shares == pytest.approx((images**2 / total, tokens**2 / total, rest**2 / total), abs=1e-6)
+
+
+def test_normalised_latents_have_one_deviation_for_all_channels():
+    latents = noise(200, 3, 2) * torch.tensor([1.0, 3.0]) + 7
+    z = normalised(latents)
+    assert z.square().mean().item() == pytest.approx(1, rel=1e-5) and z.mean((0, 1)).abs().max() < 1e-5
+    assert (z[..., 1].std() / z[..., 0].std()).item() == pytest.approx(
+        (latents[..., 1].std() / latents[..., 0].std()).item()
+    )
+    with pytest.raises(ValueError, match="constant"):
+        normalised(torch.ones(4, 2, 2))
+
+
+def test_the_bootstraps_error_of_a_mean_is_the_known_one_by_resamples_and_by_halves():
+    values = noise(400, seed=1).double()
+    known = mean(values)
+    assert known.error == pytest.approx(values.std(correction=0).item() / 20)
+    for halves in (False, True):
+        found = bootstrap(lambda i: values[i].mean(), 400, 800, halves=halves)
+        assert found.value == pytest.approx(known.value) and found.error == pytest.approx(known.error, rel=0.12)
+
+
+def test_the_bootstrap_is_a_function_of_its_seed_and_refuses_what_has_no_deviation():
+    values = noise(30, 2)
+    one, same, other = (bootstrap(lambda i: values[i].mean(0), 30, 10, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.error, same.error) and not torch.equal(one.error, other.error) and one.error.shape == (2,)
+    for count, resamples in ((1, 10), (30, 1)):
+        with pytest.raises(ValueError, match="two"):
+            bootstrap(lambda i: 0.0, count, resamples)
+
+
+def test_features_are_alike_to_a_rotation_and_scaling_of_themselves_and_independent_ones_are_not():
+    features = noise(300, 6) * torch.arange(1.0, 7)
+    for measure in (linear_cka, cknna):
+        assert measure(features, 3 * turned(features) - 1) == pytest.approx(1, abs=1e-4)
+        assert measure(features, noise(300, 6, seed=2)) < 0.15
+
+
+def test_cka_is_the_plain_sum_over_covariances_and_cknna_with_all_neighbours_is_cka_without_the_diagonal():
+    one, other = noise(40, 3), noise(40, 5, seed=1)
+    a, b = (x.double() - x.double().mean(0) for x in (one, other))
+    cross, left, right = ((x.T @ y).square().sum() for x, y in ((a, b), (a, a), (b, b)))
+    assert linear_cka(one, other) == pytest.approx((cross / (left * right).sqrt()).item())
+    k, l = ((x @ x.T).fill_diagonal_(0) for x in (a, b))
+    assert cknna(one, other, k=39) == pytest.approx(
+        ((k * l).sum() / (k.square().sum() * l.square().sum()).sqrt()).item()
+    )
+
+
+def test_classes_apart_are_known_to_both_classifiers_and_labels_at_random_to_neither():
+    labels = torch.arange(3).repeat(60)
+    points = 6 * torch.eye(3)[labels] + noise(180, 3)
+    for hits in (neighbour_hits, probe_hits):
+        assert hits(points[:120], labels[:120], points[120:], labels[120:]).mean() > 0.95
+        shuffled = labels[torch.randperm(180, generator=torch.Generator().manual_seed(0))]
+        assert hits(points[:120], shuffled[:120], points[120:], shuffled[120:]).mean() < 0.6
