@@ -22,7 +22,7 @@ class ReportConfig:
         (0.05, 0.1, 0.2, 0.4, 0.8), "noise on the latents, in each channel's deviation, that the decoder is tried with"
     )
     extractor: str = option(
-        "", "of rFID: digits or inception; empty: digits for the digits, inception for other images"
+        "", "of rFID: digits, mnist or inception; empty: an embedded data set's own, inception for other images"
     )
     extractor_weights: str = option("", "file of the extractor's weights")
     lpips_weights: str = option("", "file of torchvision's VGG-16, for LPIPS; empty: where torch's hub keeps it")

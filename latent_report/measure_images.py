@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flowprior.data.embedded import EMBEDDED
 from flowprior.data.images import to_model
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
@@ -29,9 +30,9 @@ SURE = 0.9  # probability of a class (SimFlow, arXiv 2512.04084, Fig. 3)
 
 
 def extractor_name(measured: Measured) -> str:
-    """The extractor of these images: the one that was named, or the digits' own for the digits."""
-    own = "digits" if measured.latents.about.get("image_kind") == "digits" else "inception"
-    return measured.config.extractor or own
+    """The extractor of these images: the one that was named, or an embedded data set's own."""
+    kind = measured.latents.about.get("image_kind")
+    return measured.config.extractor or (kind if kind in EMBEDDED else "inception")
 
 
 def extracted(measured: Measured, images: Tensor) -> Features:
@@ -47,9 +48,9 @@ def extracted(measured: Measured, images: Tensor) -> Features:
 
 
 def confidence(measured: Measured, images: Tensor, seen: Features) -> Tensor:
-    """The largest probability of a class in each image, ``(N,)``: by the digits' judge, which no other figure uses, or the extractor."""
-    if extractor_name(measured) == "digits":
-        return judge_confidence(images)
+    """The largest probability of a class in each image, ``(N,)``: by the judge of embedded images, which no other figure uses, or the extractor."""
+    if (name := extractor_name(measured)) in EMBEDDED:
+        return judge_confidence(name, images)
     return seen.logits.double().softmax(1).amax(1)
 
 
