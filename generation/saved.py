@@ -13,6 +13,7 @@ from flowprior.errors import UserError
 from flowprior.run.config import build_config
 from flowprior.run.files import (
     build_saved,
+    load_weights,
     read_json,
     read_tensors,
     tensors_fingerprint,
@@ -100,9 +101,9 @@ def start_from(objective: GeneratorObjective, start: GeneratorObjective, folder:
     Raises:
         UserError: it is of other sizes.
     """
-    try:
-        objective.load_state_dict(start.state_dict())
-    except RuntimeError as error:
+    wanted, there = ({name: value.shape for name, value in of.state_dict().items()} for of in (objective, start))
+    if wanted != there:
         raise UserError(
             f"the generator in {folder} has other sizes than this one: write those in the 'generator' of its config.json behind model."
-        ) from error
+        )
+    load_weights(objective, start.state_dict(), f"the generator in {folder}")
