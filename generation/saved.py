@@ -13,6 +13,7 @@ from flowprior.errors import UserError
 from flowprior.run.config import build_config
 from flowprior.run.files import (
     build_saved,
+    load_weights,
     read_json,
     read_tensors,
     tensors_fingerprint,
@@ -61,7 +62,7 @@ def load_generator(
     Raises:
         UserError: there is none, it is damaged, or it was trained on the latents of another autoencoder.
     """
-    folder = folder or config.folder / "generator"
+    own, folder = folder is None, folder or config.folder / "generator"
     if not (folder / "config.json").is_file():
         raise UserError(f"there is no trained generator at {folder}: run `bash scripts/train_{config.NAME}.sh` first")
     saved = read_json(folder / "config.json", "generator")
@@ -73,10 +74,13 @@ def load_generator(
         if min(shape.values()) < 1:
             raise ValueError(f"shape {shape}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is damaged ({error}): delete {folder.parent}") from error
-    if made_for != autoencoder.fingerprint:
         raise UserError(
-            f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: delete {folder.parent}"
+            f"{folder / 'config.json'} is damaged ({error}): {'delete' if own else 'restore'} {folder.parent}"
+        ) from error
+    if made_for != autoencoder.fingerprint:
+        remedy = f"delete {folder.parent}" if own else "write autoencoder=<the one that it was trained on>"
+        raise UserError(
+            f"the generator in {folder} was trained on the latents of another autoencoder than {config.autoencoder_folder}: {remedy}"
         )
     what = f"the generator in {folder}"
     trained = build_config(type(config.model), config.complete_section(saved.get("generator"), what), str(folder))
@@ -100,9 +104,9 @@ def start_from(objective: GeneratorObjective, start: GeneratorObjective, folder:
     Raises:
         UserError: it is of other sizes.
     """
-    try:
-        objective.load_state_dict(start.state_dict())
-    except RuntimeError as error:
+    wanted, there = ({name: value.shape for name, value in of.state_dict().items()} for of in (objective, start))
+    if wanted != there:
         raise UserError(
             f"the generator in {folder} has other sizes than this one: write those in the 'generator' of its config.json behind model."
-        ) from error
+        )
+    load_weights(objective, start.state_dict(), f"the generator in {folder}")

@@ -25,6 +25,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from flowprior.data.images import ImageSource, open_images, to_uint8  # noqa: E402
 from flowprior.distributed import World, best_device  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
@@ -189,8 +191,9 @@ def of_generators(run: Path, preset: str) -> dict[str, Any]:
         config = stage.read("", ["--preset", preset, f"run_dir={run}"])
         found[f"{name}_seconds_per_image"], found[f"{name}_processor_seconds_per_image"] = timed(config)
         if (run / name / "evaluation.json").is_file():
-            by_cfg = read_json(run / name / "evaluation.json", "evaluation")["metrics"]
-            best = min(by_cfg, key=lambda cfg: by_cfg[cfg]["fid"])
+            evaluation = read_json(run / name / "evaluation.json", "evaluation")
+            by_cfg = evaluation["metrics"]
+            best = evaluation.get("best_cfg") or min(by_cfg, key=float)
             kept = {metric: by_cfg[best][metric] for metric in ("fid", "recall") if metric in by_cfg[best]}
             found |= {f"{name}_{metric}": value for metric, value in kept.items()} | {f"{name}_cfg": float(best)}
         if (run / name / "likelihood.json").is_file():

@@ -25,6 +25,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from flowprior.data.image_sizes import ImageSize  # noqa: E402
 from flowprior.distributed import World  # noqa: E402
 from flowprior.errors import entry_point  # noqa: E402

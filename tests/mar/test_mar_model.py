@@ -195,7 +195,8 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
             error = (model.head(point, all_t, cond[image]) - (latents[image] - all_noise)).square().mean(-1)  # (T,)
             terms.append(error[masked])
     slow = torch.cat(terms).mean()
-    torch.testing.assert_close(loss, slow, rtol=1e-5, atol=1e-5)
+    tight = model.config.times.distribution == "uniform"  # logit-normal times are another function's rounding
+    torch.testing.assert_close(loss, slow, rtol=2e-6 if tight else 1e-5, atol=1e-5)
     parameters = dict(model.named_parameters())
     gradients, slow_gradients = (
         torch.autograd.grad(x, [latents, *parameters.values()], allow_unused=True, retain_graph=True)
@@ -205,7 +206,11 @@ def test_the_loss_of_masked_tokens_is_that_of_all_tokens_with_the_others_left_ou
         assert (gradient is None) == (expected is None), name
         if gradient is not None:
             torch.testing.assert_close(
-                gradient, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+                gradient,
+                expected,
+                rtol=1e-3,
+                atol=1e-5 if tight else 1e-4,
+                msg=lambda text, name=name: f"{name}: {text}",
             )
 
 

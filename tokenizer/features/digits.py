@@ -46,7 +46,7 @@ class ClassifierFeatures(FeatureModel):
         """Take the weights that lie in the stage's folder; the first process trains them on all images where there are none."""
         steps, seed = self.config.steps, context.seed
         of = self.config.of
-        kind = "digit" if of == "digits" else of
+        kind = "digit" if of == "digits" else of  # the name that files of earlier versions have
         file = context.folder / f"{kind}_features_{self.width}_{steps}_{seed}.safetensors"
         if context.world.is_main and not file.is_file():
             seed = stream_seed(seed, "digit features")
