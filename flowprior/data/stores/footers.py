@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,10 +63,14 @@ def row_groups(files: list[Path], image: str) -> list[list[RowGroup]]:
     os.close(sender)
     with os.fdopen(receiver) as lines:
         told = [json.loads(line) for line in lines]
-    os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if problem := next((groups for groups in told if isinstance(groups, str)), ""):
         raise UserError(problem)
     if len(told) < len(files):
+        if code == -signal.SIGKILL:
+            raise UserError(
+                f"the process that looks at the footer of the Parquet file {files[len(told)]} was killed: is there memory for it?"
+            )
         raise UserError(f"the footer of the Parquet file {files[len(told)]} is damaged: get or make it again")
     return [[RowGroup(*group) for group in groups] for groups in told]
 
