@@ -250,16 +250,23 @@ def test_bytes_that_are_hit_are_never_more_than_a_mistake_that_names_the_file(tm
     assert refused >= 10
 
 
-def test_a_footer_that_ends_the_process_which_reads_it_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "ends, told",
+    [
+        (signal.SIGABRT, "the footer of the Parquet file {} is damaged"),
+        (signal.SIGKILL, "the process that looks at the footer of the Parquet file {} was killed"),
+    ],
+)
+def test_a_footer_that_ends_the_process_which_reads_it_is_one_line(tmp_path, monkeypatch, ends, told):
     for name in ("a.parquet", "b.parquet"):
         written(tmp_path, name=name, image=DATA)
     look = footers._look
 
     def end(file, image):
-        return os.kill(os.getpid(), signal.SIGKILL) if file.name == "b.parquet" else look(file, image)
+        return os.kill(os.getpid(), ends) if file.name == "b.parquet" else look(file, image)
 
     monkeypatch.setattr(footers, "_look", end)
-    assert refusal(tmp_path).startswith(f"the footer of the Parquet file {tmp_path / 'b.parquet'} is damaged")
+    assert refusal(tmp_path).startswith(told.format(tmp_path / "b.parquet"))
 
 
 def test_a_file_written_anew_while_it_is_read_is_noticed(tmp_path):
