@@ -253,7 +253,7 @@ def test_bytes_that_are_hit_are_never_more_than_a_mistake_that_names_the_file(tm
 @pytest.mark.parametrize(
     "ends, told",
     [
-        (signal.SIGABRT, "the footer of the Parquet file {} is damaged"),
+        (signal.SIGALRM, "the footer of the Parquet file {} is damaged"),
         (signal.SIGKILL, "the process that looks at the footer of the Parquet file {} was killed"),
     ],
 )
