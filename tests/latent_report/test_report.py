@@ -166,3 +166,12 @@ def test_words_of_a_command_line_are_tokenizers_and_options_in_any_order():
     ):
         with pytest.raises(UserError, match=said):
             parse(words)
+
+
+def test_latents_that_have_no_spectrum_leave_out_that_group_and_no_other(tmp_path):
+    alike = torch.randn(40, 1, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 2, 1)
+    np.savez(tmp_path / "alike.npz", latents=alike.numpy())
+    config = ReportConfig(out=str(tmp_path), flow=SMALL, resamples=2)
+    [one] = write_report([str(tmp_path / "alike.npz")], config)["tokenizers"]
+    assert "no spectrum" in one["not_measured"]["dependence"] and "irreducible_variance" in one["figures"]
+    assert one["figures"]["variance_images"]["value"] == pytest.approx(1, abs=1e-5)
