@@ -49,7 +49,7 @@ FIGURES = {
     "rfid_noise_0.4": Figure(
         "reconstruction",
         "rFID, noise 0.4",
-        "rFID where latents carry noise of 0.4 of each channel's deviation, as a generator's errors do: a decoder that bears it forgives them.",
+        "The rFID of latents that carry noise of 0.4 of each channel's deviation, as a generator's errors do: a decoder that bears it forgives them.",
         "lower",
     ),
     "midpoint_fid": Figure(
@@ -61,7 +61,7 @@ FIGURES = {
     "midpoints_sure": Figure(
         "reconstruction",
         "midpoints recognised",
-        "Share of those images in which the extractor's classifier gives one class 90 % or more.",
+        "Share of those images in which a classifier gives one class 90 % or more.",
         "higher",
         ".1%",
     ),

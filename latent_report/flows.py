@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from flowprior.distributed import World, best_device
 from flowprior.flow.losses import flow_matching_loss
-from flowprior.flow.online import SequenceVelocity
 from flowprior.flow.path import PathDraw, draw_path_of_step
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import Section, option
@@ -103,17 +102,20 @@ class TokenVelocity(nn.Module):
         return self.gaussian(x, t) + network.output(h, modulations[-1])  # (..., T, C)
 
 
-class ImageGaussian(nn.Module):
-    """The Gaussian of whole images, as what :class:`~flowprior.flow.online.SequenceVelocity` starts from; arguments as above."""
+class ImageVelocity(nn.Module):
+    """The velocity of all tokens of an image together; arguments as above."""
 
-    def __init__(self, latents: Tensor, budget: FlowBudget) -> None:
+    def __init__(self, latents: Tensor, budget: FlowBudget, seed: int) -> None:
         super().__init__()
-        self.gaussian = fitted_gaussian(latents.flatten(1))
-        self.channels, self.width, self.depth = latents.shape[2], budget.width, budget.depth
+        vectors = latents.flatten(1)  # (N, T C)
+        generator = torch.Generator().manual_seed(stream_seed(seed, "flow of images"))
+        self.gaussian = fitted_gaussian(vectors)
+        self.network = VelocityMLP(vectors.shape[1], budget.width, budget.depth, generator=generator)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """``x (..., T, C)`` and ``t (..., 1)`` to ``(..., T, C)``."""
-        return self.gaussian(x.flatten(-2), t.squeeze(-1)).view(x.shape)
+        """``x (..., T, C)`` and ``t (..., 1)``, one time per image or ``(1,)`` for all, to ``(..., T, C)``."""
+        vectors, t = x.flatten(-2), t.squeeze(-1)  # (..., T C), (...)
+        return (self.gaussian(vectors, t) + self.network(vectors, t)).view(x.shape)
 
 
 class _FlowMatching(Objective):
@@ -129,7 +131,7 @@ class _FlowMatching(Objective):
         return StepOutput(flow_matching_loss(self.velocity, latents, PathDraw(noise, t)))
 
 
-def train_flows(latents: Tensor, budget: FlowBudget, seed: int = 0) -> tuple[TokenVelocity, nn.Module]:
+def train_flows(latents: Tensor, budget: FlowBudget, seed: int = 0) -> tuple[nn.Module, nn.Module]:
     """The flow of single tokens and that of whole images, of normalised ``latents (N, T, C)``; on the CPU.
 
     Both are functions of the arguments. Of one token per image the two are the same network.
@@ -138,10 +140,8 @@ def train_flows(latents: Tensor, budget: FlowBudget, seed: int = 0) -> tuple[Tok
     _train(token, latents, budget, seed, "flow of single tokens")
     if latents.shape[1] == 1:
         return token, token
-    start = ImageGaussian(latents, budget).to(best_device())
-    together = SequenceVelocity(start, latents.shape[1], stream_seed(seed, "flow of images"))
+    together = ImageVelocity(latents, budget, seed)
     _train(together, latents, budget, seed, "flow of whole images")
-    start.cpu()
     return token, together
 
 

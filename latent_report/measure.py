@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 from flowprior.flow.likelihood import log_prob
 from flowprior.metrics.latent_statistics import (
     autocorrelation,
@@ -74,8 +74,8 @@ def measure(latents: Latents, config: ReportConfig, groups: dict[str, Group]) ->
         start = time.perf_counter()
         try:
             group(measured, results)
-        except UserError as error:
-            results.not_measured[name] = str(error)
+        except (UserError, ValueError) as error:  # the measures' own: latents that have no spectrum, say
+            results.not_measured[name] = one_line(error, limit=None)
         results.seconds[name] = time.perf_counter() - start
     return results
 
@@ -152,12 +152,9 @@ def measure_flow(measured: Measured, results: Results) -> None:
     if len(z) > tokens * channels:
         figures["irreducible_variance_gaussian"] = measured.resample(lambda i: _of_gaussian(z[i].flatten(1), grid))
     _measure_total_correlation(measured, results, token, together)
-    flat = _on_vectors(together, tokens)
-    held = held[:LIKELIHOOD_IMAGES].flatten(1)
-    nats = log_prob(flat, held, rtol=1e-4, atol=1e-4, seed=config.seed) / held.shape[1]
-    figures["log_likelihood"] = mean(nats)
-    steps = flow.euler_steps_needed(flat, (STEPS_SAMPLES, held.shape[1]), seed=config.seed)
-    figures["euler_steps"] = Estimate(float(steps), None)
+    figures["log_likelihood"] = mean(log_likelihoods(together, held[:LIKELIHOOD_IMAGES], config.seed))
+    flat, shape = _on_vectors(together, tokens), (STEPS_SAMPLES, tokens * channels)
+    figures["euler_steps"] = Estimate(float(flow.euler_steps_needed(flat, shape, seed=config.seed)), None)
 
 
 def _measure_total_correlation(measured: Measured, results: Results, token: Any, together: Any) -> None:
@@ -169,6 +166,14 @@ def _measure_total_correlation(measured: Measured, results: Results, token: Any,
     grid = flow.TimeGrid.midpoints(config.flow.times, TOTAL_CORRELATION_END)
     apart, joined = (tokens * channels * _errors(velocity, held, grid.t, config.seed) for velocity in (token, together))
     results.figures["total_correlation"] = mean(flow.divergence_from_losses(apart, joined, grid))
+
+
+def log_likelihoods(velocity: Any, latents: Tensor, seed: int = 0) -> Tensor:
+    """Log-density under a flow of images at each of ``latents (N, T, C)``, in nats per channel, ``(N,)``."""
+    vectors = latents.flatten(1)
+    return (
+        log_prob(_on_vectors(velocity, latents.shape[1]), vectors, rtol=1e-4, atol=1e-4, seed=seed) / vectors.shape[1]
+    )
 
 
 def _errors(velocity: Any, latents: Tensor, t: Tensor, seed: int) -> Tensor:

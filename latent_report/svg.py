@@ -71,7 +71,7 @@ class _Axis:
             every = max(1, len(powers) // 6)
             values = [factor * 10.0**power for power in powers[::every] for factor in factors]
             return [v for v in values if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
-        raw = (self.high - self.low) / 4
+        raw = (self.high - self.low) / 5
         step = next(
             f * 10 ** math.floor(math.log10(raw))
             for f in (1, 2, 5, 10)
@@ -83,7 +83,7 @@ class _Axis:
 
 def _kept(line: Line, log: bool) -> Line:
     places = [i for i, y in enumerate(line.y) if math.isfinite(y) and (y > 0 or not log)]
-    error = None if line.error is None else [line.error[i] for i in places]
+    error = None if line.error is None else [e if math.isfinite(e := line.error[i]) else 0.0 for i in places]
     return Line(line.name, [line.x[i] for i in places], [line.y[i] for i in places], error)
 
 

@@ -16,6 +16,8 @@ from flowprior.run.config import apply_overrides, build_config, list_options
 from flowprior.run.presets import find_preset, read_preset
 from generation import estimate_scale, generate
 from generation.commands import COMMANDS as GENERATION_COMMANDS
+from latent_report.__main__ import parse as parse_report
+from latent_report.config import ReportConfig
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from scripts.benchmarks.__main__ import parse as parse_benchmark
@@ -67,6 +69,7 @@ OPTIONS = {
         SimFlowAEConfig,
         SimFlowStageConfig,
         ToyConfig,
+        ReportConfig,
     )
     for name, _, _ in list_options(cls)
 }
@@ -186,6 +189,8 @@ def test_every_other_command_is_there_and_takes_the_options_that_it_is_shown_wit
             toy_config(parse_toy(command.words))
         elif command.what == "scripts/benchmark.sh":
             parse_benchmark(command.words)
+        elif command.what == "scripts/latent_report.sh":
+            parse_report(command.words)
         elif command.what == "mar estimate_scale":
             estimate_scale.parse(MARStageConfig, command.words)
         else:

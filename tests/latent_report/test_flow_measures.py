@@ -7,7 +7,7 @@ import torch
 
 from flowprior.flow.path import path_sample
 from latent_report.flows import FlowBudget, GaussianVelocity, train_flows
-from latent_report.measure import canonical
+from latent_report.measure import canonical, log_likelihoods
 from latent_report.measures.distribution import normalised
 from latent_report.measures.flow import (
     TimeGrid,
@@ -169,3 +169,11 @@ def test_every_velocity_meets_the_same_points():
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and errors.shape == (5, 2)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(seen[0], path_sample(noise, latents, GRID.t[0]).x_t)
+
+
+def test_a_gaussians_latents_have_its_log_density_under_the_flow_that_is_trained_on_them():
+    latents = gaussian(1200, torch.diag(torch.tensor([2.0, 0.5, 0.2, 0.1]))).view(-1, 2, 2)
+    _, together = train_flows(latents, FlowBudget(steps=10, images=64, width=16, depth=1))
+    found = log_likelihoods(together, latents[:300]).mean().item()
+    exact = torch.distributions.Normal(0.0, torch.tensor([2.0, 0.5, 0.2, 0.1]).sqrt())
+    assert found == pytest.approx(exact.log_prob(latents[:300].flatten(1)).mean().item(), abs=0.03)

@@ -1,0 +1,177 @@
+"""The report of real, if small, tokenizers: every figure is in the table or in the list of what is missing, and the page stands by itself."""
+
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from flowprior import FlowPrior
+from flowprior.data.images import ImageConfig, open_images
+from flowprior.errors import UserError
+from latent_report.__main__ import parse, short_names, write_report
+from latent_report.config import ReportConfig
+from latent_report.figures import CURVES, FIGURES, GROUPS, Figure
+from latent_report.flows import FlowBudget
+from latent_report.measures.reconstruction import decoded, feature_distance, noisy, psnr_and_ssim
+from latent_report.page import best_of, number
+from latent_report.svg import Line, line_plot
+from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
+from tokenizer.metrics import MeterContext, build_meters
+from tokenizer.reconstruct import measure_with_noise
+from tokenizer.vit import ViTConfig
+
+SMALL = FlowBudget(steps=3, images=16, width=8, depth=1, times=4)
+
+
+def small_autoencoder(seed: int = 0) -> Autoencoder:
+    vit = ViTConfig(width=12, depth=1, heads=3)
+    torch.manual_seed(seed)
+    return Autoencoder(AutoencoderConfig(32, 16, 2, 3, encoder=vit, decoder=vit)).eval()
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The report of two autoencoders and of one's latents alone, against a prior."""
+    folder = tmp_path_factory.mktemp("report")
+    for seed in (0, 1):
+        small_autoencoder(seed).save(folder / f"seed{seed}" / "ae" / "autoencoder")
+    features = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    FlowPrior.fit(features, channels=3, width=8, depth=1, steps=2, progress=False).save(folder / "prior")
+    bare = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    np.savez(folder / "bare.npz", latents=bare, labels=np.arange(40) % 2)
+    config = ReportConfig(
+        out=str(folder / "out"),
+        images=40,
+        flow=SMALL,
+        resamples=4,
+        noise_shares=(0.1, 0.4),
+        prior=str(folder / "prior"),
+    )
+    names = [str(folder / name) for name in ("seed0", "seed1", "bare.npz")]
+    report = write_report(names, config)
+    return folder / "out", report
+
+
+def test_every_figure_of_the_table_is_measured_or_its_absence_has_a_reason(reported):
+    _, report = reported
+    one, two, bare = report["tokenizers"]
+    for tokenizer in (one, two):
+        reasons = tokenizer["not_measured"].keys()
+        assert FIGURES.keys() == tokenizer["figures"].keys() | reasons and reasons <= {"lpips"}
+        assert CURVES.keys() == tokenizer["curves"].keys()
+    assert bare["not_measured"]["reconstruction"] == "bare latents have no decoder"
+    missing = {name for name in FIGURES if name not in bare["figures"]}
+    assert {FIGURES[name].group for name in missing} == {"reconstruction", "semantics"}
+    assert missing - {"cka", "cknna"} == {n for n, figure in FIGURES.items() if figure.group == "reconstruction"}
+
+
+def test_figures_that_were_drawn_from_images_have_an_error_and_all_are_finite(reported):
+    _, report = reported
+    without = {"gaussian_distance", "gaussian_distance_floor", "euler_steps"}
+    for tokenizer in report["tokenizers"]:
+        for name, entry in tokenizer["figures"].items():
+            assert np.isfinite(entry["value"]) and ((entry["error"] is None) == (name in without)), name
+
+
+def test_the_json_is_what_was_returned_and_says_what_every_figure_means(reported):
+    folder, report = reported
+    kept = json.loads((folder / "report.json").read_text())
+    assert kept == json.loads(json.dumps(report)) and kept["figures"].keys() == FIGURES.keys()
+    assert [one["name"] for one in kept["tokenizers"]] == ["seed0", "seed1", "bare.npz"]
+
+
+def test_the_page_names_every_figure_and_asks_no_network_for_anything(reported):
+    folder, _ = reported
+    page = (folder / "report.html").read_text()
+    shown = [figure for name, figure in FIGURES.items() if name != "lpips"]
+    assert [figure.label for figure in shown if html.escape(figure.meaning) not in page] == []
+    assert page.count("<svg") == len(CURVES) and page.count("data:image/png;base64,") == 2
+    assert not re.search(r"(src|href)=[\"'](?!data:)|https?:|url\(|<script|@import", page)
+
+
+def test_every_figure_and_curve_belongs_to_a_group_and_is_a_sentence():
+    for figure in [*FIGURES.values(), *CURVES.values()]:
+        assert figure.group in GROUPS and figure.meaning.endswith(".") and figure.meaning[0].isupper()
+    for figure in FIGURES.values():
+        assert format(1.0, figure.form) and figure.better in ("higher", "lower", "")
+
+
+def test_two_reports_of_one_tokenizer_are_alike_to_the_bit(reported, tmp_path):
+    folder, report = reported
+    out, options = tmp_path / "again", report["protocol"]["options"]
+    config = ReportConfig(
+        out=str(out), images=40, flow=SMALL, resamples=4, noise_shares=(0.1, 0.4), prior=options["prior"]
+    )
+    again = write_report([report["tokenizers"][1]["path"]], config)
+    assert again["tokenizers"][0]["figures"] == report["tokenizers"][1]["figures"]
+
+
+def test_noise_is_what_the_evaluation_of_an_autoencoder_draws_and_more_of_it_is_worse():
+    model, source = small_autoencoder(), open_images(ImageConfig(subset="val"))
+    context = MeterContext(torch.device("cpu"), len(source), 32, extractor="digits")
+    theirs = measure_with_noise(model, source, {s: build_meters(["fidelity"], context) for s in (0.2, 0.8)})
+    with torch.no_grad():
+        codes = model.encode(source.images.float() / 127.5 - 1)
+    psnr = []
+    for share in (0.2, 0.8):
+        rebuilt = decoded(model.decode, noisy(codes, share))
+        psnr.append(psnr_and_ssim(source.images, rebuilt)[:, 0].mean().item())
+        assert psnr[-1] == pytest.approx(theirs[f"psnr_noise_{share:g}"], rel=1e-5)
+    clean = decoded(model.decode, codes)
+    drift = [(decoded(model.decode, noisy(codes, s)).float() - clean.float()).square().mean() for s in (0.2, 0.8)]
+    assert 0 < drift[0] < drift[1]
+
+
+def test_the_distance_of_features_is_that_of_their_means_where_their_spread_is_the_same():
+    features = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    assert feature_distance(features, features + torch.tensor([3.0, 0, 4.0, 0])) == pytest.approx(25, rel=1e-3)
+
+
+def test_the_best_is_marked_only_where_it_differs_from_the_worst_by_more_than_chance():
+    lower, open_ = Figure("flow", "a", "A.", "lower"), Figure("flow", "a", "A.")
+    far = [{"value": 1.0, "error": 0.1}, {"value": 2.0, "error": 0.1}, None]
+    near = [{"value": 1.0, "error": 0.5}, {"value": 2.0, "error": 0.5}]
+    assert best_of(lower, far) == 0 and best_of(lower, near) is None and best_of(open_, far) is None
+    assert best_of(lower._replace(better="higher"), far) == 1
+    assert number(lower._replace(form=".1%"), {"value": 0.5, "error": 0.01}) == "50.0% ± 1.0%"
+    assert number(lower, None) == "-"
+
+
+def test_tokenizers_are_called_by_what_tells_them_apart():
+    assert short_names(["runs/a/ae/autoencoder", "runs/b/ae/autoencoder"]) == ["a", "b"]
+    assert short_names(["runs/a"]) == ["a"] and short_names(["x/one.npz", "user/name"]) == ["x/one.npz", "user/name"]
+    assert short_names(["a", "a/b"]) == ["a", "a/b"]
+
+
+def test_a_plot_leaves_out_what_its_axis_cannot_show_and_is_empty_where_nothing_is_left():
+    plot = line_plot([Line("a", [0, 1, 2], [1.0, 0.0, 10.0])], "x", "y", log=True)
+    [points] = re.findall(r'<polyline points="([^"]+)"', plot)
+    assert len(points.split()) == 2 and "nan" not in plot
+    assert line_plot([Line("a", [0.0], [float("nan")])], "x", "y") == ""
+
+
+def test_words_of_a_command_line_are_tokenizers_and_options_in_any_order():
+    names, config = parse(["runs/a", "images=7", "user/name", "flow.steps=9"])
+    assert names == ["runs/a", "user/name"] and (config.images, config.flow.steps) == (7, 9)
+    for words, said in (
+        ([], "name a tokenizer"),
+        (["a", "a"], "named twice"),
+        (["a", "imagez=7"], "'imagez'"),
+        (["a", "flow.steps=0"], "steps"),
+        (["a", "held_out=1"], "held_out"),
+        (["a", "--bogus"], "--help lists"),
+    ):
+        with pytest.raises(UserError, match=said):
+            parse(words)
+
+
+def test_latents_that_have_no_spectrum_leave_out_that_group_and_no_other(tmp_path):
+    alike = torch.randn(40, 1, 3, generator=torch.Generator().manual_seed(0)).repeat(1, 2, 1)
+    np.savez(tmp_path / "alike.npz", latents=alike.numpy())
+    config = ReportConfig(out=str(tmp_path), flow=SMALL, resamples=2)
+    [one] = write_report([str(tmp_path / "alike.npz")], config)["tokenizers"]
+    assert "no spectrum" in one["not_measured"]["dependence"] and "irreducible_variance" in one["figures"]
+    assert one["figures"]["variance_images"]["value"] == pytest.approx(1, abs=1e-5)
