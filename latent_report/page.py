@@ -107,7 +107,9 @@ def best_of(figure: Figure, entries: list[dict[str, Any] | None]) -> int | None:
         return None
     ranked = sorted(known, reverse=figure.better == "higher")
     (best, place), (worst, last) = ranked[0], ranked[-1]
-    errors = [entries[at]["error"] or 0.0 for at in (place, last)]
+    errors = [entries[at]["error"] for at in (place, last)]
+    if None in errors:  # nobody knows whether they differ
+        return None
     return place if abs(best - worst) > 2 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5 else None
 
 

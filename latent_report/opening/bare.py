@@ -13,7 +13,7 @@ from flowprior.data.order import SampleKey
 from flowprior.errors import UserError, one_line
 from flowprior.run.archives import read_arrays
 from flowprior.run.files import read_tensors
-from latent_report.opening.base import ImageOptions, Latents, spread, without_images
+from latent_report.opening.base import ImageOptions, Latents, check_labels, directions, spread, without_images
 
 SUFFIXES = (".npz", ".npy", ".safetensors")
 LATENTS, LABELS = ("latents", "latent", "z"), ("labels", "label", "y")
@@ -42,8 +42,12 @@ def read_cache(folder: Path, options: ImageOptions) -> Latents:
     """The first view of every image in a latent cache; a draw where it holds moments."""
     cache = LatentCache(folder)
     chosen = spread(len(cache), options.count)
-    batch = cache.batch([SampleKey(index, -1) for index in chosen])
-    labels = batch["label"] if cache.num_classes > 1 else options.labels
+    batch, labels = cache.batch([SampleKey(index, -1) for index in chosen]), options.labels
+    if cache.num_classes > 1:
+        labels = batch["label"]
+    elif labels is not None:
+        check_labels(labels, len(cache), str(folder))
+        labels = labels[chosen]
     return without_images("latent cache", batch["latents"], cache.shape[:1], labels, str(folder))
 
 
@@ -63,7 +67,7 @@ def read_labels(path: str | Path) -> Tensor:
 def as_tokens(latents: Tensor, path: Path | str) -> tuple[Tensor, tuple[int, ...]]:
     """Latents of any accepted shape as float32 ``(N, T, C)``, and their places."""
     if latents.dim() == 4:
-        return latents.float().flatten(2).transpose(1, 2).contiguous(), tuple(latents.shape[2:])
+        return latents.float().flatten(2).transpose(1, 2).contiguous(), directions(tuple(latents.shape[2:]))
     if latents.dim() == 3:
         return latents.float(), (latents.shape[1],)
     if latents.dim() == 2:

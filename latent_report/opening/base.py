@@ -91,7 +91,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
     latents = torch.cat([latents.float().cpu() for _, latents in parts])
     check_latents(latents, kind)
     labels = torch.cat(images.labels) if source.num_classes > 1 else None
-    places = getattr(tokenizer, "places", None) or (latents.shape[1],)
+    places = directions(getattr(tokenizer, "places", None) or (latents.shape[1],))
     device = next(tokenizer.parameters()).device
     return Latents(
         kind,
@@ -109,6 +109,17 @@ def spread(total: int, count: int) -> list[int]:
     if not 0 < count < total:
         return list(range(total))
     return torch.linspace(0, total - 1, count, dtype=torch.float64).round().long().tolist()
+
+
+def directions(sides: tuple[int, ...]) -> tuple[int, ...]:
+    """The sides of a map along which there is more than one place; ``(1,)`` where there is none."""
+    return tuple(side for side in sides if side > 1) or (1,)
+
+
+def check_labels(labels: Tensor, count: int, what: str) -> None:
+    """A :class:`UserError` unless there is a label for each of ``count`` latents."""
+    if len(labels) != count:
+        raise UserError(f"{what} has {count} latents and there are {len(labels)} labels: give one for each")
 
 
 def check_count(count: int, what: str) -> None:
@@ -130,7 +141,7 @@ def without_images(kind: str, latents: Tensor, places: tuple[int, ...], labels: 
     """Bare latents, looked at; what needs a decoder will be left out."""
     check_count(len(latents), what)
     check_latents(latents, what)
-    if labels is not None and len(labels) != len(latents):
-        raise UserError(f"{what} has {len(latents)} latents and there are {len(labels)} labels: give one for each")
+    if labels is not None:
+        check_labels(labels, len(latents), what)
     note(f"{what} holds latents alone: what needs images or a decoder is left out")
     return Latents(kind, latents, places, labels)

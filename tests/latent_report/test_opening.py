@@ -162,3 +162,8 @@ def test_labels_are_whole_numbers_in_a_file_of_numpy(tmp_path):
     for name, said in (("floats", "no whole numbers"), ("torn", "cannot be read"), ("none", "no file of labels")):
         with pytest.raises(UserError, match=said):
             read_labels(tmp_path / f"{name}.npy")
+
+
+def test_a_map_of_one_row_varies_along_its_other_side_alone(tmp_path):
+    save_file({"latents": latents(30, 4, 1, 6)}, tmp_path / "z.safetensors")
+    assert open_tokenizer(str(tmp_path / "z.safetensors"), DIGITS).places == (6,)

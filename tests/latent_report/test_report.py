@@ -175,3 +175,9 @@ def test_latents_that_have_no_spectrum_leave_out_that_group_and_no_other(tmp_pat
     [one] = write_report([str(tmp_path / "alike.npz")], config)["tokenizers"]
     assert "no spectrum" in one["not_measured"]["dependence"] and "irreducible_variance" in one["figures"]
     assert one["figures"]["variance_images"]["value"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_figure_without_an_error_has_no_best():
+    figure, known = FIGURES["rfid"], {"value": 1.0, "error": 0.01}
+    assert best_of(figure, [known, {"value": 2.0, "error": 0.01}]) == 0
+    assert best_of(figure, [known, {"value": 2.0, "error": None}]) is None
