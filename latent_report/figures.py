@@ -17,7 +17,7 @@ GROUPS = {
 
 
 class Figure(NamedTuple):
-    """One number of the report, or one curve, whose first word then stands for its axis."""
+    """One number of the report."""
 
     group: str
     label: str
@@ -238,72 +238,5 @@ FIGURES = {
         "lower",
         ".2f",
         "nats",
-    ),
-}
-
-
-class Curve(NamedTuple):
-    """Figures along an axis."""
-
-    group: str
-    label: str
-    x: str
-    y: str
-    meaning: str
-    log: bool = False
-
-
-CURVES = {
-    "rfid_noise": Curve(
-        "reconstruction",
-        "rFID against noise",
-        "noise, in each channel's deviation",
-        "rFID",
-        "How fast images fall apart as latents are disturbed.",
-        True,
-    ),
-    "psnr_noise": Curve(
-        "reconstruction",
-        "PSNR against noise",
-        "noise, in each channel's deviation",
-        "PSNR, dB",
-        "The same, pixel by pixel.",
-    ),
-    "channel_std": Curve(
-        "distribution",
-        "deviation of channels",
-        "channel, by rank",
-        "std",
-        "Deviations of the raw channels, the largest first.",
-        True,
-    ),
-    "spectrum": Curve(
-        "distribution",
-        "spectrum of images",
-        "principal axis",
-        "share of variance",
-        "How fast the variance of whole images' latents falls along their axes.",
-        True,
-    ),
-    "velocity_variance": Curve(
-        "flow",
-        "irreducible variance, at most",
-        "t, noise to data",
-        "per channel",
-        "Held-out error of the small flow at each time.",
-    ),
-    "velocity_variance_sample": Curve(
-        "flow",
-        "irreducible variance, at least",
-        "t, noise to data",
-        "per channel",
-        "From the images' own latents: where it leaves the flow's, the sample no longer shows how paths cross.",
-    ),
-    "autocorrelation": Curve(
-        "dependence",
-        "autocorrelation",
-        "distance between places",
-        "correlation",
-        "How far along the places tokens know of each other.",
     ),
 }

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from latent_report.figures import CURVES, FIGURES, GROUPS, Figure
+from latent_report.curves import CURVES
+from latent_report.figures import FIGURES, GROUPS, Figure
 from latent_report.svg import COLOURS, Line, line_plot
 
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}

@@ -13,7 +13,8 @@ from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import UserError
 from latent_report.__main__ import parse, short_names, write_report
 from latent_report.config import ReportConfig
-from latent_report.figures import CURVES, FIGURES, GROUPS, Figure
+from latent_report.curves import CURVES
+from latent_report.figures import FIGURES, GROUPS, Figure
 from latent_report.flows import FlowBudget
 from latent_report.measures.reconstruction import decoded, feature_distance, noisy, psnr_and_ssim
 from latent_report.page import best_of, number
