@@ -85,7 +85,7 @@ def _tell(files: list[Path], image: str, sender: int) -> None:
                     told: object = _look(file, image)
                 except UserError as error:
                     told = str(error)
-                print(json.dumps(told), file=lines, flush=True)
+                print(json.dumps(told, allow_nan=False), file=lines, flush=True)
     finally:
         os._exit(0)
 
