@@ -19,7 +19,7 @@ MINUS_ONE = "-1"  # what data sets without labels often say
 MOST_CLASSES = 1 << 20
 NAMES_SAID = 5
 # Texts that nearly every sample has to itself are captions.
-MANY_WORDS, WORDS_HELD = 1000, 1 << 16
+MANY_WORDS, WORDS_HELD = 100, 1 << 16
 
 
 class WrittenLabels:

@@ -175,7 +175,7 @@ REFUSED = {
     "a missing struct": ({"image": [*STRUCTS, None]}, "the image .*a.parquet: row 3 is missing"),
     "a path alone": ({"image": [*STRUCTS, {"bytes": None, "path": "x.png"}]}, "a.parquet: row 3 is not in the table, .* x.png"),
     "a missing label": ({"image": DATA, "label": [*WORDS[:12], None]}, "1 of 13 images .*first .*a.parquet: row 12: add"),
-    "captions": ({"image": DATA * 100, "label": [str(n) + "x" for n in range(1300)]}, "are captions and no classes"),
+    "captions": ({"image": DATA * 10, "label": [str(n) + "x" for n in range(130)]}, "are captions and no classes"),
 }  # fmt: skip
 
 
