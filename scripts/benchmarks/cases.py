@@ -9,7 +9,7 @@ from scripts.benchmarks.autoencoder_cases import autoencoder_step, autoencoder_s
 from scripts.benchmarks.data_cases import cache_reading, evaluation, image_loading, latent_caching
 from scripts.benchmarks.flow_cases import alignment, flow_prior_step, toy_step
 from scripts.benchmarks.mar_cases import mar_sampling, mar_step
-from scripts.benchmarks.place_cases import cold_places, image_places, indexing
+from scripts.benchmarks.place_cases import cold_places, cold_reading, image_places, indexing
 from scripts.benchmarks.sit_cases import sit_sampling, sit_step
 
 CASES = {
@@ -26,6 +26,7 @@ CASES = {
     "image loading": image_loading,
     "places of images": image_places,
     "places of images, cold": cold_places,
+    "reading files, cold": cold_reading,
     "indexing": indexing,
     "training from files": autoencoder_step_from_files,
     "evaluation": evaluation,

@@ -16,7 +16,9 @@ import torch
 
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.loader import training_batches
+from flowprior.data.stores.base import StoreOptions
 from flowprior.data.stores.indexing import index_shards
+from flowprior.data.stores.recognise import open_store
 from flowprior.data.stores.tar import TarArchive
 from flowprior.data.stores.zip import ZipArchive
 from flowprior.distributed import World
@@ -66,6 +68,26 @@ def cold_places(level: str, device: torch.device, folder: Path) -> Case:
         before=before,
         left_out=left_out,
     )
+
+
+def cold_reading(level: str, device: torch.device, folder: Path) -> Case:
+    """Small files in random order from a disk that has to be read, and not decoded: what a file system takes for each of many files."""
+    count = 100 if level == "tiny" else 20_000
+    random, images = np.random.default_rng(0), folder / "folder" / "class"
+    images.mkdir(parents=True)
+    for number in range(count):
+        (images / f"{number:06d}.jpg").write_bytes(b"\xff\xd8\xff" + random.bytes(4000))
+    places = {"folder": folder / "folder", "tar": tar_shards(folder / "tar", sorted(images.iterdir()), 1000)}
+    stores = {kind: open_store(str(place), StoreOptions(label_column="none")) for kind, place in places.items()}
+    order = random.permutation(count).tolist()
+
+    def read(kind: str) -> None:
+        for index in order:
+            stores[kind].read(index)
+
+    variants = {kind: lambda kind=kind: read(kind) for kind in places}
+    before = dict.fromkeys(places, lambda: drop_from_memory(folder))
+    return Case(f"{count} files of 4 kB, not in memory", "images", count, variants, before=before)
 
 
 def _batches(place: Path, size: int, batch: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
@@ -132,10 +154,10 @@ def write_tar(file: Path, members: list[tuple[str, bytes]]) -> None:
             archive.members.clear()  # which it would keep all of
 
 
-def tar_shards(folder: Path, images: list[Path]) -> Path:
+def tar_shards(folder: Path, images: list[Path], size: int = IMAGES_PER_SHARD) -> Path:
     """``folder``, filled with shards of these files."""
     folder.mkdir()
-    for number, part in enumerate(_parts(images, IMAGES_PER_SHARD)):
+    for number, part in enumerate(_parts(images, size)):
         write_tar(folder / f"{number:04d}.tar", [(image.name, image.read_bytes()) for image in part])
     return folder
 
