@@ -18,8 +18,8 @@ NUMBER = re.compile(r"0|[1-9]\d{0,17}")
 MINUS_ONE = "-1"  # what data sets without labels often say
 MOST_CLASSES = 1 << 20
 NAMES_SAID = 5
-# Texts that nearly every sample has to itself are captions.
-MANY_WORDS, WORDS_HELD = 100, 1 << 16
+# Texts that nearly every sample has to itself are captions; so many numbers are not classes either.
+MANY_WORDS, MANY_NUMBERS, WORDS_HELD = 100, 1000, 1 << 16
 
 
 class WrittenLabels:
@@ -72,9 +72,10 @@ def classes_of(words: Sequence[str], counts: np.ndarray, source: str, where: str
     total, here = int(counts.sum()), f"the labels of {where} ({source})"
     if set(words) <= {MINUS_ONE}:
         return Classes([], np.zeros(len(words), np.int32), [])
-    if guessed and len(words) > MANY_WORDS and 2 * len(words) > total:
+    numbers = all(NUMBER.fullmatch(word) for word in words)
+    if guessed and len(words) > (MANY_NUMBERS if numbers else MANY_WORDS) and 2 * len(words) > total:
         raise captions(len(words), total, source, where)
-    if all(NUMBER.fullmatch(word) for word in words):
+    if numbers:
         places = np.array([int(word) for word in words])
         if (most := int(places.max())) >= MOST_CLASSES:
             raise UserError(

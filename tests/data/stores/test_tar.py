@@ -185,6 +185,11 @@ def test_captions_are_no_classes_unless_somebody_says_so(tmp_path):
     assert len(opened(file, label="txt").class_names) == 150 and len(opened(file, label="none").class_names) == 1
 
 
+def test_a_thousand_numbers_are_classes_though_each_comes_once(tmp_path):
+    members = [(f"{n}.{kind}", data) for n in range(1000) for kind, data in (("png", b"x"), ("cls", b"%d" % n))]
+    assert len(opened(write_tar(tmp_path / "a.tar", members, tarfile.USTAR_FORMAT)).class_names) == 1000
+
+
 def test_labels_that_are_asked_for_and_missing_are_refused(tmp_path):
     file = write_tar(tmp_path / "a.tar", [A, ("a.json", b'{"label": 1}')])
     for label in ("cls", "other"):
