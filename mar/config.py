@@ -89,7 +89,7 @@ class MARStageConfig(GenerationConfig):
         kept = read_json(folder / "config.json", what)
         if kept.get("generator") != saved.get("fingerprint"):
             raise UserError(
-                f"the {what} in {folder} is of another generator's head than that in {self.folder / 'generator'}: "
+                f"the {what} in {folder} is of another generator than that in {self.folder / 'generator'}: "
                 f"delete {folder.parent} and {remedy}"
             )
         return folder, str(kept.get("fingerprint"))

@@ -1,36 +1,37 @@
-"""After stage 3: distil the trained head of MAR into its flow map, which draws a token in one to four evaluations, guidance included.
+"""After train_mar: distil the trained flow head into its flow map, which draws a token in one to four evaluations, guidance included.
 
-    python -m mar.distil_head [--preset digits] [--where-asked] [option=value ...]
+    python -m mar distil_head [--preset digits] [option=value ...]
 
-Reads the trained generator and its latent cache, and writes ``<run_dir>/mar/flow_map``: ``map/`` (the averaged weights) and the log.
-Samples are drawn with it by model.mar.sampler.head=map. With --where-asked nothing is done unless the sampler asks for it.
+Reads the trained generator and its latent cache, and writes ``<run_dir>/mar/flow_map``: ``map/`` (the map's averaged weights) and the log.
+Samples are drawn with it by model.mar.sampler.head=map.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from flowprior.errors import entry_point
 from mar.config import MARStageConfig
-from mar.distil_stage import DistilStage, read_where_asked, run
+from mar.distil_stage import DistilStage, run
 from mar.distillation import HeadDistillation
 
 
 def distil_head(stage: type[MARStageConfig]) -> None:
     """Distil the trained head into its flow map."""
-    config = read_where_asked(stage, __doc__ or "", lambda config: config.samples_by_map)
-    if config is None:
-        return
-    settings = config.distil
-    described = DistilStage(
+    run(stage.read(__doc__ or ""), head_stage)
+
+
+def head_stage(config: MARStageConfig, saved: dict[str, Any]) -> DistilStage:
+    """The stage, for the generator whose ``config.json`` is ``saved``."""
+    return DistilStage(
         what="flow map",
-        settings=settings,
+        settings=config.distil,
         folder=config.distillation_folder,
         product="map",
         inputs={},
-        make=lambda bundle: HeadDistillation(bundle.model, bundle.normaliser, settings),
+        make=lambda bundle: HeadDistillation(bundle.model, bundle.normaliser, config.distil),
     )
-    run(config, lambda saved: described)
 
 
 main = entry_point(partial(distil_head, MARStageConfig))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.loader import training_batches
@@ -22,7 +22,6 @@ from generation.train import open_cache
 from mar.config import MARStageConfig
 from mar.distillation import DistilConfig, Distillation
 
-WHERE_ASKED = "--where-asked"
 SHOWN_IMAGES, SHOWN_DRAWS = 64, 8  # of whose tokens the log has the error
 
 
@@ -47,28 +46,18 @@ class DistilStage:
     make: Callable[[GeneratorObjective], Distillation]
 
 
-def read_where_asked(
-    stage: type[MARStageConfig], description: str, asked: Callable[[MARStageConfig], bool]
-) -> MARStageConfig | None:
-    """The command line's config; None where the stage is to be run only if ``asked`` for by the sampler, and is not.
+def run(config: MARStageConfig, describe_stage: Callable[[MARStageConfig, dict[str, Any]], DistilStage]) -> None:
+    """Distil as ``describe_stage`` says of the config and the generator's ``config.json``, unless that is complete.
 
     Raises:
         UserError: the generator is not MAR.
     """
-    config = stage.read(description, [word for word in sys.argv[1:] if word != WHERE_ASKED])
-    if WHERE_ASKED in sys.argv and not asked(config):
-        return None
     if config.model.name != "mar":
         raise UserError(f"MAR is distilled, not '{config.model.name}'")
-    return config
-
-
-def run(config: MARStageConfig, describe_stage: Callable[[dict], DistilStage]) -> None:
-    """Distil as ``describe_stage`` says of the generator's ``config.json``, unless that is complete."""
     with distributed_world() as world:
         autoencoder = load_autoencoder(config, world.device)
         bundle, saved = load_generator(config, autoencoder, world.device)
-        cache, stage = open_cache(config, autoencoder, world), describe_stage(saved)
+        cache, stage = open_cache(config, autoencoder, world), describe_stage(config, saved)
         folder = RunFolder(stage.folder.parent, stage.folder.name, remedy="delete {path}")
         with folder.held(world):
             inputs = {"generator": saved["fingerprint"], "latent cache": cache.fingerprint, **stage.inputs}

@@ -62,6 +62,7 @@ class Solutions(NamedTuple):
     """Tokens on their way from noise to data, at equally many equal steps of time."""
 
     states: Tensor  # (B, n, steps + 1, C)
+    masking: Masking  # what they are solutions of
     cond: Tensor  # (B, n, K), with the class
     uncond: Tensor  # (B, n, K), without it
     scale: Tensor  # (B, 1, 1), of the guidance
@@ -97,8 +98,8 @@ class Distillation(Objective):
         """What is trained, and handed on."""
 
     @abstractmethod
-    def conditions(self, batch: dict[str, Tensor], random: StepRandom, solutions: Solutions) -> list[Tensor]:
-        """What the map is told of the tokens of ``solutions``, which :meth:`solve` makes of the same batch: one ``(B, n, K)`` or two."""
+    def conditions(self, solutions: Solutions) -> list[Tensor]:
+        """What the map is told of the tokens of ``solutions``: one ``(B, n, K)`` or two."""
 
     def train(self, mode: bool = True) -> Distillation:
         """No part of it has dropout."""
@@ -114,7 +115,7 @@ class Distillation(Objective):
             solutions.states.gather(2, step.unsqueeze(-1).expand(-1, -1, -1, channels)) for step in (start, end)
         )
         s, t = start / self.config.solver_steps, end / self.config.solver_steps
-        conds = self.conditions(batch, random, solutions)
+        conds = self.conditions(solutions)
         embedded = self.flow_map.embed_guided(*conds, scale=solutions.scale).unsqueeze(2)  # (B, n, 1, W)
         found = self.flow_map.mean_velocity(x_s, s, t, embedded).float()  # (B, n, J, C)
         return StepOutput((found - (x_t - x_s) / (t - s).unsqueeze(-1)).square().mean())
@@ -139,13 +140,13 @@ class Distillation(Objective):
         draw = FlowDrawer(model.head, SamplerConfig())
         velocity = draw.velocity([model.head.embed_condition(conds)], images, scale)
         solution = states(velocity, noise, self.config.solver_steps, self.config.solver)
-        return Solutions(torch.stack([noise, *solution], dim=2), *conds.chunk(2), scale)
+        return Solutions(torch.stack([noise, *solution], dim=2), masking, *conds.chunk(2), scale)
 
     @torch.no_grad()
     def errors(self, batch: dict[str, Tensor], random: StepRandom) -> dict[str, float]:
         """How far the map's data lies from the solver's, root mean square over its standard deviation, by the number of evaluations."""
         solutions = self.solve(batch, random)
-        conds, draw = self.conditions(batch, random, solutions), MapDrawer(self.flow_map, SamplerConfig())
+        conds, draw = self.conditions(solutions), MapDrawer(self.flow_map, SamplerConfig())
         noise, wanted = solutions.states[:, :, 0], solutions.states[:, :, -1]
         found = {count: draw(noise, conds, solutions.scale, count) for count in SHOWN_EVALUATIONS}
         return {
@@ -164,7 +165,7 @@ class HeadDistillation(Distillation):
     def product(self) -> FlowMap:
         return self.flow_map
 
-    def conditions(self, batch: dict[str, Tensor], random: StepRandom, solutions: Solutions) -> list[Tensor]:
+    def conditions(self, solutions: Solutions) -> list[Tensor]:
         return [solutions.cond, solutions.uncond]
 
 
@@ -183,9 +184,9 @@ class GuidanceDistillation(Distillation):
     def product(self) -> GuidedTransformer:
         return self.guided
 
-    def conditions(self, batch: dict[str, Tensor], random: StepRandom, solutions: Solutions) -> list[Tensor]:
+    def conditions(self, solutions: Solutions) -> list[Tensor]:
         scale = solutions.scale[:, :, 0]  # (B, 1)
-        return [self.guided.transformer.condition(*self.masking(batch, random), skip_unread=True, scale=scale)]
+        return [self.guided.transformer.condition(*solutions.masking, skip_unread=True, scale=scale)]
 
 
 def draw_jumps(config: DistilConfig, uniform: Tensor) -> tuple[Tensor, Tensor]:

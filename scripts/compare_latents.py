@@ -5,8 +5,8 @@ python scripts/compare_latents.py --json runs/latents.json --draw docs/latents.p
 
 A run is a folder with a trained autoencoder. Runs whose names differ behind ``_seed`` alone share a row. Images are the held-out ones of the
 run's own config, where it has some. What else lies in a run is shown with it: metrics and time of its generators, and the likelihood under its
-normalizing flow that ``python -m simflow likelihood`` measured. Results are kept in the JSON file as they come, and what is there already
-stays. Prints a table. Formulas are in flowprior/metrics/latent_statistics.py.
+normalizing flow that ``python -m simflow likelihood`` measured. Results are kept in the JSON file as they come; what is there of the
+same networks and noise is not measured again. Prints a table. Formulas are in flowprior/metrics/latent_statistics.py.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ from flowprior.metrics.latent_statistics import (  # noqa: E402
 )
 from flowprior.notes import note  # noqa: E402
 from flowprior.run.config import build_config, read_yaml  # noqa: E402
-from flowprior.run.files import read_json, write_json  # noqa: E402
+from flowprior.run.files import file_sha256, read_json, write_json  # noqa: E402
 from flowprior.training.randomness import stream_seed  # noqa: E402
 from generation.autoencoder import decode_to_uint8  # noqa: E402
 from generation.config import GenerationConfig  # noqa: E402
 from generation.generate import load_drawer  # noqa: E402
 from mar.config import MARStageConfig  # noqa: E402
+from scripts.kept_results import refuse_same_names  # noqa: E402
 from simflow.config import SimFlowStageConfig  # noqa: E402
 from simflow.train_simflow import SimFlowAEConfig  # noqa: E402
 from sit.config import SiTStageConfig  # noqa: E402
@@ -82,9 +83,11 @@ COLUMNS = {
 def main() -> None:
     arguments = parse()
     results = read_json(arguments.json, "results") if arguments.json.is_file() else {}
+    refuse_same_names(arguments.runs)
     for run in arguments.runs:
-        if run.name not in results:
-            results[run.name] = measure_run(run, arguments.noise, arguments.preset)
+        made_from = {"networks": fingerprints(run), "noise": list(arguments.noise)}
+        if results.get(run.name, {}).get("made_from") != made_from:
+            results[run.name] = measure_run(run, arguments.noise, arguments.preset) | {"made_from": made_from}
             write_json(arguments.json, results)
             print(f"{run}: measured", file=sys.stderr, flush=True)
     if not results:
@@ -97,6 +100,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders")
     parser.add_argument("--json", type=Path, default=Path("runs/latents.json"))
@@ -110,6 +114,13 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--preset", default="digits", help="of stage 3, for what runs' generators do not state")
     return parser.parse_args()
+
+
+def fingerprints(run: Path) -> dict[str, str]:
+    """Hashes of the weights of the run's autoencoder and generators, and of what was measured of these."""
+    weights = ["ae/autoencoder/model.safetensors", *(f"{name}/generator/model.safetensors" for name in GENERATORS)]
+    measured = [f"{name}/{file}.json" for name in GENERATORS for file in ("evaluation", "likelihood")]
+    return {name: file_sha256(run / name) for name in weights + measured if (run / name).is_file()}
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ python scripts/compare_samplers.py runs/a runs/b [--cases curve options] [--cfg 
 python scripts/compare_samplers.py --json samplers.json --draw docs/head_evaluations.png      measures nothing
 
 A run holds a trained generator, and the flow map and guided transformer where these are to be measured. Every set is the one that
-``python -m mar generate`` draws. Results are kept in the JSON file as they come, and what is there already stays. Prints a table.
+``python -m mar generate`` draws. Results are kept in the JSON file as they come; what is there of the same
+networks is not measured again. Prints a table.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from generation.reference import open_reference  # noqa: E402
 from generation.sample_drawer import EXACT_GROUP  # noqa: E402
 from mar.config import MARStageConfig  # noqa: E402
 from mar.sampler import SamplerConfig, sample_latents  # noqa: E402
+from scripts.kept_results import refuse_same_names  # noqa: E402
 
 EVALUATIONS = (1, 2, 4, 8, 25)
 SOLVERS = {"euler": "Euler", "heun": "Heun", "ab2": "Adams-Bashforth (ab2)", "map": "flow map"}
@@ -79,6 +81,7 @@ TIMED_IMAGES, TIMED_PAIRS = 100, 3
 def main() -> None:
     arguments, words = parse()
     results = read_json(arguments.json, "results") if arguments.json.is_file() else {}
+    refuse_same_names(list(map(Path, arguments.runs)))
     for run in arguments.runs:
         measure_run(run, words, arguments, results)
     print(table(results))
@@ -105,12 +108,13 @@ def measure_run(run: str, words: list[str], arguments: argparse.Namespace, resul
     """Add what is missing of one run to ``results`` and to the JSON file."""
     chosen = {name: options for kind in arguments.cases for name, options in CASES[kind].items()}
     chosen = {name: options for name, options in chosen.items() if name in (arguments.only or chosen)}
-    missing = [
-        (name, cfg)
-        for name in chosen
-        for cfg in arguments.cfg
-        if Path(run).name not in results.get(name, {}).get(f"{cfg:g}", {}).get("runs", {})
-    ]
+    made_from = {name: fingerprints(Path(run), options) for name, options in chosen.items()}
+
+    def is_there(name: str, cfg: float) -> bool:
+        kept = results.get(name, {}).get(f"{cfg:g}", {}).get("runs", {}).get(Path(run).name, {})
+        return kept.get("made_from", made_from[name] if kept else None) == made_from[name]
+
+    missing = [(name, cfg) for name in chosen for cfg in arguments.cfg if not is_there(name, cfg)]
     if not missing:
         return
     plain = MARStageConfig.read("", ["--preset", arguments.preset, *words]).model.mar.sampler
@@ -118,11 +122,20 @@ def measure_run(run: str, words: list[str], arguments: argparse.Namespace, resul
     for name, cfg in missing:
         sampler = replace(plain, **chosen[name])
         of_case = results.setdefault(name, {}).setdefault(f"{cfg:g}", {"runs": {}})
-        of_case["runs"][Path(run).name] = bench.metrics(sampler, cfg)
+        of_case["runs"][Path(run).name] = bench.metrics(sampler, cfg) | {"made_from": made_from[name]}
         of_case["gflop"] = bench.gflop(sampler, cfg)
         of_case.setdefault("times_faster", []).append(bench.times_faster(plain, sampler, cfg))
         write_json(arguments.json, results)
         print(f"{run}, {name}, cfg {cfg:g}: {of_case['runs'][Path(run).name]}", file=sys.stderr, flush=True)
+
+
+def fingerprints(run: Path, options: dict[str, Any]) -> list[str]:
+    """Of the run's generator, and of the flow map or the guided transformer where a case's sampler has ``options`` that take them."""
+    parts = ["generator"]
+    if options.get("head") == "map":
+        parts.append("guided/transformer" if options.get("one_pass") else "flow_map/map")
+    files = [run / "mar" / part / "config.json" for part in parts]
+    return [read_json(file, "what is sampled with")["fingerprint"] for file in files if file.is_file()]
 
 
 class Bench:

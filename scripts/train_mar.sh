@@ -5,8 +5,5 @@
 # DATA is where images lie: a folder with one sub-folder per class, tar shards, a zip, Parquet files and others (docs/usage.md).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
-after_training() {
-  launch mar distil_head --where-asked "$@"
-  launch mar distil_guidance --where-asked "$@"
-}
+after_training() { launch mar distil "$@"; }
 train_generator mar "$@"

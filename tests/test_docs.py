@@ -53,6 +53,7 @@ STAGES: dict[str, tuple[type, Path]] = {
     "simflow likelihood": (SimFlowStageConfig, SIMFLOW_PRESETS),
     "mar cache_latents": (MARStageConfig, MAR_PRESETS),
     "mar generate": (MARStageConfig, MAR_PRESETS),
+    "mar distil": (MARStageConfig, MAR_PRESETS),
     "mar distil_head": (MARStageConfig, MAR_PRESETS),
     "mar distil_guidance": (MARStageConfig, MAR_PRESETS),
     "mar evaluate": (MARStageConfig, MAR_PRESETS),

@@ -73,6 +73,20 @@ def test_a_row_for_every_figure_a_column_for_runs_that_differ_by_seed_and_a_pict
     assert picture.stat().st_size > 10_000
 
 
+def test_another_noise_and_other_weights_are_measured_anew_and_one_name_for_two_runs_is_refused(compare, tmp_path):
+    run, file = write_run(tmp_path / "a" / "run", 0), tmp_path / "latents.json"
+    compare(run, "--noise", "0.5")
+    first = json.loads(file.read_text())["run"]
+    compare(run, "--noise", "0.2")
+    second = json.loads(file.read_text())["run"]
+    assert "rfid_noise_0.2" in second and "rfid_noise_0.5" not in second and second["psnr"] == first["psnr"]
+    write_run(run, 1)
+    compare(run, "--noise", "0.2")
+    assert json.loads(file.read_text())["run"]["psnr"] != first["psnr"]
+    code, said = compare(run, write_run(tmp_path / "b" / "run", 2))
+    assert code == 2 and "two runs are called 'run'" in said
+
+
 def test_a_folder_without_an_autoencoder_and_nothing_to_show_are_one_line_each(compare, tmp_path):
     code, said = compare(tmp_path / "nothing")
     assert code == 2 and said.count("error:") == 1 and "there is no trained autoencoder" in said
