@@ -24,11 +24,12 @@ def main(stage: type[GenerationConfig]) -> None:
     with sole_writer(folder, World(), may_be_read_only=True):
         cache = LatentCache(folder, verify=False, made_by=stage.command("cache_latents"))
         statistics = cache.manifest.get("statistics")
-        if not isinstance(statistics, dict) or statistics.get("images") != min(samples, len(cache)):
+        kept = statistics if isinstance(statistics, dict) else {}
+        if kept.get("images") != min(samples, len(cache)) or "token_std" not in kept:
             statistics = measure_statistics(cache, samples)
             store_statistics(folder, statistics)
             cache.manifest["statistics"] = statistics
-        check_statistics(cache, stage.command("estimate_scale"))
+        check_statistics(cache, stage.command("estimate_scale"), "token")
     print(describe(statistics))
 
 

@@ -86,10 +86,13 @@ def load_generator(
     trained = build_config(type(config.model), config.complete_section(saved.get("generator"), what), str(folder))
     getattr(trained, trained.name).sampler = getattr(config.model, trained.name).sampler
 
-    def make() -> GeneratorObjective:
-        return GeneratorObjective(build_generator(trained, **shape), LatentNormaliser(shape["channels"]))
-
     tensors = read_tensors(folder / "model.safetensors", "generator's weights")
+    per_token = "normaliser.scale" in tensors and tensors["normaliser.scale"].dim() == 2
+    scale_shape = (shape["tokens"], shape["channels"]) if per_token else (shape["channels"],)
+
+    def make() -> GeneratorObjective:
+        return GeneratorObjective(build_generator(trained, **shape), LatentNormaliser(*scale_shape))
+
     bundle = build_saved(make, [saved["generator"], shape], tensors, what)
     if tensors_fingerprint(bundle.state_dict()) != saved.get("fingerprint"):
         raise UserError(
@@ -104,6 +107,11 @@ def start_from(objective: GeneratorObjective, start: GeneratorObjective, folder:
     Raises:
         UserError: it is of other sizes.
     """
+    if objective.normaliser.scale.dim() != start.normaliser.scale.dim():
+        per = "token" if start.normaliser.scale.dim() == 2 else "channel"
+        raise UserError(
+            f"the generator in {folder} has another kind of scale of its latents: write cache.scale_per={per}"
+        )
     wanted, there = ({name: value.shape for name, value in of.state_dict().items()} for of in (objective, start))
     if wanted != there:
         raise UserError(

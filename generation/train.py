@@ -66,7 +66,7 @@ def open_cache(config: GenerationConfig, autoencoder: Autoencoder, world: World)
             f"the latent cache {config.cache_folder} was made from another {', '.join(stale)}: delete it and run "
             f"`{config.command('cache_latents')}`"
         )
-    check_statistics(cache, config.command("estimate_scale"))
+    check_statistics(cache, config.command("estimate_scale"), config.cache.scale_per)
     return cache
 
 

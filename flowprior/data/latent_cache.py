@@ -68,8 +68,9 @@ class CacheConfig:
     shard_images: int = option(4096, "images per shard")
     batch: int = option(128, "images encoded at once", changes_result=False)
     scale_samples: int = option(10_000, "images that the scale is measured on")
-    scale_per: Literal["all", "channel"] = option(
-        "all", "one scale 1/std for all (the paper), or mean and scale of every channel"
+    scale_per: Literal["all", "channel", "token"] = option(
+        "all",
+        "one scale 1/std for all (the paper), mean and scale of every channel, or of every channel of every token",
     )
 
     def __post_init__(self) -> None:

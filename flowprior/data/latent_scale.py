@@ -16,35 +16,44 @@ from flowprior.run.files import read_json, write_json
 
 
 class LatentNormaliser(nn.Module):
-    """The one owner of the latents' scale: ``(latents - mean) * scale`` for the generator, and back for the decoder."""
+    """The one owner of the latents' scale: ``(latents - mean) * scale`` for the generator, and back for the decoder.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        shape: of mean and scale, ``(C,)`` or ``(T, C)``.
+    """
+
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
 
     @classmethod
     def from_statistics(cls, statistics: dict[str, Any], per: str) -> LatentNormaliser:
-        """From what :func:`measure_statistics` put into a manifest."""
-        normaliser = cls(len(statistics["channel_std"]))
-        if per == "channel":
-            normaliser.mean.copy_(torch.tensor(statistics["channel_mean"]))
-            normaliser.scale.copy_(1 / torch.tensor(statistics["channel_std"]).clamp(min=1e-6))
-        else:
+        """From what :func:`measure_statistics` put into a manifest, ``per`` being the option ``cache.scale_per``."""
+        if per == "all":
+            normaliser = cls(len(statistics["channel_std"]))
             normaliser.scale.fill_(statistics["scale"])
+            return normaliser
+        mean, std = (torch.tensor(statistics[f"{per}_{name}"]) for name in ("mean", "std"))
+        normaliser = cls(*mean.shape)
+        normaliser.mean.copy_(mean)
+        normaliser.scale.copy_(1 / std.clamp(min=1e-6))
         return normaliser
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Raw latents ``(..., C)`` as the generator sees them."""
+        """Raw latents ``(..., T, C)`` as the generator sees them."""
         return (latents.float() - self.mean) * self.scale
 
     def undo(self, latents: Tensor) -> Tensor:
-        """The generator's latents ``(..., C)`` as the decoder wants them."""
+        """The generator's latents ``(..., T, C)`` as the decoder wants them."""
         return latents / self.scale + self.mean
 
 
 def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[str, Any]:
-    """Minimum, maximum, mean, standard deviation (also per channel) and ``scale = 1 / std`` of a random subset of images."""
+    """Of a random subset of images: minimum, maximum, mean, standard deviation, and ``scale = 1 / std``.
+
+    Mean and deviation are there for every channel as well (``channel_mean``), and for every channel of every token (``token_mean``).
+    """
     chosen = torch.randperm(len(cache), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
     epoch = 0 if cache.moments else -1  # the scale is that of what training sees, draws and not means
     latents = torch.cat(
@@ -53,7 +62,8 @@ def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[
             for first in range(0, len(chosen), 1024)
         ]
     )
-    tokens = latents.flatten(0, 1).double()  # (N T, C)
+    latents = latents.double()  # (N, T, C)
+    tokens = latents.flatten(0, 1)
     std = tokens.std().item()
     if not math.isfinite(std) or std == 0:
         raise UserError(f"the latents in {cache.folder} are constant or not finite: train the autoencoder again")
@@ -65,27 +75,40 @@ def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[
         "std": std,
         "channel_mean": tokens.mean(0).tolist(),
         "channel_std": tokens.std(0).tolist(),
+        "token_mean": latents.mean(0).tolist(),
+        "token_std": latents.std(0, correction=min(1, len(latents) - 1)).tolist(),
         "scale": 1 / std,
     }
 
 
-def check_statistics(cache: LatentCache, measured_by: str = "estimate_scale") -> dict[str, Any]:
+def check_statistics(cache: LatentCache, measured_by: str = "estimate_scale", per: str = "all") -> dict[str, Any]:
     """The statistics in the cache's manifest.
 
     Raises:
-        UserError: there are none, or not of its channels; the command ``measured_by`` is named, which measures them.
+        UserError: there are none, not those that ``per``, the option ``cache.scale_per``, asks for, or not of its tokens and channels;
+            the command ``measured_by`` is named, which measures them.
     """
     file = cache.folder / "manifest.json"
-    if "statistics" not in cache.manifest:
-        raise UserError(f"the latent cache {cache.folder} has no scale: run `{measured_by}` first")
-    statistics = cache.manifest["statistics"]
+    statistics = cache.manifest.get("statistics")
+    if statistics is None or per == "token" and isinstance(statistics, dict) and "token_std" not in statistics:
+        missing = "no scale" if statistics is None else "no scale per token"
+        raise UserError(f"the latent cache {cache.folder} has {missing}: run `{measured_by}` first")
     try:
-        rows = [statistics["channel_mean"], statistics["channel_std"], [statistics["scale"]] * cache.shape[1]]
-        if torch.tensor(rows, dtype=torch.float64).isfinite().all() and min(rows[1]) >= 0 < statistics["scale"]:
+        if 0 < statistics["scale"] < math.inf and all(
+            _fits(statistics[f"{of}_{name}"], shape, least=0 if name == "std" else -math.inf)
+            for of, shape in (("channel", cache.shape[1:]), ("token", cache.shape))
+            if of == "channel" or of == per
+            for name in ("mean", "std")
+        ):
             return statistics
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         pass
     raise UserError(f"the statistics in {file} are damaged: delete them there and run `{measured_by}`")
+
+
+def _fits(values: Any, shape: tuple[int, ...], least: float) -> bool:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return tensor.shape == tuple(shape) and bool((tensor.isfinite() & (tensor >= least)).all())
 
 
 def store_statistics(folder: Path, statistics: dict[str, Any]) -> None:

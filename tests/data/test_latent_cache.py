@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowprior.data.images import to_model
 from flowprior.data.latent_cache import CacheConfig, LatentCache, write_latent_cache
-from flowprior.data.latent_scale import LatentNormaliser, measure_statistics, store_statistics
+from flowprior.data.latent_scale import LatentNormaliser, check_statistics, measure_statistics, store_statistics
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
@@ -267,6 +267,20 @@ def test_statistics_are_stored_beside_what_the_manifest_held(copy):
     assert LatentCache(copy).manifest == before | {"statistics": statistics}
 
 
+def test_statistics_without_those_that_the_scale_is_made_of_are_refused_in_one_line(copy):
+    statistics = measure_statistics(LatentCache(copy), 10)
+    old = {name: value for name, value in statistics.items() if not name.startswith("token")}
+    store_statistics(copy, old)
+    assert check_statistics(LatentCache(copy), per="channel") == old
+    with pytest.raises(UserError, match="has no scale per token: run `estimate_scale`"):
+        check_statistics(LatentCache(copy), per="token")
+    for damaged in ({"token_std": [[1.0]]}, {"token_std": [[-1.0] * CHANNELS] * TOKENS}, {"token_mean": "many"}):
+        store_statistics(copy, statistics | damaged)
+        assert check_statistics(LatentCache(copy)) == statistics | damaged
+        with pytest.raises(UserError, match="are damaged"):
+            check_statistics(LatentCache(copy), per="token")
+
+
 def constant(value: float):
     return lambda images: torch.full((len(images), TOKENS, CHANNELS), value)
 
@@ -293,16 +307,24 @@ def test_normalised_latents_have_unit_deviation(tmp_path):
     per_channel = LatentNormaliser.from_statistics(statistics, "channel")(latents).flatten(0, 1)
     torch.testing.assert_close(per_channel.std(0), torch.ones(CHANNELS), rtol=1e-4, atol=0)
     torch.testing.assert_close(per_channel.mean(0), torch.zeros(CHANNELS), rtol=0, atol=1e-5)
+    per_token = LatentNormaliser.from_statistics(statistics, "token")(latents)
+    torch.testing.assert_close(per_token.std(0), torch.ones(TOKENS, CHANNELS), rtol=1e-4, atol=0)
+    torch.testing.assert_close(per_token.mean(0), torch.zeros(TOKENS, CHANNELS), rtol=0, atol=1e-5)
 
 
 @settings(deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 6), st.floats(-3, 3), st.floats(-4, 4))
-def test_undoing_the_normaliser_gives_the_latents_back(seed, channels, log_scale, mean):
+@given(
+    st.integers(0, 10_000),
+    st.one_of(st.tuples(st.integers(1, 6)), st.tuples(st.integers(1, 4), st.integers(1, 6))),
+    st.floats(-3, 3),
+    st.floats(-4, 4),
+)
+def test_undoing_the_normaliser_gives_the_latents_back(seed, shape, log_scale, mean):
     generator = torch.Generator().manual_seed(seed)
-    normaliser = LatentNormaliser(channels)
-    normaliser.mean.copy_(mean + torch.randn(channels, generator=generator))
-    normaliser.scale.copy_(10**log_scale * (0.1 + torch.rand(channels, generator=generator)))
-    latents = torch.randn(2, 3, channels, generator=generator)
+    normaliser = LatentNormaliser(*shape)
+    normaliser.mean.copy_(mean + torch.randn(shape, generator=generator))
+    normaliser.scale.copy_(10**log_scale * (0.1 + torch.rand(shape, generator=generator)))
+    latents = torch.randn(2, shape[0] if len(shape) == 2 else 3, shape[-1], generator=generator)
     torch.testing.assert_close(normaliser.undo(normaliser(latents)), latents, rtol=1e-4, atol=1e-5)
     assert not list(normaliser.parameters()) and set(normaliser.state_dict()) == {"mean", "scale"}
 

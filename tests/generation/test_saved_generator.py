@@ -13,8 +13,9 @@ def saved(tmp_path) -> tuple[GeneratorObjective, str]:
     return save(tmp_path)
 
 
-def test_a_loaded_generator_samples_what_the_saved_one_did(tmp_path, saved):
-    bundle, fingerprint = saved
+@pytest.mark.parametrize("scale_shape", [(3,), (4, 3)], ids=["scale per channel", "scale per token and channel"])
+def test_a_loaded_generator_samples_what_the_saved_one_did(tmp_path, scale_shape):
+    bundle, fingerprint = save(tmp_path, scale_shape)
     loaded, about = load(tmp_path)
     labels, seeds = torch.tensor([0, 4]), [1, 2]
     with torch.no_grad():

@@ -36,11 +36,11 @@ def stage(run_dir: Path, **sampler) -> MARStageConfig:
     return build_config(MARStageConfig, {"run_dir": str(run_dir), "model": {"mar": {**SIZES, "sampler": sampler}}})
 
 
-def save(run_dir: Path) -> tuple[GeneratorObjective, str]:
+def save(run_dir: Path, scale_shape: tuple[int, ...] = (3,)) -> tuple[GeneratorObjective, str]:
     """A generator of random weights, saved as the run's, and its fingerprint."""
     config = stage(run_dir)
     torch.manual_seed(0)
-    bundle = GeneratorObjective(build_generator(config.model, **SHAPE), LatentNormaliser(3)).eval()
+    bundle = GeneratorObjective(build_generator(config.model, **SHAPE), LatentNormaliser(*scale_shape)).eval()
     with torch.no_grad():
         for tensor in bundle.state_dict().values():
             tensor.add_(torch.rand(tensor.shape))

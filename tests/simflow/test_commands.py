@@ -125,6 +125,8 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_trained_on_while_that
     code, said = call("train", *words, "model.tarflow={width: 16, heads: 2, depths: [1, 1]}")
     assert code == 2 and f"the generator in {start} has other sizes" in said and said.count("error:") == 1
     words += [f"model.tarflow={FLOW}"]
+    code, said = call("train", *words, "cache.scale_per=token")
+    assert code == 2 and "another kind of scale of its latents: write cache.scale_per=channel" in said
     code, said = call("train", *words)
     assert code == 0 and "learned latents with noise of std 0.5, and model.tarflow.noise_std is 0" in said
     before, after = (load_file(f / "model.safetensors") for f in (start, tmp_path / "more" / "simflow" / "generator"))
