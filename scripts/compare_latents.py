@@ -40,7 +40,6 @@ from flowprior.metrics.latent_statistics import (  # noqa: E402
     total_variation,
 )
 from flowprior.notes import note  # noqa: E402
-from flowprior.run.config import build_config, read_yaml  # noqa: E402
 from flowprior.run.files import file_sha256, read_json, write_json  # noqa: E402
 from flowprior.training.randomness import stream_seed  # noqa: E402
 from generation.autoencoder import decode_to_uint8  # noqa: E402
@@ -49,10 +48,9 @@ from generation.generate import load_drawer  # noqa: E402
 from mar.config import MARStageConfig  # noqa: E402
 from scripts.kept_results import refuse_same_names  # noqa: E402
 from simflow.config import SimFlowStageConfig  # noqa: E402
-from simflow.train_simflow import SimFlowAEConfig  # noqa: E402
+from simflow.train_simflow import ae_config_of  # noqa: E402
 from sit.config import SiTStageConfig  # noqa: E402
 from tokenizer.autoencoder import Autoencoder  # noqa: E402
-from tokenizer.config import AEConfig  # noqa: E402
 from tokenizer.metrics import Meter, build_meters  # noqa: E402
 from tokenizer.reconstruct import encoded, measure, measure_with_noise  # noqa: E402
 
@@ -126,7 +124,7 @@ def fingerprints(run: Path) -> dict[str, str]:
 @torch.no_grad()
 def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
     """All figures of one run; see the module."""
-    config = config_of(run)
+    config = ae_config_of(run)
     autoencoder = Autoencoder.load(run / "ae" / "autoencoder").to(best_device())
     images = open_images(config.held_out_data())
 
@@ -149,18 +147,6 @@ def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
         note("only embedded images have a judge: no share of midpoints is measured")
     found |= of_generators(run, preset)
     return found
-
-
-def config_of(run: Path) -> AEConfig:
-    """What the autoencoder of ``run`` was trained with; a :class:`UserError` where there is none."""
-    file = run / "ae" / "config.yaml"
-    if not (file.is_file() and (run / "ae" / "autoencoder").is_dir()):
-        raise UserError(
-            f"there is no trained autoencoder at {run / 'ae'}: run `bash scripts/train_ae.sh run_dir={run}`"
-        )
-    values = read_yaml(file)
-    joint = "simflow" in values.get("regulariser", {}).get("name", "").split("+")
-    return build_config(SimFlowAEConfig if joint else AEConfig, values, str(file))
 
 
 def of_places(codes: Tensor) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowprior.errors import UserError, entry_point
-from flowprior.run.config import option, registry_section
+from flowprior.run.config import build_config, option, read_yaml, registry_section
 from flowprior.run.run_folder import RunFolder
 from simflow.config import SimFlowStageConfig
 from simflow.regulariser import JointFlowConfig
@@ -63,6 +63,18 @@ class SimFlowAEConfig(AEConfig):
         alone = RunFolder(self.run_dir, SimFlowStageConfig.NAME)
         if alone.has_begun():
             raise UserError(f"{alone.path} holds a flow that was trained on cached latents: {alone.remedy}")
+
+
+def ae_config_of(run: Path) -> AEConfig:
+    """What the autoencoder of ``run`` was trained with; a :class:`UserError` where there is none."""
+    file = run / "ae" / "config.yaml"
+    if not (file.is_file() and (run / "ae" / "autoencoder").is_dir()):
+        raise UserError(
+            f"there is no trained autoencoder at {run / 'ae'}: run `bash scripts/train_ae.sh run_dir={run}`"
+        )
+    values = read_yaml(file)
+    joint = "simflow" in values.get("regulariser", {}).get("name", "").split("+")
+    return build_config(SimFlowAEConfig if joint else AEConfig, values, str(file))
 
 
 @entry_point

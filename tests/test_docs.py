@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from demo.__main__ import parse as parse_demo
 from flowprior import FlowPrior, VelocityMLP
 from flowprior.flow.target_map import TargetMap
 from flowprior.run.config import apply_overrides, build_config, list_options
@@ -192,6 +193,8 @@ def test_every_other_command_is_there_and_takes_the_options_that_it_is_shown_wit
             parse_benchmark(command.words)
         elif command.what == "scripts/latent_report.sh":
             parse_report(command.words)
+        elif command.what == "scripts/demo.sh":
+            parse_demo(command.words)
         elif command.what == "mar estimate_scale":
             estimate_scale.parse(MARStageConfig, command.words)
         else:

@@ -203,3 +203,11 @@ def test_sizes_of_mar_below_zero_are_refused_and_zero_is_mar_bs(name):
     with pytest.raises(UserError, match="at least 1"):
         build_config(MARStageConfig, {"model": {"mar": {name: -1}}})
     assert build_config(MARStageConfig, {"model": {"mar": {name: 0}}}) == MARStageConfig()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [([], "name a run"), (["nowhere"], "there is no run at nowhere"), (["x", "--port", "0"], "--port")],
+)
+def test_the_page_says_in_one_line_what_it_lacks(scripts, words, message):
+    assert message in refused(scripts.run("demo", *words, tiny=False))

@@ -1,0 +1,159 @@
+"""What a page needs of a run's folder: autoencoder, generators, flow prior, and some images with the deviation of their latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowprior.data.images import ImageConfig, open_images
+from flowprior.data.order import SampleKey
+from flowprior.distributed import World
+from flowprior.errors import UserError
+from flowprior.flow.prior import FlowPrior
+from flowprior.notes import note
+from flowprior.run.config import build_config, read_yaml
+from flowprior.run.files import read_tensors
+from generation.config import GenerationConfig
+from generation.generate import load_drawer
+from generation.sample_drawer import SampleDrawer
+from mar.config import MARStageConfig
+from simflow.config import SimFlowStageConfig
+from simflow.train_simflow import ae_config_of
+from sit.config import SiTStageConfig
+from tokenizer.autoencoder import Autoencoder
+from tokenizer.reconstruct import encoded
+
+GENERATORS = {
+    "mar": ("MAR", MARStageConfig),
+    "sit": ("SiT", SiTStageConfig),
+    "simflow": ("Autoregressive flow", SimFlowStageConfig),
+}
+MEASURED_IMAGES, EXAMPLES = 512, 10
+
+
+@dataclass
+class TrainedGenerator:
+    """A generator that can draw.
+
+    Attributes:
+        title: as the page shows it.
+        config: of its stage.
+        drawer: draws its images.
+        class_names: of its classes, by number.
+        saved: its ``config.json``.
+    """
+
+    title: str
+    config: GenerationConfig
+    drawer: SampleDrawer
+    class_names: list[str]
+    saved: dict[str, Any]
+
+    @property
+    def sampler(self) -> Any:
+        """What it samples with: the section ``sampler`` of its options."""
+        return self.drawer.bundle.model.config.sampler
+
+    def sample_by(self, sampler: Any) -> None:
+        """Sample with other options from now on; a :class:`UserError` where they need what the run does not have."""
+        name = self.saved["generator"]["name"]
+        section = replace(getattr(self.config.model, name), sampler=sampler)
+        config = replace(self.config, model=replace(self.config.model, **{name: section}))
+        config.equip(self.drawer.bundle.model, self.saved)
+        self.drawer.bundle.model.to(self.drawer.world.device).config.sampler = sampler
+
+
+@dataclass
+class TrainedRun:
+    """A run's folder, opened.
+
+    Attributes:
+        folder: of the run.
+        autoencoder: on the best device.
+        examples: some of the images that the autoencoder is measured on, uint8 ``(n, 3, H, H)``; none where the data are gone.
+        deviation: of latents over images, ``(T, C)``; None without images.
+        generators: by their name.
+        prior: the flow prior, and features of its target ``(N, C)``; None without stage 1.
+        left_out: what is not there, and why.
+    """
+
+    folder: Path
+    autoencoder: Autoencoder
+    examples: Tensor | None = None
+    deviation: Tensor | None = None
+    generators: dict[str, TrainedGenerator] = field(default_factory=dict)
+    prior: tuple[FlowPrior, Tensor] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def open_run(folder: Path) -> TrainedRun:
+    """Load all that the run holds; what it lacks is said.
+
+    Raises:
+        UserError: it holds no autoencoder, or something in it is damaged.
+    """
+    world = World()
+    if not folder.is_dir():
+        raise UserError(f"there is no run at {folder}: bash scripts/quickstart.sh makes one at runs/digits")
+    ae_config = ae_config_of(folder)
+    run = TrainedRun(folder, Autoencoder.load(folder / "ae" / "autoencoder").requires_grad_(False).to(world.device))
+    try:
+        run.examples, run.deviation = look_at(run.autoencoder, ae_config.held_out_data())
+    except UserError as error:
+        run.left_out["noise on latents, and images to choose from"] = str(error)
+    for name, (title, stage) in GENERATORS.items():
+        if (folder / name / "generator" / "config.json").is_file():
+            run.generators[name] = open_generator(stage, folder, title, ae_config.data, world)
+        else:
+            run.left_out[title] = f"{folder / name} holds no trained generator"
+    prior, features = folder / "flowhead" / "prior", folder / "flowhead" / "target_samples.safetensors"
+    if prior.is_dir() and features.is_file():
+        run.prior = FlowPrior.load(prior).to(world.device), read_tensors(features, "target's features")["samples"]
+    else:
+        run.left_out["flow prior"] = f"{folder / 'flowhead'} holds none"
+    for what, why in run.left_out.items():
+        note(f"{what}: left out, since {why}")
+    return run
+
+
+def look_at(autoencoder: Autoencoder, data: ImageConfig) -> tuple[Tensor, Tensor]:
+    """Examples of the images, and the deviation of the latents over images."""
+    images = open_images(data)
+    if len(images) < 2:
+        raise UserError("there are fewer than two images")
+    chosen = torch.linspace(0, len(images) - 1, min(MEASURED_IMAGES, len(images))).long().tolist()
+    part = _Part(images, chosen)
+    pixels, latents = zip(*encoded(autoencoder, part, 0, "latents of some images"))
+    pixels = torch.cat(pixels)
+    return pixels[:: -(-len(pixels) // EXAMPLES)], torch.cat(latents).std(0)
+
+
+class _Part:
+    """Some images of a source, by their indices."""
+
+    def __init__(self, images: Any, chosen: list[int]) -> None:
+        self.images, self.chosen = images, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
+        return self.images.batch([SampleKey(self.chosen[key.index], key.epoch) for key in keys])
+
+
+def open_generator(
+    stage: type[GenerationConfig], folder: Path, title: str, data: ImageConfig, world: World
+) -> TrainedGenerator:
+    """The run's generator with the sampler of its own config; of one that was trained with the autoencoder, with the default."""
+    file = folder / stage.NAME / "config.yaml"
+    if file.is_file():
+        config = build_config(stage, read_yaml(file) | {"run_dir": str(folder)}, str(file))
+    else:
+        config = stage(run_dir=str(folder), data=replace(data, flip=False, crop="centre"))
+    drawer, saved = load_drawer(config, world)
+    names = saved["about"].get("class_names") or [str(i) for i in range(drawer.bundle.model.num_classes)]
+    return TrainedGenerator(title, config, drawer, [str(name) for name in names], saved)

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.trained_run import open_run
+from small_run import write_run
+
+gradio = pytest.importorskip("gradio")
+from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
+
+from demo.page import build_page  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    page = build_page(open_run(write_run(tmp_path_factory.mktemp("run")))).queue()
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    yield Client(address, verbose=False, analytics_enabled=False)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    file = tmp_path_factory.mktemp("images") / "mine.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(file)
+    return handle_file(str(file))
+
+
+def size(file):
+    with Image.open(file) as picture:
+        return picture.size
+
+
+def test_classes_are_drawn_as_columns_with_their_seconds(client):
+    sheet, said = client.predict(["0", "3", "4"], 2, 1.5, 0, api_name="/generate_mar")
+    width, height = size(sheet)
+    assert width > 700 and height / width == pytest.approx(2 / 3, abs=0.02)
+    assert said.startswith("6 images in ") and said.endswith(" s each")
+
+
+def test_every_option_of_the_sampler_is_on_the_page_with_the_runs_value(client):
+    parameters = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/generate_mar"][
+        "parameters"
+    ]
+    values = {one["parameter_name"]: one.get("parameter_default") for one in parameters}
+    assert values["ar_steps"] == 2 and values["head_steps"] == 3 and values["solver"] == "euler"
+    assert values["cfg_interval"] == "[0.0, 1.0]" and values["one_batch"] is True
+    first, _ = client.predict(["0"], 1, 1, 0, api_name="/generate_mar")
+    other, _ = client.predict(["0"], 1, 1, 0, head_steps=1, api_name="/generate_mar")
+    assert np.any(np.asarray(Image.open(first)) != np.asarray(Image.open(other)))
+
+
+def test_an_uploaded_image_is_rebuilt_and_two_are_walked_between(client, image):
+    sheet, said = client.predict(image, 0.3, 0, api_name="/rebuild")
+    assert size(sheet)[0] > 700 and said.startswith("PSNR ")
+    line = client.predict(image, image, 5, api_name="/walk")
+    width, height = size(line)
+    assert height / width == pytest.approx(2 / 5, abs=0.02)
+
+
+def test_samples_of_the_prior_are_a_picture(client):
+    picture, said = client.predict(100, 2, 0, api_name="/prior")
+    assert size(picture)[0] > 700 and said.startswith("100 samples in ")
+
+
+@pytest.mark.parametrize(
+    "name, values, message",
+    [
+        ("/generate_mar", {"cfg": 1, "per_class": 1, "ar_steps": 0}, "ar_steps"),
+        ("/generate_mar", {"head": "map", "head_evaluations": 1}, "there is no flow map"),
+        ("/rebuild", {"file": None}, "choose an image first"),
+    ],
+)
+def test_a_mistake_is_one_message_in_the_browser(client, name, values, message):
+    defaults = {"classes": ["0"], "seed": 0} if name == "/generate_mar" else {}
+    with pytest.raises(AppError, match=message):
+        client.predict(**(defaults | values), api_name=name)
