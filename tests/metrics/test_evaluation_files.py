@@ -147,7 +147,7 @@ def test_samples_of_another_generator_or_of_other_options_are_refused(config_wit
     protocol_of(config)
     for change in ({"generator": "g"}, {"seed": 1}, {"count": 3}):
         write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.description) | change})
-        with pytest.raises(UserError, match=f"are of another {next(iter(change))}: run"):
+        with pytest.raises(UserError, match=f"were made with other {next(iter(change))}: run"):
             protocol_of(config)
 
 
