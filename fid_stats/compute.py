@@ -22,6 +22,12 @@ from flowprior.metrics.registry import foreign_images  # noqa: E402
 from flowprior.notes import note  # noqa: E402
 from flowprior.run.config import build_config  # noqa: E402
 
+# What messages about images call the options of a stage.
+OPTIONS = {
+    "data.image_column=": "--image-column ",
+    "data.label_column=": "--label-column ",
+    "data.skip_bad=true": "--skip-bad",
+}
 EPILOG = """examples:
   python fid_stats/compute.py digits                  rewrites fid_stats/digits.npz
   python fid_stats/compute.py /data/imagenet/val --extractor inception --size 256 --out val256.npz
@@ -84,7 +90,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @entry_point
 def main() -> None:
-    options = parse()
+    try:
+        compute(parse())
+    except UserError as error:
+        said = str(error)
+        for theirs, ours in OPTIONS.items():
+            said = said.replace(theirs, ours)
+        raise UserError(said) from error
+
+
+def compute(options: argparse.Namespace) -> None:
+    """Write the statistics that the command line asks for."""
     columns = {name: getattr(options, name) for name in ("image_column", "label_column", "skip_bad")}
     config = build_config(ImageConfig, {"size": options.size, **columns}, "--size")
     embedded = options.source in EMBEDDED
