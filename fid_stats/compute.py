@@ -22,6 +22,12 @@ from flowprior.metrics.registry import foreign_images  # noqa: E402
 from flowprior.notes import note  # noqa: E402
 from flowprior.run.config import build_config  # noqa: E402
 
+# What messages about images call the options of a stage.
+OPTIONS = {
+    "data.image_column=": "--image-column ",
+    "data.label_column=": "--label-column ",
+    "data.skip_bad=true": "--skip-bad",
+}
 EPILOG = """examples:
   python fid_stats/compute.py digits                  rewrites fid_stats/digits.npz
   python fid_stats/compute.py /data/imagenet/val --extractor inception --size 256 --out val256.npz
@@ -58,6 +64,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--image-column", default="", help="as data.image_column of a stage")
     parser.add_argument("--label-column", default="", help="as data.label_column of a stage")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that cannot be read, as data.skip_bad of a stage"
+    )
     parser.add_argument("--world", type=int, default=4, help="threads that read images (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument(
@@ -81,8 +90,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @entry_point
 def main() -> None:
-    options = parse()
-    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    try:
+        compute(parse())
+    except UserError as error:
+        said = str(error)
+        for theirs, ours in OPTIONS.items():
+            said = said.replace(theirs, ours)
+        raise UserError(said) from error
+
+
+def compute(options: argparse.Namespace) -> None:
+    """Write the statistics that the command line asks for."""
+    columns = {name: getattr(options, name) for name in ("image_column", "label_column", "skip_bad")}
     config = build_config(ImageConfig, {"size": options.size, **columns}, "--size")
     embedded = options.source in EMBEDDED
     images = open_images(replace(config, source=options.source) if embedded else config.at(options.source))
@@ -93,7 +112,12 @@ def main() -> None:
     extractor = Extractor(options.extractor, device=options.device, weights_path=options.weights_path)
     statistics = ImageSet.of_source(images, extractor, threads=options.world, progress=sys.stderr.isatty()).statistics()
     counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
-    statistics = replace(statistics, crop=f"centre {options.size}", class_counts=tuple(counts.tolist()))
+    statistics = replace(
+        statistics,
+        crop=f"centre {options.size}",
+        class_counts=tuple(counts.tolist()),
+        class_names=None if embedded or images.num_classes == 1 else tuple(images.class_names),
+    )
     statistics.save(options.out)
     if told := foreign_images(options.extractor, options.source):
         note(f"{told.partition('; write')[0]}")

@@ -12,6 +12,7 @@ processes; the metrics are the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main(stage: type[GenerationConfig]) -> None:
         evaluation = Provenance(file, "evaluation", "protocol")
         if stale := evaluation.differing(made_by, world):
             if evaluation.kept():
-                note(f"{file} is of another {' and '.join(stale)}, and is replaced")
+                note(f"{file} was made with other {' and '.join(stale)}, and is replaced")
             result = evaluate(config, extractor, samples, reference, world)
             if world.is_main:
                 evaluation.write(made_by, **result)
@@ -90,20 +91,36 @@ def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> No
     """One line on stderr for each way in which the two sides are not alike, or the extractor not made for them."""
     own = config.evaluate.samples_have_labels
     source = config.data.source if own and config.evaluate.uses_data else ""
-    names = class_names(config)
-    others = own and names and reference.class_names not in (None, tuple(names))
-    notes = (
-        ["the reference's classes have other names than the generator's: their shares are not compared"]
-        if others
-        else []
-    )
+    names, compared = names_of_samples(config, samples), reference.counts_by(names_of_samples(config, samples))
+    notes = [unlike_names(names, reference.class_names or (), "generator" if own else "samples")]
     notes += [] if config.evaluate.weights else [foreign_images(config.evaluate.extractor, source)]
-    for name, counts in samples.class_counts(len(reference.class_counts or ())).items() if not others else ():
-        caveat = mismatch(counts, reference.class_counts or (), names)
+    for name, counts in samples.class_counts(len(compared or ())).items() if compared else ():
+        caveat = mismatch(counts, compared, names)
         remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
         notes.append(caveat and f"{f'cfg {name}' if own else name}: {caveat}{remedy}")
     for line in dict.fromkeys(filter(None, notes)):
         note(line)
+
+
+def unlike_names(names: Sequence[str], reference: Sequence[str], whose: str) -> str:
+    """A sentence where classes are called otherwise in the reference, or stand there in another order; else empty."""
+    if not names or not reference or list(names) == list(reference):
+        return ""
+    if sorted(names) != sorted(reference):
+        return f"the reference's classes have other names than the {whose}'s: their shares are not compared"
+    here, there = next((one, other) for one, other in zip(names, reference) if one != other)
+    return (
+        f"the reference's classes have the {whose}'s names in another order (class {list(names).index(here)} is {here} here and {there} "
+        "there): they are compared by name"
+    )
+
+
+def names_of_samples(config: GenerationConfig, samples: Samples) -> list[str]:
+    """Of the samples' classes, by their number; none where these are not known."""
+    if config.evaluate.samples_have_labels:
+        return class_names(config)
+    images = samples.images
+    return list(images.class_names) if images is not None and images.num_classes > 1 else []
 
 
 def result_file(config: GenerationConfig) -> Path:
@@ -140,10 +157,11 @@ def protocol(
         "dtype": "float32 features, float64 moments",
         "samples": samples_protocol(config, samples, world),
     }
+    compared = reference.counts_by(names_of_samples(config, samples)) or ()
     for name, counts in samples.class_counts(len(reference.class_counts or ())).items():
         about = {"classes": classes_text(counts)}
-        if len(reference.class_counts or ()) == len(counts):
-            about["total variation to the reference's"] = round(total_variation(counts, reference.class_counts), 4)
+        if len(compared) == len(counts):
+            about["total variation to the reference's"] = round(total_variation(counts, compared), 4)
         made["samples"][name] |= about
     if "inception_score" in chosen:
         made["inception_score"] = split_protocol(config.sample.count, config.evaluate.inception_split)

@@ -114,15 +114,17 @@ def protocol(config: GenerationConfig, saved: dict[str, Any], cfg: float, labels
     }
 
 
-def protocols_of_sets(config: GenerationConfig) -> dict[float, dict[str, Any]]:
-    """What :func:`protocol` says of the run's generator by guidance scale, without loading it; empty where there is none."""
+def protocols_of_sets(config: GenerationConfig) -> dict[float, tuple[dict[str, Any], Tensor]]:
+    """What :func:`protocol` says of the run's generator by guidance scale, without loading it, and the labels, see
+    :meth:`~generation.labels.ClassShares.labels`; empty where there is none."""
     file = config.folder / "generator" / "config.json"
     if not file.is_file():
         return {}
     try:
         saved = read_json(file, "generator")
-        description = choose_shares(config, saved).description
-        return {cfg: protocol(config, saved, cfg, description) for cfg in config.sample.cfg}
+        shares = choose_shares(config, saved)
+        labels = shares.labels(saved.get("shape", {}).get("num_classes", 1), config.sample.count)
+        return {cfg: (protocol(config, saved, cfg, shares.description), labels) for cfg in config.sample.cfg}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error})") from error
 
@@ -140,18 +142,33 @@ def provenance_of_set(config: GenerationConfig, cfg: float) -> Provenance:
     return Provenance(file.with_suffix(".json"), "sampling protocol", "protocol", of=file, updated=with_defaults)
 
 
+def stale_parts(
+    config: GenerationConfig, cfg: float, made_by: dict[str, Any], labels: Tensor, world: World
+) -> list[str]:
+    """In which names the protocol of a set that is there differs from ``made_by``; none where the set is current.
+
+    Labels count as they are: equal shares give the same images, whatever they are the shares of.
+    """
+    stale = provenance_of_set(config, cfg).differing(made_by, world)
+    if stale == ["labels"]:
+        there = ImageArchive(samples_file(config, cfg)).labels
+        if there is not None and torch.equal(there, labels[torch.arange(len(there)) % len(labels)]):
+            return []
+    return stale
+
+
 def generate_set(
     config: GenerationConfig, drawer: SampleDrawer, cfg: float, made_by: dict[str, Any], shares: ClassShares
 ) -> None:
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
     file, world, classes = samples_file(config, cfg), drawer.world, drawer.bundle.model.num_classes
     provenance, folder = provenance_of_set(config, cfg), file.with_name(f".{file.stem}.parts")
-    if not provenance.differing(made_by, world):
+    start, labels = time.perf_counter(), shares.labels(classes, config.sample.count + EXACT_GROUP)
+    if not stale_parts(config, cfg, made_by, labels, world):
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
             print(f"samples, cfg {cfg:g}: complete ({file})")
         return
-    start, labels = time.perf_counter(), shares.labels(classes, config.sample.count + EXACT_GROUP)
     parts = draw_parts(
         folder,
         made_by,

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flowprior.data.images import open_images
 from flowprior.errors import UserError
-from flowprior.notes import note
+from flowprior.notes import counted, note
 from flowprior.training.randomness import stream_seed
 from generation.config import GenerationConfig
-from generation.reference import class_counts, class_counts_of_file
+from generation.reference import class_counts, classes_of_file, counts_by_name
 
 # Shares that are nearer than this in total variation count as equal: i mod classes is within half an image of a class then anyway
 # for thousands of images, and FID's own noise is larger.
@@ -58,9 +58,15 @@ def choose_shares(config: GenerationConfig, saved: dict[str, Any]) -> ClassShare
         counts += (0,) * (classes - len(counts))  # labels in an .npz do not name classes of which it has no image
     if counts is not None and classes not in (None, len(counts)):
         if not of_data:
-            note(f"the reference has {len(counts)} classes and the generator {classes}: samples are in equal shares")
+            there = counted(len(counts), "class", "classes")
+            note(f"the reference has {there} and the generator {classes}: samples are in equal shares")
             return EQUAL
-        raise UserError(f"the data have {len(counts)} classes and the generator {classes}: give its own data")
+        there = counted(len(counts), "class", "classes")
+        raise UserError(f"the data have {there} and the generator {classes}: give its own data")
+    if counts is not None and not of_data and (own := about.get("class_counts")) and len(own) == len(counts):
+        # Samples that have the data's shares need not be drawn again for a reference that has nearly the same.
+        of_data = total_variation(counts, own) <= A_LITTLE
+        counts = tuple(map(int, own)) if of_data else counts
     if counts is None or (wanted == "auto" and total_variation(counts, [1] * len(counts)) <= A_LITTLE):
         return EQUAL
     description = f"in the class shares of the {'data' if of_data else 'reference'} ({stream_seed(*counts):016x})"
@@ -80,9 +86,11 @@ def _counts_of_reference(config: GenerationConfig, about: dict[str, Any]) -> tup
     """None where the reference does not tell, or its classes are not the generator's."""
     reference = config.evaluate.reference
     if reference.endswith(".npz"):
-        return class_counts_of_file(Path(reference)) if Path(reference).is_file() else None
+        counts, names = classes_of_file(Path(reference)) if Path(reference).is_file() else (None, None)
+        return counts_by_name(counts, names, about.get("class_names"))
     images = open_images(config.data.at(reference))
-    return class_counts(images) if images.class_names == about.get("class_names") else None
+    names = about.get("class_names")
+    return counts_by_name(class_counts(images), images.class_names, names) if names else None
 
 
 def class_sequence(counts: Sequence[int], length: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,31 @@ class Reference:
         images: what metrics compare with.
         identity: for the protocol: which images or which file, how many, at what size and crop.
         class_counts: images of every class, where that is known.
-        class_names: of the images' classes, where they are no .npz.
+        class_names: of these classes, where they are known.
     """
 
     images: ImageSet | Statistics
     identity: dict[str, Any]
     class_counts: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
+
+    def counts_by(self, names: Sequence[str]) -> tuple[int, ...] | None:
+        """``class_counts`` in the order of ``names``, the samples' classes, see :func:`counts_by_name`."""
+        return counts_by_name(self.class_counts, self.class_names, names)
+
+
+def counts_by_name(
+    counts: tuple[int, ...] | None, of: Sequence[str] | None, names: Sequence[str] | None
+) -> tuple[int, ...] | None:
+    """The images of every class in the order of ``names``; None where they are not known, or not of these classes.
+
+    Args:
+        counts: in the order of ``of``, its classes' names. Without names on one side, class n is class n.
+    """
+    if not counts or not of or not names:
+        return counts
+    by_name = dict(zip(of, counts))
+    return tuple(by_name[name] for name in names) if sorted(of) == sorted(names) else None
 
 
 def open_reference(
@@ -63,7 +82,7 @@ def open_reference(
         note(f"{file} does not state the size and crop of its images: make sure that they are {size}")
     identity = {"statistics": file.name, "count": statistics.count, "sha256": file_sha256(file)}
     stated = {"size": str(size), "crop": crop} if crop else {"size": "not stated", "crop": "not stated"}
-    return Reference(statistics, identity | stated, statistics.class_counts)
+    return Reference(statistics, identity | stated, statistics.class_counts, statistics.class_names)
 
 
 def check_reference(config: GenerationConfig, count: int | None) -> None:
@@ -81,15 +100,17 @@ def class_counts(images: ImageSource) -> tuple[int, ...]:
     return tuple(np.bincount(np.asarray(images.labels), minlength=images.num_classes).tolist())  # type: ignore[attr-defined]
 
 
-def class_counts_of_file(file: Path) -> tuple[int, ...] | None:
-    """How many images of every class an .npz states: of its moments, or the labels of its images; None where it does not."""
+def classes_of_file(file: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+    """How many images of every class an .npz states: of its moments, or the labels of its images; and the classes' names. None where it does
+    not."""
     members = set(archive_members(file))
     if "mu.npy" in members:
-        return Statistics.load(file).class_counts if "class_counts.npy" in members else None
-    if not archive_has_images(file):
-        return None
-    labels = ImageArchive(file).labels
-    return None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())
+        if "class_counts.npy" not in members:
+            return None, None
+        statistics = Statistics.load(file)
+        return statistics.class_counts, statistics.class_names
+    labels = ImageArchive(file).labels if archive_has_images(file) else None
+    return (None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())), None
 
 
 def _data(config: GenerationConfig, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
@@ -148,7 +169,7 @@ def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, wo
         "crop": "none",
     }
     return Reference(
-        images, identity | {"moments": "of the file" if known else "of its images"}, class_counts_of_file(file)
+        images, identity | {"moments": "of the file" if known else "of its images"}, *classes_of_file(file)
     )
 
 

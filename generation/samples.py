@@ -17,7 +17,8 @@ from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet
 from flowprior.run.files import file_sha256
 from generation.config import GenerationConfig
-from generation.generate import protocols_of_sets, provenance_of_set, samples_file
+from generation.generate import protocols_of_sets, provenance_of_set, samples_file, stale_parts
+from generation.labels import EQUAL
 from generation.reference import class_counts
 
 ONE_PROCESS = World()
@@ -105,10 +106,23 @@ def samples_protocol(config: GenerationConfig, samples: Samples, world: World = 
         provenance, again = provenance_of_set(config, cfg), f"run `{config.command('generate')}` again"
         if not isinstance(kept := provenance.kept(), dict):
             raise UserError(f"{provenance.file} is missing or damaged: {again}")
-        if cfg in wanted_of and (stale := provenance.differing(wanted_of[cfg], world)):
-            raise UserError(f"the samples {samples_file(config, cfg)} are of another {' and '.join(stale)}: {again}")
+        if cfg in wanted_of and (stale := stale_parts(config, cfg, *wanted_of[cfg], world)):
+            remedy = _remedy_for_shares(config, kept) if stale == ["labels"] else again
+            raise UserError(
+                f"the samples {samples_file(config, cfg)} were made with other {' and '.join(stale)}: {remedy}"
+            )
         made[f"{cfg:g}"] = {**kept, **shape}
     return made
+
+
+def _remedy_for_shares(config: GenerationConfig, kept: dict[str, Any]) -> str:
+    """What to do with samples in other class shares than those of the reference."""
+    same = f"evaluate.reference={config.evaluate.reference}"
+    now = "equal" if kept.get("labels") == EQUAL.description else "data"
+    return (
+        f"their classes are in the shares of another reference than {same}; run `{config.command('generate')} {same}` with the run's other "
+        f"options, or write sample.class_shares={now} to measure them as they are"
+    )
 
 
 def open_samples(

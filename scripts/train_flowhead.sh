@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ensure_environment
 if help_requested "$@"; then NPROC=1 NNODES=1; fi
 arguments=(--preset "$PRESET")
-if [[ -d $DATA || $DATA == hf://* || $DATA == *[{*]* ]] || [[ -f $DATA && $DATA =~ \.(tar|zip|csv|tsv|jsonl|ndjson|parquet)$ ]]; then
+if [[ -d $DATA || $DATA == hf://* || $DATA == *[{*]* ]] || [[ -f $DATA && $DATA =~ \.(tar|tar\.[a-z0-9]+|tgz|zip|csv|tsv|jsonl|ndjson|parquet|arrow)$ ]]; then
   arguments+=(data.source=files "data.path=$DATA")
 elif [[ -f $DATA ]]; then
   arguments+=(target.source=file "target.file.path=$DATA")

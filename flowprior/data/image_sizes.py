@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from flowprior.data.image_reader import read_size
-from flowprior.data.images import StoredImages
+from flowprior.data.images import StoredImages, telling_of_skip_bad
 
 
 class ImageSize(NamedTuple):
@@ -29,7 +29,7 @@ def stored_sizes(images: StoredImages, threads: int = 8) -> Counter[ImageSize]:
     store, found = images.store, Counter[ImageSize]()
 
     def size(index: int) -> ImageSize:
-        with store.open(index) as opened:
+        with telling_of_skip_bad(), store.open(index) as opened:
             return ImageSize(*read_size(opened, store.name(index)))
 
     with ThreadPoolExecutor(threads) as pool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -196,10 +198,8 @@ class StoredImages:
 
     def _read(self, key: SampleKey) -> Tensor:
         """One image, cropped and mirrored as (seed, epoch, index) say: uint8 ``(3, S, S)``."""
-        try:
+        with telling_of_skip_bad():
             image, config = read_image(io.BytesIO(self.store.read(key.index)), self.store.name(key.index)), self.config
-        except UserError as error:
-            raise UserError(f"{error}; data.skip_bad=true leaves such images out") from error
         random = _generator(self.seed, key)
         if key.epoch >= 0 and config.crop == "random_resized":
             box = random_resized_box(image.height, image.width, config.min_area, random)
@@ -211,6 +211,15 @@ class StoredImages:
         if key.epoch >= 0 and config.flip and random.random() < 0.5:
             image = TF.hflip(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+@contextlib.contextmanager
+def telling_of_skip_bad() -> Iterator[None]:
+    """Within, an image that cannot be read is refused with the option that leaves such images out."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; data.skip_bad=true leaves such images out") from error
 
 
 def shared_fingerprint(images: ImageSource, world: World) -> str:

@@ -30,6 +30,7 @@ class Statistics:
     spatial: Statistics | None = None
     crop: str | None = None  # "centre 256", say
     class_counts: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None  # of these classes
 
     @property
     def crop_name(self) -> str | None:
@@ -37,7 +38,8 @@ class Statistics:
         return self.crop and self.crop.rpartition(" ")[0]
 
     def save(self, path: str | Path) -> None:
-        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count``, ``extractor``, ``crop`` and ``class_counts`` where known."""
+        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count``, ``extractor``, ``crop``, ``class_counts`` and ``class_names``
+        where known."""
         path = Path(path)
         arrays = {"mu": self.mu, "sigma": self.sigma}
         if self.count is not None:
@@ -48,6 +50,8 @@ class Statistics:
             arrays["crop"] = np.str_(self.crop)
         if self.class_counts is not None:
             arrays["class_counts"] = np.array(self.class_counts, np.int64)
+        if self.class_names is not None:
+            arrays["class_names"] = np.array(self.class_names, np.str_)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         try:
@@ -70,7 +74,9 @@ class Statistics:
             spatial = cls(*_moments(arrays, "mu_s", "sigma_s", path), extractor="inception_spatial")
         mu, sigma = _moments(arrays, "mu", "sigma", path)
         extractor, crop = (_optional_name(arrays, name) for name in ("extractor", "crop"))
-        return cls(mu, sigma, _optional_count(arrays), extractor, spatial, crop, _optional_class_counts(arrays))
+        counts = _optional_class_counts(arrays)
+        names = _optional_class_names(arrays, len(counts or ()))
+        return cls(mu, sigma, _optional_count(arrays), extractor, spatial, crop, counts, names)
 
 
 def _moments(
@@ -105,7 +111,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not is_archive(path):
         raise UserError(f"{path} is not an .npz file")
     # Only what is used: a foreign file may carry pickled or very large arrays of its own.
-    wanted = {"mu", "sigma", "count", "extractor", "crop", "class_counts"}
+    wanted = {"mu", "sigma", "count", "extractor", "crop", "class_counts", "class_names"}
     wanted |= {"mu_s", "sigma_s"} if "sigma_s.npy" in archive_members(path) else set()
     arrays = read_arrays(path, "statistics file", wanted)
     return {name: np.empty(0) if array is None else array for name, array in arrays.items()}
@@ -120,6 +126,12 @@ def _optional_class_counts(arrays: dict[str, np.ndarray]) -> tuple[int, ...] | N
     counts = arrays.get("class_counts")
     known = counts is not None and counts.ndim == 1 and counts.dtype.kind in "iu" and counts.size and counts.min() >= 0
     return tuple(counts.tolist()) if known else None
+
+
+def _optional_class_names(arrays: dict[str, np.ndarray], count: int) -> tuple[str, ...] | None:
+    names = arrays.get("class_names")
+    known = names is not None and names.shape == (count,) and count and names.dtype.kind == "U"
+    return tuple(names.tolist()) if known else None
 
 
 def _optional_name(arrays: dict[str, np.ndarray], key: str) -> str | None:

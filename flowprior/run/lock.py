@@ -29,6 +29,7 @@ from flowprior.run.files import json_text
 NAME = ".lock"
 HEARTBEAT_SECONDS = 15
 DEAD_AFTER_SECONDS = 120
+TRIES = 100  # to make a folder beside runs that remove theirs
 # safetensors writes under such a name beside the file, and renames it.
 OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 NO_SYSTEM_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -58,11 +59,7 @@ class FolderLock:
             OSError: the folder cannot be written.
         """
         while True:
-            self._make_folder()
-            try:
-                descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except FileNotFoundError:  # its owner removed the folder in between
-                continue
+            descriptor = self._open()
             try:
                 inode = os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino
                 if inode in _held:
@@ -102,6 +99,16 @@ class FolderLock:
         for folder in reversed(self.made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def _open(self, tries: int = TRIES) -> int:
+        """A descriptor of the lock's file. A run beside this one that ends may remove a folder, empty as yet, between any two steps."""
+        try:
+            self._make_folder()
+            return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            if tries <= 1:
+                raise
+            return self._open(tries - 1)
 
     def _make_folder(self) -> None:
         missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]

@@ -1,5 +1,7 @@
 """Which classes the samples are of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation
 from flowprior.run.config import build_config
 from generation.labels import EQUAL, choose_shares, class_sequence, mismatch, total_variation
+from generation.reference import counts_by_name
 from generation.sample_drawer import SampleDrawer
 from generation.training_fid import TrainingFID
 from mar.config import MARStageConfig
@@ -158,3 +161,33 @@ def test_a_perfect_generator_of_nine_to_one_data_is_near_them_in_their_shares_an
     in_shares, equal = draw(class_sequence([540, 60], 300)), draw([i % 2 for i in range(300)])
     near, far = (evaluate_generation(one, data, ["fid"])["fid"] for one in (in_shares, equal))
     assert near < 0.2 and 9 < far < 11  # over eight seeds: 0.04 to 0.11, and 9.7 to 10.2
+
+
+def test_classes_in_another_order_are_told_by_their_names():
+    assert counts_by_name((3, 1), ("b", "a"), ["a", "b"]) == (1, 3)
+    assert counts_by_name((3, 1), ("b", "c"), ["a", "b"]) is None is counts_by_name(None, ("a",), ["a"])
+    assert counts_by_name((3, 1), None, ["a", "b"]) == counts_by_name((3, 1), ("b", "a"), []) == (3, 1)
+
+
+@pytest.mark.parametrize("form", ["folder", "statistics"])
+def test_a_references_shares_are_taken_by_name_where_the_generators_classes_stand_in_another_order(
+    form, tmp_path, unbalanced
+):
+    reference = unbalanced
+    if form == "statistics":
+        statistics = ImageSet(digit_images(32)[0][:40], Extractor("digits")).statistics()
+        reference = tmp_path / "named.npz"
+        replace(statistics, class_counts=(36, 4), class_names=("a", "b")).save(reference)
+    config = config_with(tmp_path, unbalanced, evaluate={"reference": str(reference)})
+    assert choose_shares(config, SAVED).counts == (36, 4)
+    turned = {"about": {"class_names": ["b", "a"]}, "shape": {"num_classes": 2}}
+    assert choose_shares(config, turned).counts == (4, 36)
+
+
+def test_a_reference_in_nearly_the_datas_shares_is_met_by_the_datas(tmp_path, unbalanced):
+    saved = {**SAVED, "about": {**SAVED["about"], "class_counts": [905, 95]}}
+    config = config_with(tmp_path, unbalanced, evaluate={"reference": str(unbalanced)})
+    shares = choose_shares(config, saved)
+    assert shares.counts == (905, 95) and "of the data" in shares.description
+    saved["about"]["class_counts"] = [88, 12]
+    assert choose_shares(config, saved).counts == (36, 4)

@@ -1,6 +1,7 @@
 """At what size and crop samples and reference are compared, and what is said of metrics that mean little."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -267,6 +268,24 @@ def test_the_judge_of_digits_is_not_asked_about_cats_and_reads_the_digit_in_a_cl
     result = own_sets(["cat", "dog"], labels % 2)
     assert result["metrics"]["1"]["recognised"] is None and result["metrics"]["1"]["fid"] > 0
     assert "knows the digits 0 to 9" in result["not_measured"]["1"]["recognised"] and result["best_cfg"] == "1"
+
+
+def test_a_references_shares_are_compared_by_name(own_sets, tmp_path, capsys):
+    labels = np.repeat([0, 1], [20, 10])
+    own_sets(["bee", "ant"], labels, ["fid"])
+    config = build_config(
+        MARStageConfig,
+        {"run_dir": str(tmp_path), "sample": {"count": COUNT, "cfg": [1]}, "evaluate": {"extractor": "digits"}},
+    )
+    samples = find_samples(config)
+    data = open_reference(config, DIGITS, samples.size)
+    for counts, differ in (((10, 20), False), ((20, 10), True)):  # ants and bees
+        reference = replace(data, class_counts=counts, class_names=("ant", "bee"))
+        capsys.readouterr()
+        evaluate.warn(config, samples, reference)
+        said = capsys.readouterr().err
+        assert "names in another order (class 0 is bee here and ant there)" in said
+        assert ("are in other shares" in said) == differ
 
 
 def test_a_figure_that_is_not_a_number_is_null_with_its_reason(own_sets, monkeypatch, tmp_path):

@@ -147,8 +147,31 @@ def test_samples_of_another_generator_or_of_other_options_are_refused(config_wit
     protocol_of(config)
     for change in ({"generator": "g"}, {"seed": 1}, {"count": 3}):
         write_json(note, {"protocol": protocol(config, saved, 1.0, EQUAL.description) | change})
-        with pytest.raises(UserError, match=f"are of another {next(iter(change))}: run"):
+        with pytest.raises(UserError, match=f"were made with other {next(iter(change))}: run"):
             protocol_of(config)
+
+
+def test_samples_count_by_their_labels_and_not_by_what_these_are_the_shares_of(config_with, tmp_path):
+    config = config_with()
+    saved = {"fingerprint": "f", "about": {"autoencoder": "a"}, "generator": {"name": "mar"}}
+    saved["shape"] = {"num_classes": 10}
+    write_json(tmp_path / "mar" / "generator" / "config.json", saved)
+    file, images = samples_file(config, 1), digit_images(32)[0][:40].permute(0, 2, 3, 1).numpy()
+    made_by = protocol(config, saved, 1.0, "in the class shares of the reference (0123456789abcdef)")
+    write_json(file.with_suffix(".json"), {"protocol": made_by})
+    np.savez(file, arr_0=images, labels=np.arange(40) % 10)
+    assert protocol_of(config)["samples"]["1"]["labels"] == made_by["labels"]
+    np.savez(file, arr_0=images, labels=np.arange(40) % 5)
+    said = "made with other labels: .*generate evaluate.reference=data` .* sample.class_shares=data to measure them as they"
+    with pytest.raises(UserError, match=said):
+        protocol_of(config)
+
+
+def test_classes_that_stand_in_another_order_in_the_reference_are_said(config_with):
+    assert evaluate.unlike_names(["a", "b"], (), "generator") == "" == evaluate.unlike_names(["a"], ("a",), "samples")
+    assert "have other names than the samples'" in evaluate.unlike_names(["a"], ("b",), "samples")
+    turned = evaluate.unlike_names(["a", "b", "c"], ("a", "c", "b"), "generator")
+    assert "in another order (class 1 is b here and c there): they are compared by name" in turned
 
 
 def test_a_folder_and_an_archive_serve_as_reference_and_an_archives_moments_come_before_its_images(

@@ -77,8 +77,14 @@ def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, 
     (folder / "b" / "broken.jpg").write_bytes(b"no picture")
     code, message = run(folder, "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
     [line] = [line for line in message.splitlines() if not line.startswith("note: ")]
-    assert code == 2 and "broken.jpg" in line
+    assert code == 2 and "broken.jpg" in line and "; --skip-bad leaves such images out" in line
     assert not (tmp_path / "stats.npz").exists()
+    good = folder / "b" / "good.png"
+    good.write_bytes(next(picture_folder.glob("*/*.png")).read_bytes())
+    code, message = run(folder, "--skip-bad", "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
+    assert code == 0 and "1 of the 42 images" in message
+    assert Statistics.load(tmp_path / "stats.npz").class_counts == (40, 1)
+    assert Statistics.load(tmp_path / "stats.npz").class_names == ("a", "b")
 
 
 def test_the_command_says_in_one_line_what_it_lacks(run, tmp_path):

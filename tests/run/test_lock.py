@@ -1,9 +1,11 @@
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +106,34 @@ def test_folders_that_only_the_lock_needed_go_with_it_and_others_stay(tmp_path):
     with sole_writer(tmp_path / "a" / "b", World()):
         (tmp_path / "a" / "b" / "result.json").touch()
     assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("then", ["mkdir", "open"])
+def test_a_run_that_ends_may_remove_the_folder_above_while_another_makes_its_own_in_it(then, tmp_path, monkeypatch):
+    first, second = FolderLock(tmp_path / "run" / "ae"), FolderLock(tmp_path / "run" / "mar")
+    first.acquire()
+    module, make = (Path, Path.mkdir) if then == "mkdir" else (os, os.open)
+
+    def after_the_first_has_ended(path, *rest, **options):
+        if first.descriptor >= 0 and second.folder in (Path(path), Path(path).parent):
+            with contextlib.suppress(OSError):
+                second.folder.rmdir()
+            first.release()
+            first.descriptor = -1
+            assert not (tmp_path / "run").exists()
+        return make(path, *rest, **options)
+
+    monkeypatch.setattr(module, then, after_the_first_has_ended)
+    second.acquire()
+    assert owner(second.folder)["pid"] == os.getpid()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_is_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="cannot write into"), sole_writer(tmp_path / "run" / "ae", World()):
+        pass
 
 
 def test_half_a_lock_is_anybodys(tmp_path):

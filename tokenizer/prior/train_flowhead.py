@@ -92,8 +92,7 @@ def main() -> None:
         stopwatch = Stopwatch(folder.path)
         folder.check(config, {})  # before a target is computed over the one that a finished run was made from
         context = TargetContext(config.train.seed, folder.path, world, config.data, config.train.loader_workers)
-        if config.data.path and world.is_main and not takes_images(config.target):
-            note(f"the target {config.target.source} takes no images: DATA is not read")
+        check_images_are_used(config)
         target = load_target(config.target, context)
         check_batch(config, world)
         inputs = {"target": target.fingerprint()}
@@ -106,6 +105,15 @@ def main() -> None:
         target_map = make_target_map(config, target, split)  # before anything is written, since it refuses some targets
         folder.open(config, world, inputs)
         train(config, folder, world, target, split, target_map, stopwatch)
+
+
+def check_images_are_used(config: FlowPriorConfig) -> None:
+    """A :class:`UserError` where images are named and the target is made of something else: the prior would not be of them."""
+    if config.data.path and not takes_images(config.target):
+        raise UserError(
+            f"the target '{config.target.source}' takes no images, and DATA or data.path names {config.data.path}: leave that out, or write "
+            "target.source=timm for features of these images, or DATA=features.npy for features of your own"
+        )
 
 
 def check_target(target: TargetFeatures, world: World) -> None:

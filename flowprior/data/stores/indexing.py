@@ -21,7 +21,7 @@ from flowprior.data.stores.samples import ShardSamples, collect_samples
 from flowprior.errors import UserError
 from flowprior.progress import progress_bar
 
-THREADS = 8
+THREADS = 4  # each holds a shard's samples, and the memory that it was given it keeps
 PART_BYTES = 1 << 20  # of a column, a multiple of every number's
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from flowprior.data.stores.base import place_name
 from flowprior.errors import UserError, one_line
+from flowprior.notes import counted
 
 LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "class_name", "category", "target")
 NO_LABEL = "none"  # in place of a column's name
@@ -131,13 +132,20 @@ def classes_of_words(
             f"data.label_column={NO_LABEL}"
         )
     made = classes_of(words, counts, source, where, guessed)
-    return made if made.names else unlabelled(where, total, len(words))
+    if not made.names:
+        return unlabelled(where, total, len(words))
+    return made._replace(notes=[origin(made.names, source, where), *made.notes])
+
+
+def origin(names: Sequence[str], source: str, where: str) -> str:
+    """What a person should know of labels that were found: where, and how many classes they are."""
+    return f"the labels of {where} come from {source}: {counted(len(names), 'class', 'classes')}"
 
 
 def unlabelled(where: str, images: int, words: int, name: str = "") -> Classes:
     """One class, called as the place is unless it has a name."""
     name = name or place_name(where)
-    said = f"{where} says no labels: its {images} images are one class, '{name}'"
+    said = f"{where} says no labels: its {counted(images, 'image is', 'images are')} one class, '{name}'"
     return Classes([name], np.zeros(words, np.int32), [said])
 
 

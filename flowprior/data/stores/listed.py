@@ -35,6 +35,7 @@ class _Row(NamedTuple):
     number: int  # of the line, from 1
     path: str
     label: str  # empty where there is none
+    source: str  # column of the labels, in words
 
 
 class ListStore(FilesStore):
@@ -56,8 +57,9 @@ class ListStore(FilesStore):
             raise UserError(f"{where} stands for {len(files)} lists: join them into one")
         self.root, self.where = files[0].parent, where
         names, ends, labels, hashes = bytearray(), array("q"), WrittenLabels(), array("q")
-        first_without = 0
+        first_without, source = 0, ""
         for row in _rows(files[0], options):
+            source = row.source
             if "\0" in row.path:
                 raise UserError(f"line {row.number} of the list {where} has a null byte in its path")
             names += os.fsencode(row.path)
@@ -69,7 +71,6 @@ class ListStore(FilesStore):
             raise UserError(f"the list {where} names no images")
         self.names, self.ends = np.frombuffer(bytes(names), np.uint8), np.array(ends)
         words, codes = list(labels.words), np.array(labels.codes)
-        source = f"column '{options.label_column}'" if options.label_column else "its labels"
         classes = classes_of_words(
             words,
             np.bincount(codes),
@@ -111,7 +112,11 @@ def _of_table(file: Path, options: StoreOptions) -> Iterator[_Row]:
                     continue
             if len(cells) <= max(path, label if label is not None else 0) or not cells[path]:
                 raise UserError(f"the list {file} has no path or no label in line {rows.line_num}")
-            yield _Row(rows.line_num, cells[path], "" if label is None else cells[label].strip())
+            if label is None:
+                yield _Row(rows.line_num, cells[path], "", "")
+            else:
+                source = f"column '{header[label]}'" if header else f"column {label + 1}"
+                yield _Row(rows.line_num, cells[path], cells[label].strip(), source)
 
 
 def _columns_of_table(first: list[str], file: Path, options: StoreOptions) -> tuple[int, int | None, list[str]]:
@@ -152,4 +157,5 @@ def _of_json(file: Path, options: StoreOptions) -> Iterator[_Row]:
                 number,
                 fields[path],
                 written_label(fields.get(label), f"'{label}' in line {number} of {file}") if label else "",
+                f"column '{label}'",
             )

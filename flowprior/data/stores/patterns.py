@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -59,13 +60,23 @@ def matching_files(pattern: str) -> list[Path]:
     found: list[str] = []
     for name in expand_braces(pattern):
         found += sorted(glob.glob(name)) if "*" in name else [name]
-    if missing := [name for name in found if not Path(name).is_file()]:
+    missing = [name for name in found if not Path(name).is_file()]
+    if len(missing) == len(found):
+        raise UserError(f"no file is called like {pattern}{_beside(pattern)}")
+    if missing:
         raise UserError(
             f"of the {len(found)} files that {pattern} stands for, {len(missing)} are not there: {some_of(missing)}; get them, or write another "
             "pattern"
         )
-    if not found:
-        raise UserError(f"there are no files like {pattern}")
     if len(set(found)) < len(found):
         raise UserError(f"the pattern {pattern} names some files twice")
     return list(map(Path, found))
+
+
+def _beside(pattern: str) -> str:
+    """What to write in place of a pattern that stands for no file, by what lies where it looks."""
+    folder = Path(os.path.dirname(re.split(r"[{*]", pattern)[0]))
+    if not folder.is_dir():
+        return f", since there is no folder {folder}: write where the files lie"
+    there = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return f": write a pattern of the files in {folder} ({some_of(there) or 'which holds none'})"

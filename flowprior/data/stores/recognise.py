@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from flowprior.data.stores.arrow import HUB, is_saved, open_files, open_hub, open_saved
@@ -20,6 +21,16 @@ from flowprior.errors import UserError
 
 SHARDS = {".tar": TarStore, ".zip": ZipStore, ".parquet": ParquetStore, ".arrow": open_files}
 KINDS = {**SHARDS, **dict.fromkeys(sorted(LISTS), ListStore)}
+COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.IGNORECASE)
+UNPACK = {
+    ".bz2": "bunzip2",
+    ".tbz": "bunzip2",
+    ".tbz2": "bunzip2",
+    ".xz": "unxz",
+    ".txz": "unxz",
+    ".zst": "unzstd",
+    ".lz4": "unlz4",
+}
 SET = "set DATA= or data.path= to where the images lie"
 
 
@@ -57,6 +68,7 @@ def _recognised(path: str, options: StoreOptions) -> ImageStore:
     below = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not is_system_file(entry.name))
     if deeper := [name for name in below if is_saved(place / name) or _shards(place / name)]:
         raise UserError(f"the images of {path} lie in {some_of(deeper)} below it: write DATA={place / deeper[0]}, say")
+    _check_unpacked(_alone(place, lambda name: bool(COMPRESSED_TAR.search(name))), path)
     return FolderStore(place)
 
 
@@ -70,6 +82,7 @@ def _of_files(files: list[Path], path: str, options: StoreOptions) -> ImageStore
     if len(kinds) > 1:
         raise UserError(f"{path} holds files of several kinds ({', '.join(sorted(kinds))}): name those of one")
     kind = kinds.pop()
+    _check_unpacked(files, path)
     splits = sorted(SPLITS & {word for file in files for word in re.split(r"[^a-z]+", file.stem.lower())})
     if len(splits) > 1:
         pattern = files[0].parent / f"*{splits[0]}*{kind}"
@@ -80,16 +93,28 @@ def _of_files(files: list[Path], path: str, options: StoreOptions) -> ImageStore
     return KINDS[kind](files, path, options)
 
 
+def _check_unpacked(files: list[Path], path: str) -> None:
+    """Refuses tar files that are compressed as wholes."""
+    if packed := next((file for file in files if COMPRESSED_TAR.search(file.name)), None):
+        raise UserError(
+            f"{path} is compressed as a whole, and images are read by their place in a file: unpack it once to a .tar, as "
+            f"`{UNPACK.get(packed.suffix.lower(), 'gunzip')} {packed.name}` does"
+        )
+
+
 def _shards(folder: Path) -> list[Path]:
-    """The shards straight in a folder that holds no images and no folders; none in any other."""
+    return _alone(folder, lambda name: os.path.splitext(name)[1].lower() in SHARDS)
+
+
+def _alone(folder: Path, is_wanted: Callable[[str], bool]) -> list[Path]:
+    """The files that are wanted by their names, straight in a folder that holds no images and no folders; none in any other."""
     found: list[Path] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_system_file(entry.name):
                 continue
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if suffix in EXTENSIONS or entry.is_dir():
+            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS or entry.is_dir():
                 return []
-            if suffix in SHARDS:
+            if is_wanted(entry.name):
                 found.append(Path(entry.path))
     return sorted(found)

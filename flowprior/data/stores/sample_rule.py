@@ -40,8 +40,8 @@ class SampleRule(NamedTuple):
     @property
     def source(self) -> str:
         """Where labels stand, in words."""
-        names = {"json": f"field '{self.field}' of .json", "folder": "folders", NO_LABEL: NO_LABEL}
-        return names.get(self.label, f".{self.label}")
+        names = {"json": f"field '{self.field}' of .json files", "folder": "folders", NO_LABEL: NO_LABEL}
+        return names.get(self.label, f".{self.label} files")
 
     @property
     def is_beside(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flowprior.data.stores.base import StoreOptions
-from flowprior.data.stores.labels import LABEL_NAMES, NO_LABEL, Classes, classes_of_words, unlabelled
+from flowprior.data.stores.labels import LABEL_NAMES, NO_LABEL, Classes, classes_of_words, origin, unlabelled
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
 
@@ -70,8 +70,6 @@ def choose_columns(schema: pyarrow.Schema, options: StoreOptions, where: str) ->
     image, label = _image_column(schema, features, options, where), _label_column(schema, features, options, where)
     if not options.image_column:
         note(f"the images of {where} are its column '{image}'")
-    if label and not options.label_column:
-        note(f"the labels of {where} are its column '{label}'")
     return TableColumns(image, label, _class_names(features).get(label))
 
 
@@ -90,9 +88,15 @@ def _image_column(schema: pyarrow.Schema, features: dict[str, Any], options: Sto
     image = _chosen(schema, options.image_column, marked or possible, "images", IMAGE_OPTION, where)
     if not image:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise UserError(f"{where} has no column of images in bytes but {columns}")
+        raise UserError(
+            f"{where} has no column of images in bytes but {columns}: write the encoded files (JPEG, PNG) into a column of bytes, or name "
+            "other files"
+        )
     if image not in possible:
-        raise UserError(f"the column '{image}' of {where} holds {schema.field(image).type}, and no images in bytes")
+        there = f"{IMAGE_OPTION}={possible[0]}, say" if possible else "the encoded files into a column of bytes"
+        raise UserError(
+            f"the column '{image}' of {where} holds {schema.field(image).type}, and no images in bytes: write {there}"
+        )
     return image
 
 
@@ -246,4 +250,4 @@ def _named_classes(words: list[str], names: list[str], source: str, where: str) 
     places = list(map(int, words))
     if max(places) >= len(names):
         raise UserError(f"the labels of {where} ({source}) go up to {max(places)}, and it names {len(names)} classes")
-    return Classes(names, np.array(places, np.int32), [])
+    return Classes(names, np.array(places, np.int32), [origin(names, source, where)])

@@ -48,7 +48,7 @@ class TarArchive:
 
 def _members(file: Window) -> Iterator[Member]:
     """The files, links and devices in a tar file in their order; folders are passed over."""
-    at, changes = 0, dict[str, bytes]()
+    at, changes, last = 0, dict[str, bytes](), b""
     while (block := file.at(at, BLOCK)) != END:
         try:
             member, kind, behind = _read_header(file, block, at)
@@ -64,10 +64,10 @@ def _members(file: Window) -> Iterator[Member]:
                 name = changes.get("path", member.name)
                 if kind != FOLDER and not name.endswith(b"/"):
                     yield Member(name, member.offset, member.size, kind in REGULAR)
+                    last = name
                 changes = {}
         except _Damaged as error:
-            name = block[:100].partition(b"\0")[0].decode(errors="replace")
-            where = f" at byte {at}" + (f", member '{name}'" if name else "") if at else ""
+            where = f" at byte {at}{_whose(block, changes, last)}" if at else ""
             raise UserError(f"the tar file {file.path} cannot be read{where}: {error}") from None
         at = behind
     if file.size - at > PADDING:
@@ -75,6 +75,14 @@ def _members(file: Window) -> Iterator[Member]:
             f"the tar file {file.path} ends at byte {at} and goes on for {file.size - at} more, which no reader would see: "
             "pack what was joined as files of their own"
         )
+
+
+def _whose(block: bytes, changes: dict[str, bytes], last: bytes) -> str:
+    """The member to which a header belongs, for a message; headers that stand before a member's own have no name but that of the last one."""
+    name, what = changes.get("path", block[:100].partition(b"\0")[0]), "member"
+    if len(block) < BLOCK or block[156:157] in (PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK):
+        name, what = (changes["path"], "member") if "path" in changes else (last, "behind member")
+    return f", {what} '{name.decode(errors='replace')}'" if name else ""
 
 
 def _read_header(file: Window, block: bytes, at: int) -> tuple[Member, bytes, int]:

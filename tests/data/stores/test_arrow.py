@@ -103,12 +103,13 @@ def test_a_name_that_stands_for_nothing_is_refused(tmp_path, cache, monkeypatch)
     assert path in refusal(path) and "cannot be had" in refusal(path)
 
 
-def test_two_columns_of_classes_are_told_apart_by_name(tmp_path):
+def test_two_columns_of_classes_are_told_apart_by_name(tmp_path, capsys):
     made = as_dataset(SOME, label="coarse").add_column("fine", list(range(11)))
     made = made.cast_column("fine", datasets.ClassLabel(names=[f"f{n}" for n in range(11)]))
     made.save_to_disk(str(tmp_path / "two"))
     assert "the columns coarse, fine, each of which may hold the labels" in refusal(tmp_path / "two")
     assert open_store(str(tmp_path / "two"), StoreOptions("", "fine")).class_names[10] == "f10"
+    assert "come from column 'fine': 11 classes\n" in capsys.readouterr().err
 
 
 def test_an_image_that_is_missing_or_only_named_is_refused_before_training(tmp_path):

@@ -35,9 +35,11 @@ def contents(store) -> list[tuple[bytes, str]]:
 
 @pytest.mark.parametrize("suffix", ROWS)
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_list_is_its_images_in_its_order(folder, suffix, order):
+def test_a_list_is_its_images_in_its_order(folder, suffix, order, capsys):
     store = opened(folder, "".join(map(ROWS[suffix], SOME[::order])), suffix)
     assert contents(store) == [(image.data, image.label) for image in SOME[::order]]
+    column = "'label'" if suffix == ".jsonl" else "2"
+    assert f"the labels of {store.where} come from column {column}: 2 classes\n" in capsys.readouterr().err
     assert store.kind == "list" and store.name(0) == str(folder / SOME[::order][0].file)
     assert store.lengths(1, 3) == [len(image.data) for image in SOME[::order][1:3]]
 
@@ -46,9 +48,11 @@ def test_a_list_is_its_images_in_its_order(folder, suffix, order):
     "header, cells", [("path,label", "{i.file},{i.label}"), ("id,Class,FILENAME",
      '7,{i.label},"{i.file}"'), ("label,w,file_name,h", "{i.label},1,{i.file},2")]
 )  # fmt: skip
-def test_columns_are_found_by_their_usual_names(folder, header, cells):
+def test_columns_are_found_by_their_usual_names(folder, header, cells, capsys):
     text = "\ufeff" + "\r\n".join([header, *(cells.format(i=image) for image in SOME), ""])
     assert contents(opened(folder, text)) == [(image.data, image.label) for image in SOME]
+    name = "Class" if "Class" in header else "label"
+    assert f"come from column '{name}': 2 classes" in capsys.readouterr().err
 
 
 def test_columns_of_other_names_are_named(folder):
@@ -67,7 +71,8 @@ def test_absolute_paths_are_taken_as_they_are(folder, tmp_path_factory):
 
 def test_numbers_are_classes_and_a_list_of_paths_alone_is_one_class(folder, capsys):
     store = opened(folder, "".join(f"{image.file},{number}\n" for number, image in enumerate(SOME)))
-    assert np.asarray(store.labels).tolist() == list(range(6)) and capsys.readouterr().err == ""
+    assert np.asarray(store.labels).tolist() == list(range(6))
+    assert capsys.readouterr().err == f"note: the labels of {store.where} come from column 2: 6 classes\n"
     assert opened(folder, "".join(f"{image.file}\n" for image in SOME)).class_names == ["list"]
     assert capsys.readouterr().err.count("says no labels: its 6 images are one class, 'list'") == 1
 

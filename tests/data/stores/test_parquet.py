@@ -71,7 +71,7 @@ def test_tables_hold_the_same_bits_as_the_folder(tmp_path, by_datasets, capsys):
         assert store.kind == "parquet" and contents(store) == contents(folder), kind
         assert store.class_names == folder.class_names and (store.labels == folder.labels).all()
         said = capsys.readouterr().err
-        assert "its column 'image'" in said and "its column 'label'" in said
+        assert "its column 'image'" in said and "come from column 'label': 3 classes" in said
 
 
 def test_row_groups_begin_where_starts_says_and_rows_are_named_by_file(tmp_path):

@@ -34,17 +34,24 @@ def as_pictures(images: list[Picture]) -> list[tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("label", ["json", "txt"])
-def test_shards_of_webdatasets_writer_hold_the_images_in_order_with_their_words(tmp_path, label):
+def test_shards_of_webdatasets_writer_hold_the_images_in_order_with_their_words(tmp_path, label, capsys):
     store = opened(write_shards(tmp_path / "shards", SOME, label=label))
     assert contents(store) == as_pictures(SOME) and store.class_names == ["ant", "bee"]
     assert store.starts.tolist() == [0, 3, 6] and store.kind == "tar" and len(store.shards) == 3
+    source = "field 'label' of .json files" if label == "json" else ".txt files"
+    assert f"the labels of {tmp_path}/shards come from {source}: 2 classes\n" in capsys.readouterr().err
 
 
 def test_numbers_beside_the_images_are_their_classes(tmp_path, capsys):
     store = opened(write_shards(tmp_path / "shards", SOME))
     assert store.class_names == ["0", "1"] and np.asarray(store.labels).tolist() == [0] * 4 + [1] * 4
     assert store.name(4) == f"{tmp_path}/shards/set-000001.tar: {SOME[4].key}.png"
-    assert "note" not in capsys.readouterr().err
+    assert capsys.readouterr().err == f"note: the labels of {store.where} come from .cls files: 2 classes\n"
+
+
+def test_one_class_is_said_as_one(tmp_path, capsys):
+    opened(write_tar(tmp_path / "a.tar", [A, ("a.cls", b"0")]))
+    assert capsys.readouterr().err == f"note: the labels of {tmp_path}/a.tar come from .cls files: 1 class\n"
 
 
 def test_a_class_without_images_is_counted_and_named(tmp_path, capsys):
@@ -233,6 +240,43 @@ def test_a_tar_that_is_cut_anywhere_is_refused_and_named(tmp_path):
         assert "truncated" in str(refusal.value) or "ends within" in str(refusal.value)
     file.write_bytes(data[: end + 512])
     assert len(opened(file)) == 2
+
+
+def test_a_tar_that_is_cut_names_a_sample_and_no_header_of_the_format(tmp_path):
+    """Both formats keep a long name before the member's own header."""
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        members = [(f"{letter * 120}.png", encoded(n)) for n, letter in enumerate("ab")]
+        data = write_tar(tmp_path / "a.tar", members, format).read_bytes()
+        second = data.index(b"b" * 120) // 512 * 512  # the contents that hold the second name
+        for length in (second - 1, second + 5, second + 512, second + 700, second + 1100):
+            (tmp_path / "a.tar").write_bytes(data[:length])
+            with pytest.raises(UserError, match=r"cannot be read at byte \d+, (behind )?member '(aaa|bbb)") as refusal:
+                opened(tmp_path / "a.tar")
+            assert ("behind member" in str(refusal.value)) == ("'aaa" in str(refusal.value)), length
+            assert ("'bbb" in str(refusal.value)) == (length > second + 511), length
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.zst"])
+def test_a_compressed_tar_is_to_be_unpacked_whether_it_or_its_folder_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    unpack = "unzstd" if name.endswith("zst") else "gunzip"
+    for place in (tmp_path / name, tmp_path, f"{tmp_path}/*{name[1:]}"):
+        with pytest.raises(
+            UserError, match=f"is compressed as a whole, .* unpack it once to a .tar, as `{unpack} {name}`"
+        ):
+            opened(place)
+
+
+def test_a_pattern_that_stands_for_nothing_says_what_is_there(tmp_path):
+    write_shards(tmp_path / "shards", SOME)
+    for pattern in (f"{tmp_path}/shards/part-{{00..02}}.tar", f"{tmp_path}/shards/part-*.tar"):
+        with pytest.raises(
+            UserError, match="no file is called like .*: write a pattern of the files in .*shards .set-000000.tar, "
+        ):
+            opened(pattern)
+    for pattern in (f"{tmp_path}/none/a-{{00..02}}.tar", f"{tmp_path}/none/*.tar"):
+        with pytest.raises(UserError, match=f"there is no folder {tmp_path}/none: write where the files lie"):
+            opened(pattern)
 
 
 @pytest.mark.parametrize("suffix, magic, kind", [("gz", "gzip", "gzip"), ("bz2", "bz2", "bzip2"), ("xz", "lzma", "xz")])

@@ -94,7 +94,7 @@ def test_two_nodes_end_with_the_bits_of_two_processes_of_one_node(slurm, undistu
     code, output = slurm.run("train_flowhead", *STEPS, run_dir=tmp_path / "run")
     assert code == 0, output
     assert read(tmp_path / "run" / "flowhead" / "result.json")["fingerprint"] == undisturbed
-    assert "2 nodes with 1 processes each" in output and not slurm.requeued()
+    assert "2 nodes with 1 process each" in output and not slurm.requeued()
 
 
 def test_a_job_near_its_limit_saves_goes_into_the_queue_once_and_ends_with_the_same_bits(slurm, undisturbed, tmp_path):

@@ -20,6 +20,7 @@ from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 from tokenizer.prior.targets import TargetConfig, load_target
 from tokenizer.prior.targets.base import TargetContext
 from tokenizer.prior.targets.timm_model import TimmEncoder
+from tokenizer.prior.train_flowhead import FlowPriorConfig, check_images_are_used
 
 SIZE, COUNT = 32, 300  # two chunks of images
 RANDOM = {"model": "test_vit", "pretrained": False, "dtype": "float32"}
@@ -283,3 +284,22 @@ def test_the_digits_low_level_target_is_a_function_of_the_seed_and_its_autoencod
     stamp = (tmp_path / "a" / "target_features.npy").stat().st_mtime_ns
     assert load(tmp_path / "a", None, 0, source="digits_lowlevel", **LOW_LEVEL).fingerprint() == first.fingerprint()
     assert (tmp_path / "a" / "target_features.npy").stat().st_mtime_ns == stamp
+
+
+def test_images_that_the_target_would_not_read_are_refused():
+    taken = [
+        {"source": "timm"},
+        {"source": "autoencoder"},
+        {"source": "codebook", "codebook": {"of": "timm", "clusters": 4}},
+    ]
+    others = [{}, {"source": "file"}, {"source": "word_vectors"}, {"source": "codebook"}]
+    for target in [*taken, *others]:
+        config = build_config(FlowPriorConfig, {"target": target, "data": {"source": "files", "path": "/data/images"}})
+        if target in taken:
+            check_images_are_used(config)
+            continue
+        with pytest.raises(
+            UserError, match="takes no images, and DATA or data.path names /data/images: leave that out, or"
+        ):
+            check_images_are_used(config)
+        check_images_are_used(build_config(FlowPriorConfig, {"target": target}))
