@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "mar": {"flowprior", "tokenizer", "generation"},
     "simflow": {"flowprior", "tokenizer", "generation"},
     "sit": {"flowprior", "tokenizer", "generation"},
+    "imports": {"flowprior", "tokenizer", "generation", "mar"},
 }
 
 
