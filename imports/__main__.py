@@ -19,8 +19,12 @@ from flowprior.run.config import apply_overrides, build_config, list_options
 from imports.autoencoder import import_autoencoder, is_autoencoder
 from imports.checkpoint import Checkpoint, read_checkpoint
 from imports.config import ImportConfig
+from imports.flow_prior import import_flow_prior, is_flow_prior
 
-KINDS = {"autoencoder": (is_autoencoder, import_autoencoder)}
+KINDS = {
+    "autoencoder": (is_autoencoder, import_autoencoder),
+    "flow prior": (is_flow_prior, import_flow_prior),
+}
 
 
 @entry_point
