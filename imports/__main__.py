@@ -20,10 +20,12 @@ from imports.autoencoder import import_autoencoder, is_autoencoder
 from imports.checkpoint import Checkpoint, read_checkpoint
 from imports.config import ImportConfig
 from imports.flow_prior import import_flow_prior, is_flow_prior
+from imports.mar import import_mar, is_mar
 
 KINDS = {
     "autoencoder": (is_autoencoder, import_autoencoder),
     "flow prior": (is_flow_prior, import_flow_prior),
+    "MAR": (is_mar, import_mar),
 }
 
 
