@@ -17,6 +17,8 @@ from flowprior.run.config import apply_overrides, build_config, list_options
 from flowprior.run.presets import find_preset, read_preset
 from generation import estimate_scale, generate
 from generation.commands import COMMANDS as GENERATION_COMMANDS
+from imports.__main__ import parse as parse_import
+from imports.config import ImportConfig
 from latent_report.__main__ import parse as parse_report
 from latent_report.config import ReportConfig
 from mar.config import PRESETS as MAR_PRESETS
@@ -72,6 +74,7 @@ OPTIONS = {
         SimFlowStageConfig,
         ToyConfig,
         ReportConfig,
+        ImportConfig,
     )
     for name, _, _ in list_options(cls)
 }
@@ -195,6 +198,8 @@ def test_every_other_command_is_there_and_takes_the_options_that_it_is_shown_wit
             parse_report(command.words)
         elif command.what == "scripts/demo.sh":
             parse_demo(command.words)
+        elif command.what == "scripts/import_weights.sh":
+            parse_import(command.words)
         elif command.what == "mar estimate_scale":
             estimate_scale.parse(MARStageConfig, command.words)
         else:
