@@ -8,10 +8,10 @@ from torch import Tensor
 from flowprior.data.images import to_uint8
 from flowprior.errors import UserError
 from generation.config import GenerationConfig
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.opening import Tokenizer, load_tokenizer
 
 
-def load_autoencoder(config: GenerationConfig, device: torch.device) -> Autoencoder:
+def load_autoencoder(config: GenerationConfig, device: torch.device) -> Tokenizer:
     """The frozen autoencoder of this run.
 
     Raises:
@@ -22,7 +22,7 @@ def load_autoencoder(config: GenerationConfig, device: torch.device) -> Autoenco
             f"there is no autoencoder at {config.autoencoder_folder}: run `bash scripts/train_ae.sh run_dir={config.run_dir}` first, "
             "with the same PRESET and DATA, or write autoencoder=<folder>"
         )
-    autoencoder = Autoencoder.load(config.autoencoder_folder).requires_grad_(False).to(device)
+    autoencoder = load_tokenizer(config.autoencoder_folder, config.data.size).requires_grad_(False).to(device)
     if config.data.size != autoencoder.config.image_size:
         raise UserError(
             f"data.size is {config.data.size} and the autoencoder in {config.autoencoder_folder} takes {autoencoder.config.image_size} px: "
@@ -32,6 +32,6 @@ def load_autoencoder(config: GenerationConfig, device: torch.device) -> Autoenco
 
 
 @torch.no_grad()
-def decode_to_uint8(autoencoder: Autoencoder, latents: Tensor, batch: int = 64) -> Tensor:
+def decode_to_uint8(autoencoder: Tokenizer, latents: Tensor, batch: int = 64) -> Tensor:
     """Raw latents ``(N, T, C)`` as uint8 images ``(N, 3, H, H)`` on the CPU."""
     return torch.cat([to_uint8(autoencoder.decode(part)).cpu() for part in latents.split(batch)])

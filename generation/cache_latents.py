@@ -29,7 +29,7 @@ from flowprior.run.provenance import Provenance
 from flowprior.run.run_folder import Stopwatch
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.opening import Tokenizer
 
 
 def main(stage: type[GenerationConfig]) -> None:
@@ -69,7 +69,7 @@ def main(stage: type[GenerationConfig]) -> None:
             print(f"latents: {len(images)} images in {config.cache_folder} ({stopwatch.seconds():.0f} s)")
 
 
-def make_encode(autoencoder: Autoencoder, config: CacheConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+def make_encode(autoencoder: Tokenizer, config: CacheConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Model images to what is cached of them; a :class:`UserError` for moments of an autoencoder that has none."""
     if config.posterior != "mean" and not autoencoder.config.gaussian:
         raise UserError(

@@ -54,7 +54,9 @@ class Reference:
         about = extractor.protocol()
         made_from = self.identity | {name: value for name, value in about.items() if name not in ("name", "trained on")}
         if provenance.differing(made_from, world):
-            moments = replace(self.images.statistics(extractor), weights=extractor.fingerprint)
+            moments = self.images.statistics(extractor)
+            if extractor.name not in self.images.known:
+                moments = replace(moments, weights=extractor.fingerprint)
             if world.is_main:
                 provenance.file.unlink(missing_ok=True)
                 moments.save(file)

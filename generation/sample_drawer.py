@@ -13,7 +13,7 @@ from flowprior.training.randomness import stream_seed
 from generation.autoencoder import decode_to_uint8
 from generation.config import SampleConfig
 from generation.generator import GeneratorObjective
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.opening import Tokenizer
 
 EXACT_GROUP = 16
 
@@ -23,7 +23,7 @@ class SampleDrawer:
     """Draws images by their index."""
 
     bundle: GeneratorObjective
-    autoencoder: Autoencoder
+    autoencoder: Tokenizer
     config: SampleConfig
     world: World
 

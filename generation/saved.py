@@ -22,7 +22,7 @@ from flowprior.run.files import (
 )
 from generation.config import GenerationConfig
 from generation.generator import GeneratorObjective, build_generator
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.opening import Tokenizer
 
 FORMAT_VERSION = 1
 
@@ -55,7 +55,7 @@ def save_generator(
 
 
 def load_generator(
-    config: GenerationConfig, autoencoder: Autoencoder, device: torch.device, folder: Path | None = None
+    config: GenerationConfig, autoencoder: Tokenizer, device: torch.device, folder: Path | None = None
 ) -> tuple[GeneratorObjective, dict[str, Any]]:
     """The run's trained generator, or that in ``folder``, with the sampler that ``config`` asks for, and its ``config.json``.
 

@@ -28,7 +28,7 @@ from generation.config import GenerationConfig
 from generation.generator import GeneratorObjective, build_generator
 from generation.sample_drawer import SampleDrawer
 from generation.saved import load_generator, save_generator, start_from
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.opening import Tokenizer
 
 
 def main(stage: type[GenerationConfig]) -> None:
@@ -55,7 +55,7 @@ def main(stage: type[GenerationConfig]) -> None:
             train(config, folder, world, cache, autoencoder, start)
 
 
-def open_cache(config: GenerationConfig, autoencoder: Autoencoder, world: World) -> LatentCache:
+def open_cache(config: GenerationConfig, autoencoder: Tokenizer, world: World) -> LatentCache:
     """The run's latent cache, verified by the first process; a :class:`UserError` when it is of another autoencoder or crop,
     or has no scale."""
     cache = LatentCache(config.cache_folder, config.train.seed, world.is_main, config.command("cache_latents"))
@@ -75,7 +75,7 @@ def train(
     folder: RunFolder,
     world: World,
     cache: LatentCache,
-    autoencoder: Autoencoder,
+    autoencoder: Tokenizer,
     start: GeneratorObjective | None = None,
 ) -> None:
     """Train, save the averaged weights with the latents' scale, and mark the stage complete."""

@@ -74,7 +74,10 @@ def fill_by_names(
             )
     load_weights(module, tensors, what)
     if left:
-        note(f"of {checkpoint.file}, {_few(left)} have no place here and are left out")
+        begins = [beginning for beginning in dropped if any(name.startswith(beginning) for name in left)]
+        note(
+            f"of {checkpoint.file}, {len(left)} tensors have no place here and are left out: those called {', '.join(begins)}..."
+        )
 
 
 def size_of(checkpoint: Checkpoint, name: str, dimensions: int, what: str) -> torch.Size:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flowprior.data.image_sizes import ImageSize  # noqa: E402
 from flowprior.distributed import World  # noqa: E402
 from flowprior.errors import entry_point  # noqa: E402
-from flowprior.metrics import Extractor, ImageSet  # noqa: E402
+from flowprior.metrics import ImageSet  # noqa: E402
 from flowprior.run.files import read_json, write_json  # noqa: E402
 from generation.evaluate import metrics_of  # noqa: E402
 from generation.generate import load_drawer  # noqa: E402
@@ -150,7 +150,7 @@ class Bench:
         for head, one_pass in sorted(needed):
             self.config.model.mar.sampler = replace(sampler, head=head, one_pass=one_pass, head_evaluations=1)
             self.config.equip(self.drawer.bundle.model, saved)  # where the sampler asks for it
-        self.extractor = Extractor(self.config.evaluate.extractor)
+        self.extractor = self.config.evaluate.open_extractor()
         size = ImageSize(*[self.drawer.autoencoder.config.image_size] * 2)
         self.reference = open_reference(self.config, self.extractor, size)
         self.classes, self.count = self.drawer.bundle.model.num_classes, self.config.sample.count

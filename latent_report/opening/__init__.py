@@ -11,8 +11,8 @@ from flowprior.pretrained.hub_file import NoSuchFile, hub_file
 from flowprior.run.files import read_json
 from latent_report.opening.bare import SUFFIXES, read_cache, read_file, read_labels
 from latent_report.opening.base import ImageOptions, Latents, encode_images
-from latent_report.opening.diffusers_kl import DiffusersAutoencoder, is_diffusers
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.diffusers_kl import DiffusersAutoencoder, is_diffusers
 
 __all__ = ["ImageOptions", "Latents", "open_tokenizer", "read_labels"]
 

@@ -82,7 +82,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
     Raises:
         UserError: there are too few images, or the latents are not finite.
     """
-    size = tokenizer.config.image_size if hasattr(tokenizer.config, "image_size") else options.data.size
+    size = tokenizer.config.image_size or options.data.size
     source = open_images(replace(options.data, size=size))
     chosen = spread(len(source), options.count)
     check_count(len(chosen), f"the data ({source.kind})")

@@ -13,6 +13,7 @@ from gaussians import GaussiansStageConfig
 from generation import commands
 from generation.config import GenerationConfig
 from mar.config import MARStageConfig
+from small_diffusers import save_small_diffusers
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 
 PRESET = """
@@ -44,6 +45,15 @@ def room(tmp_path, monkeypatch, capfd):
         return 0, "".join(capfd.readouterr())
 
     return call
+
+
+def test_every_command_takes_an_autoencoder_of_diffusers(room, tmp_path):
+    save_small_diffusers(tmp_path / "vae")
+    for name in commands.COMMANDS:
+        code, said = room(name, f"autoencoder={tmp_path / 'vae'}", "cache.posterior=moments", "evaluate.metrics=[fid]")
+        assert code == 0, said
+    saved = json.loads((tmp_path / "run" / "gaussians" / "generator" / "config.json").read_text())
+    assert saved["shape"] == {"tokens": 64, "channels": 3, "num_classes": 10}
 
 
 def test_every_command_runs_for_a_generator_that_stage_3_has_never_heard_of(room, tmp_path):

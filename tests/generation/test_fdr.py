@@ -88,6 +88,19 @@ def test_kept_moments_are_those_of_the_weights_that_made_them(place):
     assert other["fd digits"] == first["fd digits"] and other["fdr2"] != first["fdr2"]
 
 
+def test_all_extractors_look_at_the_same_images_though_the_file_has_moments_of_one(place):
+    expected = several_of(config_in(place)).measure(images_in(place, "samples"))
+    with np.load(place / "reference.npz") as archive:
+        images = archive["arr_0"]
+    np.savez(place / "reference.npz", arr_0=images, mu=np.zeros(64), sigma=np.eye(64), extractor=np.str_("digits"))
+    config = config_in(place)
+    reference = open_reference(config, config.evaluate.open_extractor(), find_samples(config).size)
+    assert reference.images.statistics().mu.max() == 0
+    several = several_of(config)
+    assert several.measure(images_in(place, "samples")) == pytest.approx(expected)
+    assert several.reference.identity["moments"] == "of its images"
+
+
 def test_the_protocol_names_every_extractor_and_the_baseline(place):
     told = json.loads(json.dumps(several_of(config_in(place)).protocol()))
     digits, resnet = told["extractors"]

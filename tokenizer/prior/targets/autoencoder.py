@@ -1,4 +1,4 @@
-"""The low-level target: latents of a trained autoencoder of this project."""
+"""The low-level target: latents of a trained autoencoder, of this project or of diffusers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flowprior.data.images import ImageConfig, open_images, to_model
 from flowprior.errors import UserError
 from flowprior.run.config import option
 from flowprior.run.files import read_json
+from tokenizer.diffusers_kl import is_diffusers, weights_fingerprint
 from tokenizer.prior.targets.base import TargetContext, TargetFeatures
 from tokenizer.prior.targets.extraction import Encode, ExtractionOptions, extracted_features
 
@@ -20,7 +21,11 @@ from tokenizer.prior.targets.extraction import Encode, ExtractionOptions, extrac
 class AutoencoderTarget(ExtractionOptions):
     """source=autoencoder: latent tokens of the images of the data section; of a KL autoencoder, the posterior's means."""
 
-    path: str = option("", "folder of a trained autoencoder, <run_dir>/ae/autoencoder", changes_result=False)
+    path: str = option(
+        "",
+        "folder of a trained autoencoder, <run_dir>/ae/autoencoder, or of a diffusers AutoencoderKL, which sees images of data.size",
+        changes_result=False,
+    )
 
     def load(self, context: TargetContext) -> TargetFeatures:
         if not self.path:
@@ -34,22 +39,25 @@ class AutoencoderTarget(ExtractionOptions):
 def autoencoder_latents(
     folder: Path, options: ExtractionOptions, context: TargetContext, data: ImageConfig | None = None
 ) -> TargetFeatures:
-    """Latent tokens ``(N, channels)`` of the images that ``data`` (by default the context's) names, at the autoencoder's own size.
+    """Latent tokens ``(N, channels)`` of the images that ``data`` (by default the context's) names, at the autoencoder's own size, if it has one.
 
     Raises:
         UserError: the folder is not an autoencoder, or is damaged.
     """
-    about = read_json(folder / "config.json", "autoencoder")
+    about, data = read_json(folder / "config.json", "autoencoder"), data or context.data
     try:
-        size, fingerprint = int(about["sizes"]["image_size"]), str(about["fingerprint"])
+        if is_diffusers(about):
+            size, fingerprint = data.size, f"{weights_fingerprint(folder)} at {data.size}"
+        else:
+            size, fingerprint = int(about["sizes"]["image_size"]), str(about["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} is not an autoencoder's config") from error
-    images = open_images(replace(data or context.data, size=size))
+    images = open_images(replace(data, size=size))
 
     def make_encoder() -> Encode:
-        from tokenizer.autoencoder import Autoencoder
+        from tokenizer.opening import load_tokenizer
 
-        model = Autoencoder.load(folder).to(context.world.device)
+        model = load_tokenizer(folder, size).to(context.world.device)
         return _encoder(model.encode)
 
     name = f"latents of the autoencoder {fingerprint}"
