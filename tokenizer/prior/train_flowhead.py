@@ -44,7 +44,14 @@ from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import stream_seed
 from tokenizer.prior.evaluation import PriorEvaluation
 from tokenizer.prior.held_out import RowSplit, split_rows
-from tokenizer.prior.targets import TargetConfig, TargetContext, TargetFeatures, load_target, takes_images
+from tokenizer.prior.targets import (
+    TargetConfig,
+    TargetContext,
+    TargetFeatures,
+    is_of_embedded_images,
+    load_target,
+    takes_images,
+)
 
 KEPT_TARGET_ROWS = 100_000
 KEPT_SAMPLES = 4096
@@ -108,12 +115,15 @@ def main() -> None:
 
 
 def check_images_are_used(config: FlowPriorConfig) -> None:
-    """A :class:`UserError` where images are named and the target is made of something else: the prior would not be of them."""
-    if config.data.path and not takes_images(config.target):
+    """Say where images are named and the target, a table say, reads none; a :class:`UserError` where it is made of other images."""
+    if not config.data.path or takes_images(config.target):
+        return
+    if is_of_embedded_images(config.target):
         raise UserError(
-            f"the target '{config.target.source}' takes no images, and DATA or data.path names {config.data.path}: leave that out, or write "
-            "target.source=timm for features of these images, or DATA=features.npy for features of your own"
+            f"the target '{config.target.source}' is made of the embedded digits, and DATA or data.path names {config.data.path}: leave that "
+            "out, or write target.source=timm for features of these images, or DATA=features.npy for features of your own"
         )
+    note(f"the target '{config.target.source}' is not made of images: {config.data.path} is not read in this stage")
 
 
 def check_target(target: TargetFeatures, world: World) -> None:

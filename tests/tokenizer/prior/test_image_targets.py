@@ -286,20 +286,29 @@ def test_the_digits_low_level_target_is_a_function_of_the_seed_and_its_autoencod
     assert (tmp_path / "a" / "target_features.npy").stat().st_mtime_ns == stamp
 
 
-def test_images_that_the_target_would_not_read_are_refused():
-    taken = [
-        {"source": "timm"},
-        {"source": "autoencoder"},
-        {"source": "codebook", "codebook": {"of": "timm", "clusters": 4}},
-    ]
-    others = [{}, {"source": "file"}, {"source": "word_vectors"}, {"source": "codebook"}]
-    for target in [*taken, *others]:
-        config = build_config(FlowPriorConfig, {"target": target, "data": {"source": "files", "path": "/data/images"}})
-        if target in taken:
-            check_images_are_used(config)
-            continue
+@pytest.mark.parametrize(
+    "target, code",
+    [
+        ({"source": "timm"}, "reads them"),
+        ({"source": "autoencoder"}, "reads them"),
+        ({"source": "codebook", "codebook": {"of": "timm", "clusters": 4}}, "reads them"),
+        ({"source": "file"}, "said"),
+        ({"source": "word_vectors"}, "said"),
+        ({}, "refused"),
+        ({"source": "codebook", "codebook": {"of": "digits_semantic", "clusters": 4}}, "refused"),
+    ],
+)
+def test_of_images_that_the_target_does_not_read_a_line_is_said_and_those_of_other_images_are_refused(
+    target, code, capsys
+):
+    config = build_config(FlowPriorConfig, {"target": target, "data": {"source": "files", "path": "/data/images"}})
+    if code == "refused":
         with pytest.raises(
-            UserError, match="takes no images, and DATA or data.path names /data/images: leave that out, or"
+            UserError, match="embedded digits, and DATA or data.path names /data/images: leave that out"
         ):
             check_images_are_used(config)
-        check_images_are_used(build_config(FlowPriorConfig, {"target": target}))
+    else:
+        check_images_are_used(config)
+    assert ("/data/images is not read" in capsys.readouterr().err) == (code == "said")
+    check_images_are_used(build_config(FlowPriorConfig, {"target": target}))
+    assert not capsys.readouterr().err

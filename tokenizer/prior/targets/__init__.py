@@ -30,9 +30,17 @@ TargetConfig = registry_section("TargetConfig", "source", "digits_semantic", TAR
 
 def takes_images(config: TargetConfig) -> bool:
     """Whether the chosen source reads the images of the data section."""
-    source = "patches" if config.source == "codebook" and config.codebook.of == "patches" else config.source
-    source = config.codebook.of if source == "codebook" else source
-    return source in ("timm", "autoencoder", "patches")
+    return _of(config) in ("timm", "autoencoder", "patches")
+
+
+def is_of_embedded_images(config: TargetConfig) -> bool:
+    """Whether the chosen source is made of an embedded data set, whatever the data section names."""
+    return _of(config) in ("digits_semantic", "digits_lowlevel")
+
+
+def _of(config: TargetConfig) -> str:
+    """The chosen source, and of a codebook what it is a codebook of."""
+    return config.codebook.of if config.source == "codebook" else config.source
 
 
 def load_target(config: TargetConfig, context: TargetContext) -> TargetFeatures:
