@@ -96,6 +96,17 @@ class Encoded(NamedTuple):
     metrics: dict[str, Tensor] = {}  # what the latent maps tell
 
 
+class LatentNoise(NamedTuple):
+    """What training does to the latents on their way to the decoder."""
+
+    noise: Tensor  # (B, T, C)
+    kept: Tensor | None = None  # (B, 1, 1): the share of the latents themselves; all where there is none
+
+    def on(self, latents: Tensor) -> Tensor:
+        """``(B, T, C)`` with the noise."""
+        return (latents if self.kept is None else self.kept * latents) + self.noise
+
+
 class Encoder(nn.Module):
     """Patches and learnable latent tokens through a ViT; the latent tokens' outputs, through one linear layer, are the latent."""
 
@@ -211,12 +222,11 @@ class Autoencoder(nn.Module):
         return self.decoder(latents)
 
     def forward(
-        self, images: Tensor, noise: Tensor | None = None, latent_noise: Tensor | None = None
+        self, images: Tensor, noise: Tensor | None = None, latent_noise: LatentNoise | None = None
     ) -> tuple[Tensor, Encoded]:
-        """Reconstruction and :meth:`posterior`; the decoder, and it alone, sees ``latent_noise (B, T, C)`` on top of the latents."""
+        """Reconstruction and :meth:`posterior`; the decoder, and it alone, is given the latents with ``latent_noise``."""
         encoded = self.posterior(images, noise)
-        noisy = encoded.latents if latent_noise is None else encoded.latents + latent_noise
-        return self.decoder(noisy), encoded
+        return self.decoder(encoded.latents if latent_noise is None else latent_noise.on(encoded.latents)), encoded
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``."""
