@@ -122,6 +122,11 @@ class Encoder(nn.Module):
         self.input_scale = None if set(mean + std) == {0.5} else [0.5 / s for s in std]
         self.input_shift = [(0.5 - m) / s for m, s in zip(mean, std)]
 
+    @property
+    def end_layers(self) -> list[nn.Linear]:
+        """The one that writes the latents; patches are read by a convolution."""
+        return [self.to_latent]
+
     def forward(self, images: Tensor) -> Tensor:
         if self.input_scale is not None:
             # (3, 1, 1)
@@ -146,6 +151,11 @@ class Decoder(nn.Module):
         self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
         self.recompute = config.checkpoint_blocks
+
+    @property
+    def end_layers(self) -> list[nn.Linear]:
+        """The one that reads the latents, and the one that writes pixels."""
+        return [self.from_latent, self.to_pixels]
 
     def forward(self, latents: Tensor) -> Tensor:
         patches = placed(self.vit, self.mask_token.expand(len(latents), self.side**2, -1))  # (B, prefix + patches, W)

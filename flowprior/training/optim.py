@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and a learning rate that is a pure function of the step."""
+"""AdamW with decay groups, or Muon beside it, and a learning rate that is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flowprior.run.config import Section, option
+from flowprior.training.muon import MuonWithAdamW, hidden_matrices
 
 
 @dataclass
@@ -38,6 +39,9 @@ class AuxiliaryOptimConfig(Section):
 class OptimConfig(AuxiliaryOptimConfig):
     """Optimiser, schedule and average."""
 
+    name: Literal["adamw", "muon"] = option(
+        "adamw", "adamw, or muon: Muon for hidden matrices and AdamW for the rest, which needs PyTorch 2.9"
+    )
     ema_decay: float = option(
         0.9999,
         "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off",
@@ -57,27 +61,32 @@ def learning_rate(step: int, total_steps: int, config: AuxiliaryOptimConfig) -> 
     return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 
 
-def make_optimizer(module: nn.Module, config: AuxiliaryOptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of ``module`` that require gradients.
+def make_optimizer(module: nn.Module, config: AuxiliaryOptimConfig) -> torch.optim.AdamW | MuonWithAdamW:
+    """AdamW over the parameters of ``module`` that require gradients, or Muon over its hidden matrices and AdamW over the others.
 
     Tensors of two dimensions or more decay. Vectors do not, nor what ``module`` or a module within names in a property ``no_decay``, an iterable
     of parameters.
+
+    Raises:
+        UserError: Muon is asked for, and this PyTorch has none.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     exempt = {id(p) for part in module.modules() for p in getattr(part, "no_decay", ())}
-    decays = {id(p) for p in trained if p.dim() >= 2} - exempt
-    groups = [
-        {"params": [p for p in trained if id(p) in decays], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in decays], "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cuda", "cpu") for p in trained)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
 
+    def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        decays = {id(p) for p in parameters if p.dim() >= 2} - exempt
+        both = [
+            {"params": [p for p in parameters if id(p) in decays], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if id(p) not in decays], "weight_decay": 0.0},
+        ]
+        return [group for group in both if group["params"]]
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put ``state`` into ``optimizer``; a ``ValueError`` for moments that are not of their parameters' shapes, which torch accepts."""
-    optimizer.load_state_dict(state)
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size(())):
-                raise ValueError(f"the optimiser's '{name}' is not of its parameter's shape {tuple(parameter.shape)}")
+    def adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+        fused = all(p.device.type in ("cuda", "cpu") for p in parameters)
+        return torch.optim.AdamW(groups(parameters), lr=config.lr, betas=config.betas, fused=fused)
+
+    hidden = hidden_matrices(module) if getattr(config, "name", "adamw") == "muon" else []
+    if not hidden:
+        return adamw(trained)
+    others = [p for p in trained if id(p) not in {id(matrix) for matrix in hidden}]
+    return MuonWithAdamW(groups(hidden), adamw(others) if others else None, config.lr)
