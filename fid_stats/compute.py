@@ -18,6 +18,7 @@ from flowprior.data.image_sizes import stored_sizes  # noqa: E402
 from flowprior.data.images import ImageConfig, StoredImages, open_images  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.metrics import EXTRACTORS, Extractor, ImageSet  # noqa: E402
+from flowprior.metrics.extractor_options import split_weights  # noqa: E402
 from flowprior.metrics.registry import foreign_images  # noqa: E402
 from flowprior.notes import note  # noqa: E402
 from flowprior.run.config import build_config  # noqa: E402
@@ -25,6 +26,7 @@ from flowprior.run.config import build_config  # noqa: E402
 EPILOG = """examples:
   python fid_stats/compute.py digits                  rewrites fid_stats/digits.npz
   python fid_stats/compute.py /data/imagenet/val --extractor inception --size 256 --out val256.npz
+  python fid_stats/compute.py /data/imagenet/val --extractor timm:vit_small_patch14_dinov2.lvd142m=dinov2.pth --out val256.npz
 """
 
 
@@ -43,8 +45,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--extractor",
-        choices=sorted(EXTRACTORS),
-        help="default: an embedded data set's own, inception for images",
+        metavar="NAME",
+        help=f"{', '.join(name for name in EXTRACTORS if name != 'timm')}, timm:<model> or timm:<model>@<pixels>; behind a = its weight "
+        "file, or package:<a Python package that holds it> (default: an embedded data set's own, inception for images)",
     )
     parser.add_argument(
         "--size",
@@ -65,7 +68,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     embedded = options.source in EMBEDDED
-    options.extractor = options.extractor or (options.source if embedded else "inception")
+    named, weights = split_weights(options.extractor or (options.source if embedded else "inception"))
+    if weights and options.weights_path:
+        raise UserError("--extractor and --weights-path both name a weight file: leave out one of them")
+    options.extractor, options.weights_path = named, weights or options.weights_path
     options.size = (32 if embedded else 256) if options.size is None else options.size
     options.out = options.out or (HERE / f"{options.source}.npz" if embedded else None)
     if options.out is None:
@@ -93,7 +99,12 @@ def main() -> None:
     extractor = Extractor(options.extractor, device=options.device, weights_path=options.weights_path)
     statistics = ImageSet.of_source(images, extractor, threads=options.world, progress=sys.stderr.isatty()).statistics()
     counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
-    statistics = replace(statistics, crop=f"centre {options.size}", class_counts=tuple(counts.tolist()))
+    statistics = replace(
+        statistics,
+        crop=f"centre {options.size}",
+        class_counts=tuple(counts.tolist()),
+        weights=extractor.fingerprint,
+    )
     statistics.save(options.out)
     if told := foreign_images(options.extractor, options.source):
         note(f"{told.partition('; write')[0]}")

@@ -59,7 +59,7 @@ def main(stage: type[GenerationConfig]) -> None:
 
             if reference.suffix == ".npz" and not reference.is_file():
                 note(f"the evaluation's reference {reference} is not there yet (fid_stats/README.md)")
-            if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
+            if missing := missing_weights(config.evaluate.open_extractor()):
                 note(f"the evaluation after training will stop: {missing}")
         stopwatch = Stopwatch(config.cache_folder)
         encode = make_encode(autoencoder, config.cache, world.device)

@@ -10,7 +10,8 @@ from flowprior.data.image_archive import archive_has_images
 from flowprior.data.images import ImageConfig
 from flowprior.data.latent_cache import CacheConfig
 from flowprior.data.stores.recognise import may_hold_images
-from flowprior.metrics.registry import EXTRACTORS, METRICS, choose_metrics
+from flowprior.metrics.extractor_options import ExtractorOptions
+from flowprior.metrics.registry import EXTRACTORS, METRICS, check_extractor, choose_metrics
 from flowprior.run.config import option
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.run_folder import RunFolder
@@ -48,11 +49,41 @@ class SampleConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class FDrConfig:
+    """Further extractors, and the mean of their distances normalised by a baseline's (FDr, arXiv 2604.28190)."""
+
+    extractors: tuple[str, ...] = option(
+        (),
+        "such as [inception, timm:vit_base_patch14_dinov2.lvd142m, timm:convnext_base.fb_in22k@288=weights.safetensors]; behind = a weight "
+        "file or package:<name>",
+    )
+    baseline: str = option(
+        "",
+        "images whose distance by each extractor is 1: real ones that the reference does not hold, say; an .npz with arr_0, or images",
+    )
+    precision_recall: bool = option(False, "precision and recall in each extractor's features as well")
+
+    def __post_init__(self) -> None:
+        if bool(self.extractors) != bool(self.baseline):
+            named, missing = ("extractors", "baseline") if self.extractors else ("baseline", "extractors")
+            raise ValueError(
+                f"fdr.{named} goes with fdr.{missing}: FDr divides each extractor's distance by that of a baseline's images"
+            )
+        if self.baseline and not (self.baseline.endswith(".npz") or may_hold_images(self.baseline)):
+            raise ValueError(f"fdr.baseline is the path of an .npz or of images, not '{self.baseline}'")
+        names = [text.partition("=")[0] for text in self.extractors]
+        for name in names:
+            check_extractor(name)
+            if names.count(name) > 1:
+                raise ValueError(f"fdr.extractors holds {name} twice: name each once")
+
+
+@dataclass
+class EvaluateConfig(ExtractorOptions):
     """How generated images are measured."""
 
     extractor: str = option("inception", f"extractor of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
-    weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
+    fdr: FDrConfig = option(FDrConfig, "")
     reference: str = option(
         "data",
         "data: all images of the training data; an .npz with mu and sigma, or arr_0, or both; or images, wherever data.path may point",
@@ -88,6 +119,7 @@ class EvaluateConfig:
             and not may_hold_images(self.samples)
         ):
             raise ValueError(f"samples is empty, generate, or the path of an .npz or of images, not '{self.samples}'")
+        super().__post_init__()
         self.chosen_metrics()
 
     @property
@@ -113,7 +145,7 @@ class EvaluateConfig:
         """The metrics that are computed; a ``ValueError`` for one that is unknown or does not apply."""
         return choose_metrics(
             self.metrics,
-            self.extractor,
+            self.extractor_name,
             reference_images=self.reference_has_images,
             labels=self.samples_have_labels,
         )

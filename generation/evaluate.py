@@ -1,4 +1,5 @@
-"""Measure sampled images: FID, inception score, precision and recall; sFID and FD of DINOv2 features where they are named.
+"""Measure sampled images: FID, inception score, precision and recall; sFID, FD of DINOv2 features and FDr of several
+extractors where they are named.
 
     python -m <generator> evaluate [--preset digits] [option=value ...]
     python -m <generator> evaluate evaluate.samples=images.npz evaluate.reference=VIRTUAL_imagenet256_labeled.npz sample.count=50000 ...
@@ -30,6 +31,7 @@ from flowprior.run.files import file_sha256, read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.provenance import Provenance
 from generation.config import GenerationConfig
+from generation.fdr import SeveralExtractors
 from generation.generate import draw_sets
 from generation.labels import mismatch, total_variation
 from generation.reference import Reference, check_reference, open_reference
@@ -46,20 +48,21 @@ def main(stage: type[GenerationConfig]) -> None:
     ):
         if config.evaluate.samples == "generate":
             draw_sets(config, world)
-        extractor = Extractor(
-            config.evaluate.extractor, device=world.device, weights_path=config.evaluate.weights or None
-        )
+        extractor = config.evaluate.open_extractor(world.device)
         samples = find_samples(config, world)
         reference = open_reference(config, extractor, samples.size, world)
         check_reference(config, reference.identity["count"])
+        several = SeveralExtractors(config, reference, samples.size, world) if config.evaluate.fdr.extractors else None
         made_by, file = protocol(config, extractor, samples, reference, world), result_file(config)
+        if several:
+            made_by["fdr"] = several.protocol()
         if world.is_main:
             warn(config, samples, reference)
         evaluation = Provenance(file, "evaluation", "protocol")
         if stale := evaluation.differing(made_by, world):
             if evaluation.kept():
                 note(f"{file} is of another {' and '.join(stale)}, and is replaced")
-            result = evaluate(config, extractor, samples, reference, world)
+            result = evaluate(config, extractor, samples, reference, world, several)
             if world.is_main:
                 evaluation.write(made_by, **result)
         elif world.is_main:
@@ -97,7 +100,7 @@ def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> No
         if others
         else []
     )
-    notes += [] if config.evaluate.weights else [foreign_images(config.evaluate.extractor, source)]
+    notes += [] if config.evaluate.own_weights else [foreign_images(config.evaluate.extractor_name, source)]
     for name, counts in samples.class_counts(len(reference.class_counts or ())).items() if not others else ():
         caveat = mismatch(counts, reference.class_counts or (), names)
         remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
@@ -129,11 +132,7 @@ def protocol(
     }
     made = {
         "reference": reference.identity | {"classes": classes_text(reference.class_counts)},
-        "extractor": {
-            "name": extractor.name,
-            "weights": extractor.fingerprint,
-            "trained on": extractor.trained_on,
-        },
+        "extractor": extractor.protocol(),
         "metrics": list(chosen),
         "metric_weights": own_weights,
         "half_half_splits": config.evaluate.half_half_splits if config.evaluate.uses_data else 0,
@@ -171,6 +170,7 @@ def evaluate(
     samples: Samples,
     reference: Reference,
     world: World = ONE_PROCESS,
+    several: SeveralExtractors | None = None,
 ) -> dict[str, Any]:
     """Figures of every set of samples, the best of them by FID, and how far one half of the real images lies from the other.
 
@@ -179,12 +179,14 @@ def evaluate(
     result: dict[str, Any] = {"metrics": {}}
     for name, images in open_samples(config, extractor, samples, world).items():
         metrics, missing = metrics_of(config, images, reference)
-        result["metrics"][name] = metrics
+        result["metrics"][name] = metrics | (several.measure(images) if several else {})
         if missing:
             result.setdefault("not_measured", {})[name] = missing
     if config.evaluate.half_half_splits and config.evaluate.uses_data and isinstance(reference.images, ImageSet):
         splits = [half_half_fid(reference.images, seed) for seed in range(config.evaluate.half_half_splits)]
         result["half_half_fid"] = {"mean": float(np.mean(splits)), "std": float(np.std(splits)), "splits": splits}
+    if several:
+        result["fdr_baseline"] = several.baselines()
     fids = {cfg: metrics.get("fid") for cfg, metrics in result["metrics"].items()}
     if config.evaluate.samples_have_labels and None not in fids.values():
         result["best_cfg"] = min(fids, key=fids.get)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flowprior.metrics import Extractor, ImageSet, Statistics
 from flowprior.notes import note
 from flowprior.run.archives import archive_members
 from flowprior.run.files import file_sha256
+from flowprior.run.provenance import Provenance
 from generation.config import GenerationConfig
 
 ONE_PROCESS = World()
@@ -40,6 +41,22 @@ class Reference:
     class_counts: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
 
+    def moments(self, extractor: Extractor, file: Path, world: World = ONE_PROCESS) -> Statistics:
+        """Of its images by ``extractor``, kept in ``file`` with what they were made from; or those that it consists of."""
+        if isinstance(self.images, Statistics):
+            return self.images
+        provenance = Provenance(file.with_suffix(".json"), "note", of=file)
+        about = extractor.protocol()
+        made_from = self.identity | {name: value for name, value in about.items() if name not in ("name", "trained on")}
+        if provenance.differing(made_from, world):
+            moments = replace(self.images.statistics(extractor), weights=extractor.fingerprint)
+            if world.is_main:
+                provenance.file.unlink(missing_ok=True)
+                moments.save(file)
+                provenance.write(made_from)
+            world.barrier()
+        return Statistics.load(file)
+
 
 def open_reference(
     config: GenerationConfig, extractor: Extractor, size: ImageSize, world: World = ONE_PROCESS
@@ -57,7 +74,7 @@ def open_reference(
         return _images(config.data.at(config.evaluate.reference, size=size.height), extractor, size, samples, world)
     if file.is_file() and archive_has_images(file):
         return _archive(file, extractor, size, samples, world)
-    statistics = _statistics(file, extractor.name, size, samples)
+    statistics = _statistics(file, extractor, size, samples)
     crop = statistics.crop_name
     if crop is None and world.is_main:
         note(f"{file} does not state the size and crop of its images: make sure that they are {size}")
@@ -68,12 +85,19 @@ def open_reference(
 
 def check_reference(config: GenerationConfig, count: int | None) -> None:
     """A :class:`UserError` where precision and recall would keep the features of, and compare with, too many images."""
-    if count is not None and "precision_recall" in config.evaluate.chosen_metrics() and count > MOST_COMPARED:
-        named = [name for name in config.evaluate.chosen_metrics() if name != "precision_recall"]
-        raise UserError(
-            f"precision and recall compare all features of {count} reference images, whose time is quadratic: write "
-            f"evaluate.metrics=[{', '.join(named)}], or name images or an .npz of {MOST_COMPARED} at most as evaluate.reference"
-        )
+    chosen = config.evaluate.chosen_metrics()
+    if count is None or count <= MOST_COMPARED:
+        return
+    named = ", ".join(name for name in chosen if name != "precision_recall")
+    for wanted, remedy in (
+        ("precision_recall" in chosen, f"evaluate.metrics=[{named}]"),
+        (config.evaluate.fdr.precision_recall, "evaluate.fdr.precision_recall=false"),
+    ):
+        if wanted:
+            raise UserError(
+                f"precision and recall compare all features of {count} reference images, whose time is quadratic: write "
+                f"{remedy}, or name images or an .npz of {MOST_COMPARED} at most as evaluate.reference"
+            )
 
 
 def class_counts(images: ImageSource) -> tuple[int, ...]:
@@ -134,8 +158,8 @@ def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, wo
     if (stored := ImageSize(*archive.size)) != size:
         raise UserError(f"the images in {file} are {stored} and {samples}: give images of one size")
     known = {}
-    if {"mu.npy", "sigma.npy"} <= set(archive_members(file)):
-        statistics = _statistics(file, extractor.name, size, samples)
+    if {"mu.npy", "sigma.npy"} <= set(archive_members(file)) and _may_be_of(file, extractor):
+        statistics = _statistics(file, extractor, size, samples)
         known = {extractor.name: statistics}
         if statistics.spatial is not None:
             known["inception_spatial"] = statistics.spatial
@@ -152,12 +176,26 @@ def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, wo
     )
 
 
-def _statistics(file: Path, extractor: str, size: ImageSize, samples: str) -> Statistics:
+def _may_be_of(file: Path, extractor: Extractor) -> bool:
+    """Whether moments beside images are this extractor's: those that do not say whose they are, are never a timm model's."""
+    return extractor.kind != "timm" or Statistics.load(file).extractor is not None
+
+
+def _statistics(file: Path, extractor: Extractor, size: ImageSize, samples: str) -> Statistics:
     """The moments in a file; a :class:`UserError` where it says that they are of another extractor, size or crop."""
     statistics = Statistics.load(file)
-    if statistics.extractor not in (None, extractor):
+    again = f"make them with `python fid_stats/compute.py <source> --extractor {extractor.name}`"
+    if statistics.extractor is None and extractor.kind == "timm":
+        raise UserError(
+            f"the statistics {file} do not state whose features they are of, so not {extractor.name}'s: {again}"
+        )
+    if statistics.extractor not in (None, extractor.name):
         raise UserError(
             f"the statistics {file} are of features by '{statistics.extractor}': write evaluate.extractor={statistics.extractor}"
+        )
+    if statistics.weights is not None and statistics.weights != extractor.fingerprint:
+        raise UserError(
+            f"the statistics {file} are of other weights of {extractor.name}, {statistics.weights} and not {extractor.fingerprint}: {again}"
         )
     if statistics.crop not in (None, f"centre {size.height}") or (statistics.crop and size.height != size.width):
         raise UserError(

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from flowprior.data.image_sizes import ImageSize
-from flowprior.metrics import Extractor, ImageSet, Statistics, StreamingMoments, frechet_distance
+from flowprior.metrics import StreamingMoments, frechet_distance
 from flowprior.metrics.image_set import BATCH
-from flowprior.run.provenance import Provenance
 from generation.config import GenerationConfig
 from generation.labels import choose_shares
 from generation.reference import open_reference
@@ -30,28 +29,14 @@ class TrainingFID:
     def __init__(self, config: GenerationConfig, drawer: SampleDrawer, saved: dict[str, Any]) -> None:
         self.config, self.drawer = config, drawer
         evaluate, world = config.evaluate, drawer.world
-        self.extractor = Extractor(evaluate.extractor, device=world.device, weights_path=evaluate.weights or None)
+        self.extractor = evaluate.open_extractor(world.device)
         with self._float32():
             size = ImageSize(*[drawer.autoencoder.config.image_size] * 2)
             reference = open_reference(config, self.extractor, size, world)
-            images = reference.images
-            self.reference = images if isinstance(images, Statistics) else self._moments(images, reference.identity)
+            # Kept in the run's folder: a resumed run does not look at all images again.
+            self.reference = reference.moments(self.extractor, config.folder / "reference.npz", world)
         shares, classes = choose_shares(config, saved), drawer.bundle.model.num_classes
         self.labels = shares.labels(classes, evaluate.online_count + EXACT_GROUP)
-
-    def _moments(self, reference: ImageSet, identity: dict[str, Any]) -> Statistics:
-        """Of the reference's images, kept in the run's folder: a resumed run does not look at all of them again."""
-        file, world = self.config.folder / "reference.npz", self.drawer.world
-        provenance = Provenance(file.with_suffix(".json"), "note", of=file)
-        made_from = identity | {"weights": self.extractor.fingerprint}
-        if provenance.differing(made_from, world):
-            moments = reference.statistics()
-            if world.is_main:
-                provenance.file.unlink(missing_ok=True)
-                moments.save(file)
-                provenance.write(made_from)
-            world.barrier()
-        return Statistics.load(file)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -142,8 +142,8 @@ def reference_features(measured: Measured) -> Tensor:
     config, images = measured.config, measured.latents.images
     if not config.features:
         return extracted(measured, images).fid
+    from flowprior.pretrained.timm_encoder import TimmEncoder
     from flowprior.pretrained.timm_models import build_timm, hub_weights
-    from tokenizer.prior.targets.timm_model import TimmEncoder
 
     file = (
         Path(config.features_weights)

@@ -10,7 +10,8 @@ import torch
 
 from flowprior.data.image_contents import FILES_READ
 from flowprior.data.images import ImageConfig, ImageSource, open_images
-from flowprior.metrics.registry import EXTRACTORS, check_extractor, foreign_images
+from flowprior.metrics.extractor_options import ExtractorOptions
+from flowprior.metrics.registry import EXTRACTORS, foreign_images
 from flowprior.run.config import option
 from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
@@ -25,11 +26,10 @@ PRESETS = Path(__file__).parent / "configs"
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(ExtractorOptions):
     """How the trained autoencoder is measured."""
 
     extractor: str = option("", f"extractor of features, for rFID: {' or '.join(EXTRACTORS)}; empty: no rFID")
-    weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
     metrics: tuple[str, ...] = option(
         (),
         f"what is measured, of {', '.join(METERS)}; empty: fidelity, rfid where an extractor is named, lpips where it is part of the loss",
@@ -45,8 +45,7 @@ class EvaluateConfig:
         shares = [f"{share:g}" for share in self.latent_noise_shares]
         if not all(0 < share < math.inf for share in self.latent_noise_shares) or len(set(shares)) < len(shares):
             raise ValueError(f"latent_noise_shares are different numbers above 0, not {', '.join(shares)}")
-        if self.extractor:
-            check_extractor(self.extractor)
+        super().__post_init__()
         check_meters(self.metrics)
 
 
@@ -99,8 +98,8 @@ class AEConfig:
 
     def says_of_extractor(self) -> str:
         """What to say where the extractor was made for other images than those that are measured; else empty."""
-        name = self.evaluate.extractor
-        return foreign_images(name, self.held_out_data().source) if name and not self.evaluate.weights else ""
+        name = self.evaluate.extractor_name
+        return foreign_images(name, self.held_out_data().source) if name and not self.evaluate.own_weights else ""
 
     def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
         """What to say where images of ``held_out`` are trained on as well; else empty."""
@@ -127,8 +126,8 @@ class AEConfig:
             device,
             image_count,
             self.data.size,
-            self.evaluate.extractor,
-            self.evaluate.weights,
+            self.evaluate.extractor_name,
+            str(self.evaluate.weights_file() or ""),
             self.evaluate.reference,
             self.loss.perceptual_weights,
         )

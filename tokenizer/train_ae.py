@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from flowprior.data.embedded import EMBEDDED
 from flowprior.data.images import ImageSource, open_images, shared_fingerprint
 from flowprior.data.loader import training_batches
 from flowprior.distributed import World, distributed_world
@@ -20,7 +21,6 @@ from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.metrics.registry import EXTRACTORS
 from flowprior.notes import note
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
@@ -205,11 +205,11 @@ def note_missing_weights(config: AEConfig) -> None:
         return
     if caveat := config.says_of_extractor():
         note(caveat)
-    if EXTRACTORS[config.evaluate.extractor].embedded and not config.evaluate.weights:
+    if config.evaluate.extractor in EMBEDDED and not config.evaluate.weights:
         return
     from flowprior.metrics import missing_weights
 
-    if missing := missing_weights(config.evaluate.extractor, config.evaluate.weights):
+    if missing := missing_weights(config.evaluate.open_extractor()):
         note(f"the evaluation after training will stop: {missing}")
 
 

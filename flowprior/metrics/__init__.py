@@ -11,7 +11,8 @@ from flowprior.metrics.optional import library
 
 _HOMES = {
     "digit_networks": ("judge_confidence", "load_extractor", "load_judge", "recognised_share"),
-    "extractors": ("Extractor", "Features", "missing_weights"),
+    "extractors": ("Extractor", "missing_weights"),
+    "features": ("Features",),
     "fid": ("frechet_distance", "half_half_fid"),
     "generation": ("evaluate_generation",),
     "image_set": ("ImageSet",),

@@ -15,7 +15,8 @@ from flowprior.data.images import ImageSource
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.metrics.extractors import Extractor, Features
+from flowprior.metrics.extractors import Extractor
+from flowprior.metrics.features import Features
 from flowprior.metrics.statistics import Statistics, StreamingMoments
 from flowprior.progress import progress_bar
 
@@ -57,8 +58,8 @@ class ImageSet:
         self.progress, self.world, self.known = progress and world.is_main, world, known or {}
         if torch.is_tensor(images):
             self.size = tuple(images.shape[-2:])
-        self._features: dict[str, Features] = {}
-        self._moments: dict[str, Statistics] = {}
+        self._features: dict[tuple[str, str], Features] = {}
+        self._moments: dict[tuple[str, str], Statistics] = {}
         self._part: Callable[[int, int], Iterable[Tensor]] | None = None
 
     @classmethod
@@ -93,29 +94,29 @@ class ImageSet:
             UserError: the extractor's weights cannot be had.
         """
         extractor = extractor or self.extractor
-        if extractor.name not in self._features:
+        if (key := _key(extractor)) not in self._features:
             parts = [extractor(batch).cpu() for batch in self._mine(extractor)]
             if self.world.size == 1 and not parts:
                 raise ValueError("there are no images to extract features from")
-            self._features[extractor.name] = join_features(parts, extractor, self.world)
-        return self._features[extractor.name]
+            self._features[key] = join_features(parts, extractor, self.world)
+        return self._features[key]
 
     def statistics(self, extractor: Extractor | None = None) -> Statistics:
         """Moments of the FID layer; no features are kept for it."""
         extractor = extractor or self.extractor
         if extractor.name in self.known:
             return self.known[extractor.name]
-        if extractor.name in self._features:
-            return self._features[extractor.name].statistics()
-        if extractor.name not in self._moments:
+        if (key := _key(extractor)) in self._features:
+            return self._features[key].statistics()
+        if key not in self._moments:
             moments = StreamingMoments()
             for batch in self._mine(extractor):
                 moments.update(extractor(batch).fid)
             moments.sum_over(self.world)
             if moments.count < 2:
                 raise UserError(f"FID needs at least 2 images, got {moments.count}")
-            self._moments[extractor.name] = moments.statistics(extractor.name)
-        return self._moments[extractor.name]
+            self._moments[key] = moments.statistics(extractor.name)
+        return self._moments[key]
 
     def _mine(self, extractor: Extractor) -> Iterable[Tensor]:
         rank, count = self.world.rank, self.world.size
@@ -132,6 +133,10 @@ class ImageSet:
             if tuple(batch.shape[-2:]) != self.size:
                 raise ValueError(f"expected images of one size, got {self.size} and {tuple(batch.shape[-2:])}")
         return batch
+
+
+def _key(extractor: Extractor) -> tuple[str, str]:
+    return extractor.name, str(extractor.weights_path or "")
 
 
 def join_features(parts: list[Features], extractor: Extractor, world: World) -> Features:

@@ -14,18 +14,20 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 
 if TYPE_CHECKING:
+    from flowprior.metrics.extractors import Extractor
     from flowprior.metrics.image_set import ImageSet
 
 NEIGHBOURHOOD = 3
 BLOCK = 2048
 
 
-def precision_recall(generated: ImageSet, reference: ImageSet) -> dict[str, float]:
+def precision_recall(generated: ImageSet, reference: ImageSet, extractor: Extractor | None = None) -> dict[str, float]:
     """Shares of each set inside the other's 3-nearest-neighbour balls; the time is quadratic in the number of images.
 
-    Keys ``precision`` (generated inside real) and ``recall`` (real inside generated), both in [0, 1].
+    Keys ``precision`` (generated inside real) and ``recall`` (real inside generated), both in [0, 1]; in the features of ``extractor``
+    where it is not the sets' own.
     """
-    layers = [part.features().prc for part in (generated, reference)]
+    layers = [part.features(extractor).prc for part in (generated, reference)]
     smallest = min(map(len, layers))
     if smallest <= NEIGHBOURHOOD:
         raise UserError(f"precision and recall need at least {NEIGHBOURHOOD + 1} images, got {smallest}")

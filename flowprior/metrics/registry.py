@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class ExtractorSpec(NamedTuple):
     embedded: bool = False
 
 
-# Each runs inside torch-fidelity's classes; inception_spatial and dinov2 serve metrics of their own and have no logits worth a score.
+# Each is a class of torch-fidelity's; inception_spatial and dinov2 serve metrics of their own and have no logits worth a score.
 EXTRACTORS = {
     **{
         name: ExtractorSpec(f"{name}-cnn", "64", "logits", "64", data.shown, embedded=True)
@@ -34,7 +35,11 @@ EXTRACTORS = {
     "inception": ExtractorSpec("inception-v3-compat", "2048", "logits_unbiased", "2048", "ImageNet-1k's photographs"),
     "dinov2": ExtractorSpec("timm-dinov2-vit-l-14", "1024", "1024", "1024", "LVD-142M, photographs"),
     "inception_spatial": ExtractorSpec("inception-v3-spatial", "2023", "2023", "2023", "ImageNet-1k's photographs"),
+    "timm": ExtractorSpec(
+        "timm", "pooled", "pooled", "pooled", "what timm states of these weights"
+    ),  # any of its models
 }
+TIMM_NAME = re.compile(r"timm:([^@=\s]+)(?:@([1-9]\d*))?")
 
 
 class MetricSpec(NamedTuple):
@@ -74,7 +79,7 @@ METRICS = {
 
 def foreign_images(extractor: str, source: str) -> str:
     """What to say where an embedded data set's extractor meets images of another source (as ``data.source``; empty: unknown); else empty."""
-    spec = EXTRACTORS[extractor]
+    spec = EXTRACTORS[split_name(extractor).kind]
     if not spec.embedded or source == extractor:
         return ""
     return (
@@ -83,10 +88,27 @@ def foreign_images(extractor: str, source: str) -> str:
     )
 
 
+class ExtractorName(NamedTuple):
+    """A name in parts: of :data:`EXTRACTORS`, and of ``timm:<model>@<pixels>`` timm's model and the pixels on a side, 0 for its own."""
+
+    kind: str
+    model: str = ""
+    size: int = 0
+
+
+def split_name(name: str) -> ExtractorName:
+    """The parts of an extractor's name; a ``ValueError`` with the known names where there is no such extractor."""
+    if match := TIMM_NAME.fullmatch(name):
+        return ExtractorName("timm", match[1], int(match[2] or 0))
+    if name not in EXTRACTORS or name == "timm":
+        known = [f"{known}:<model>" if known == "timm" else known for known in EXTRACTORS]
+        raise ValueError(f"there is no feature extractor {name!r}; choose one of: {', '.join(known)}")
+    return ExtractorName(name)
+
+
 def check_extractor(name: str) -> None:
-    """A ``ValueError`` with the known names unless ``name`` is one of :data:`EXTRACTORS`."""
-    if name not in EXTRACTORS:
-        raise ValueError(f"there is no feature extractor {name!r}; choose one of: {', '.join(EXTRACTORS)}")
+    """A ``ValueError`` unless ``name`` is an extractor's, as :func:`split_name` takes it."""
+    split_name(name)
 
 
 def choose_metrics(
@@ -96,28 +118,28 @@ def choose_metrics(
 
     Args:
         names: of :data:`METRICS`.
-        extractor: of :data:`EXTRACTORS`.
+        extractor: its name, as :func:`split_name` takes it.
         reference_images: whether the reference's images are at hand, and not their statistics only.
         labels: whether the labels of the generated images are known.
 
     Raises:
         ValueError: an unknown extractor or metric, or a named metric that does not apply.
     """
-    check_extractor(extractor)
+    kind = split_name(extractor).kind
     for name in names or ():
         if name not in METRICS:
             nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
             raise ValueError(
                 f"there is no metric {name!r}; did you mean {nearest[0]!r}? The metrics are: {', '.join(METRICS)}"
             )
-        if obstacle := _obstacle(METRICS[name], extractor, reference_images, labels):
+        if obstacle := _obstacle(METRICS[name], kind, reference_images, labels):
             raise ValueError(f"the metric {name!r} {obstacle}")
     return tuple(
         names
         or (
             name
             for name, spec in METRICS.items()
-            if not spec.on_request and not _obstacle(spec, extractor, reference_images, labels)
+            if not spec.on_request and not _obstacle(spec, kind, reference_images, labels)
         )
     )
 

@@ -20,7 +20,8 @@ from flowprior.run.files import write_bytes
 class Statistics:
     """Mean ``mu (d,)`` and covariance ``sigma (d, d)`` of features, float64; how many, whose, of which crop and classes, where that is known.
 
-    ``spatial`` are the moments of spatial Inception features, for sFID, where the file has them as ADM's have.
+    ``weights`` is the fingerprint of the extractor's. ``spatial`` are the moments of spatial Inception features, for sFID, where the file
+    has them as ADM's have.
     """
 
     mu: np.ndarray
@@ -30,6 +31,7 @@ class Statistics:
     spatial: Statistics | None = None
     crop: str | None = None  # "centre 256", say
     class_counts: tuple[int, ...] | None = None
+    weights: str | None = None
 
     @property
     def crop_name(self) -> str | None:
@@ -37,15 +39,15 @@ class Statistics:
         return self.crop and self.crop.rpartition(" ")[0]
 
     def save(self, path: str | Path) -> None:
-        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count``, ``extractor``, ``crop`` and ``class_counts`` where known."""
+        """Write ``path`` as ADM does (arrays ``mu``, ``sigma``), with ``count``, ``extractor`` and its ``weights``, ``crop`` and
+        ``class_counts`` where known."""
         path = Path(path)
         arrays = {"mu": self.mu, "sigma": self.sigma}
         if self.count is not None:
             arrays["count"] = np.int64(self.count)
-        if self.extractor is not None:
-            arrays["extractor"] = np.str_(self.extractor)
-        if self.crop is not None:
-            arrays["crop"] = np.str_(self.crop)
+        for name in ("extractor", "weights", "crop"):
+            if (text := getattr(self, name)) is not None:
+                arrays[name] = np.str_(text)
         if self.class_counts is not None:
             arrays["class_counts"] = np.array(self.class_counts, np.int64)
         buffer = io.BytesIO()
@@ -69,8 +71,9 @@ class Statistics:
         if {"mu_s", "sigma_s"} <= set(arrays):
             spatial = cls(*_moments(arrays, "mu_s", "sigma_s", path), extractor="inception_spatial")
         mu, sigma = _moments(arrays, "mu", "sigma", path)
-        extractor, crop = (_optional_name(arrays, name) for name in ("extractor", "crop"))
-        return cls(mu, sigma, _optional_count(arrays), extractor, spatial, crop, _optional_class_counts(arrays))
+        extractor, crop, weights = (_optional_name(arrays, name) for name in ("extractor", "crop", "weights"))
+        counts = _optional_class_counts(arrays)
+        return cls(mu, sigma, _optional_count(arrays), extractor, spatial, crop, counts, weights)
 
 
 def _moments(
@@ -105,7 +108,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not is_archive(path):
         raise UserError(f"{path} is not an .npz file")
     # Only what is used: a foreign file may carry pickled or very large arrays of its own.
-    wanted = {"mu", "sigma", "count", "extractor", "crop", "class_counts"}
+    wanted = {"mu", "sigma", "count", "extractor", "weights", "crop", "class_counts"}
     wanted |= {"mu_s", "sigma_s"} if "sigma_s.npy" in archive_members(path) else set()
     arrays = read_arrays(path, "statistics file", wanted)
     return {name: np.empty(0) if array is None else array for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""Weights that lie inside installed Python packages."""
+"""The file of weights that a person names, by itself or as an installed Python package that holds it."""
 
 from __future__ import annotations
 
@@ -36,3 +36,18 @@ def package_file(name: str, suffixes: tuple[str, ...], written: str) -> Path:
         choices = ", ".join(f"{package}/{file.relative_to(root).as_posix()}" for file in files[:4])
         raise UserError(f"the package '{package}' holds several files of weights: write {written}={choices}")
     return files[0]
+
+
+def chosen_file(weights: str, package: str, section: str) -> Path | None:
+    """The file that the options ``weights`` or ``package`` of a section name; None where neither does.
+
+    Raises:
+        UserError: both do, there is no such file, or the package holds none.
+    """
+    if weights and package:
+        raise UserError(f"{section}.weights and {section}.package both name a file: leave out one of them")
+    if package:
+        return package_file(package, (".safetensors", ".pth"), f"{section}.package")
+    if weights and not Path(weights).is_file():
+        raise UserError(f"there is no weight file at '{weights}' ({section}.weights)")
+    return Path(weights) if weights else None

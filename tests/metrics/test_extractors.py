@@ -131,6 +131,6 @@ def test_a_file_that_is_not_inception_is_refused_and_not_executed(empty_hub, con
 
 
 def test_weights_that_cannot_be_had_are_told_before_they_are_needed(tmp_path):
-    assert missing_weights("digits") == ""
-    told = missing_weights("inception", tmp_path / "none.pth")
+    assert missing_weights(extractors.Extractor("digits")) == ""
+    told = missing_weights(extractors.Extractor("inception", weights_path=tmp_path / "none.pth"))
     assert "none.pth" in told and "evaluate.weights" in told and "\n" not in told

@@ -7,6 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
+import timm
+import torch
 
 
 @pytest.fixture
@@ -59,17 +61,27 @@ def test_two_processes_draw_the_very_images_that_one_draws(images):
     assert np.abs(plain.astype(int) - one).max() <= 1
 
 
+def small_timm_extractor(folder) -> str:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet").state_dict(), folder / "resnet.pth")
+    return f"timm:test_resnet@32={folder / 'resnet.pth'}"
+
+
 def test_two_processes_measure_what_one_measures(pipeline, run_module, tmp_path):
-    metrics = []
+    metrics, baseline = [], tmp_path / "baseline.npz"
+    np.savez(baseline, arr_0=np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8))
+    fdr = [f"evaluate.fdr.baseline={baseline}", "evaluate.fdr.precision_recall=true"]
+    fdr += [f"evaluate.fdr.extractors=[digits,{small_timm_extractor(tmp_path)}]"]
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         shutil.copytree(pipeline.run_dir / "mar" / "samples", folder / "mar" / "samples")
-        words = ["sample.count=40", "sample.cfg=[1,2]", "evaluate.half_half_splits=1"]
+        words = ["sample.count=40", "sample.cfg=[1,2]", "evaluate.half_half_splits=1", *fdr]
         run_module("mar.evaluate", processes, f"run_dir={folder}", *words)
         metrics.append(json.loads((folder / "mar" / "evaluation.json").read_text()))
     assert metrics[0]["protocol"] == metrics[1]["protocol"]
     for cfg in ("1", "2"):
         assert metrics[1]["metrics"][cfg] == pytest.approx(metrics[0]["metrics"][cfg], rel=1e-6)
+        assert metrics[1]["metrics"][cfg]["fdr2"] > 0 and "precision timm:test_resnet@32" in metrics[1]["metrics"][cfg]
     assert metrics[1]["half_half_fid"]["mean"] == pytest.approx(metrics[0]["half_half_fid"]["mean"], rel=1e-6)
 
 

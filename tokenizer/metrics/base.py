@@ -15,7 +15,7 @@ class MeterContext(NamedTuple):
     device: torch.device
     image_count: int
     image_size: int
-    extractor: str = ""  # of flowprior.metrics.registry.EXTRACTORS
+    extractor: str = ""  # as flowprior.metrics.registry.check_extractor takes it
     extractor_weights: str = ""
     reference: str = ""  # .npz of the real images' moments; empty: the originals themselves
     perceptual_weights: str = ""

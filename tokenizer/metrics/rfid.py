@@ -30,8 +30,8 @@ class RFIDMeter(Meter):
         self.extractor = metrics.Extractor(
             context.extractor, device=context.device, weights_path=context.extractor_weights or None
         )
-        self.weights = self.extractor.fingerprint  # loads them, now rather than after the first batch
-        self.reference = read_reference(context) if context.reference else None
+        _ = self.extractor.module  # now rather than after the first batch
+        self.reference = read_reference(context, self.extractor) if context.reference else None
         self.real, self.decoded = metrics.StreamingMoments(), metrics.StreamingMoments()
 
     @torch.no_grad()
@@ -55,22 +55,19 @@ class RFIDMeter(Meter):
         shape = {"size": f"{self.context.image_size} x {self.context.image_size}", "crop": "centre"}
         reference = self.context.reference
         return {
-            "extractor": {
-                "name": self.extractor.name,
-                "weights": self.weights,
-                "trained on": self.extractor.trained_on,
-            },
+            "extractor": self.extractor.protocol(),
             "reference": {"images": "the originals", **shape}
             if not reference
             else {"file": file_sha256(reference)[:16], **shape},
         }
 
 
-def read_reference(context: MeterContext) -> metrics.Statistics:
+def read_reference(context: MeterContext, extractor: metrics.Extractor) -> metrics.Statistics:
     """The moments in ``context.reference``; a :class:`UserError` unless they are of as many images, cropped as these are."""
     statistics, wanted = metrics.Statistics.load(context.reference), centre_crop_name(context.image_size)
     for what, stated, expected in (
         ("extractor", statistics.extractor, context.extractor),
+        ("fingerprint of the extractor's weights", statistics.weights or extractor.fingerprint, extractor.fingerprint),
         ("number of images", statistics.count, context.image_count),
         ("crop", statistics.crop, wanted),
     ):

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
 
 from flowprior.data.images import open_images
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
-from flowprior.pretrained.package_file import package_file
+from flowprior.pretrained.package_file import chosen_file
+from flowprior.pretrained.timm_encoder import TimmEncoder, built_at, norms_late
 from flowprior.pretrained.timm_models import build_timm, hub_weights, timm_config
 from flowprior.run.config import option
 from flowprior.run.files import file_sha256
@@ -57,13 +55,7 @@ class TimmTarget(ExtractionOptions):
 
     def weight_file(self) -> Path | None:
         """The file that the options name; None where it comes from the hub."""
-        if self.weights and self.package:
-            raise UserError("target.timm.weights and target.timm.package both name a file: leave out one of them")
-        if self.package:
-            return package_file(self.package, (".safetensors", ".pth"), "target.timm.package")
-        if self.weights and not Path(self.weights).is_file():
-            raise UserError(f"there is no weight file at '{self.weights}' (target.timm.weights)")
-        return Path(self.weights) if self.weights else None
+        return chosen_file(self.weights, self.package, "target.timm")
 
     def build(self, context: TargetContext) -> TimmEncoder:
         """The model, on the device.
@@ -77,10 +69,7 @@ class TimmTarget(ExtractionOptions):
         at = _facts(self.model, size).size
         if at != size:
             note(f"images of {size} px are resampled to {at} px for '{self.model}', a multiple of its patches")
-        # timm draws weights from the global generator, which is the caller's
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            torch.default_generator.manual_seed(stream_seed(context.seed, "timm"))
-            model = build_timm(self.model, file, **_sizes(self.model, at))
+        model = built_at(self.model, at, file, stream_seed(context.seed, "timm"))
         encoder = TimmEncoder(model, self.features, at).to(device).eval().requires_grad_(False)
         try:
             if unseen := _unseen_border(encoder, size, device):
@@ -92,46 +81,6 @@ class TimmTarget(ExtractionOptions):
                 f"'{self.model}' takes no images of data.size={size} pixels ({one_line(error, limit=120)})"
             ) from error
         return encoder
-
-
-class TimmEncoder(nn.Module):
-    """uint8 images ``(B, 3, S, S)`` to features ``(B, P, d)``, normalised as the model was trained.
-
-    Args:
-        model: of timm, without a classifier.
-        features: ``patch``, ``pooled`` or ``cls``.
-        size: pixels on a side that other images are resampled to; 0: as they come.
-
-    Raises:
-        UserError: ``cls`` of a model without a class token.
-    """
-
-    def __init__(self, model: nn.Module, features: str, size: int = 0) -> None:
-        super().__init__()
-        if features == "cls" and getattr(model, "cls_token", None) is None:
-            raise UserError("this model has no class token: write target.timm.features=pooled")
-        self.model, self.features, self.size = model, features, size
-        # Models that norm what they have pooled give tokens without their trained norm.
-        self.norm = model.fc_norm if features != "pooled" and _norms_late(model) else nn.Identity()
-        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = images.float()
-        if self.size and x.shape[-1] != self.size:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, s, s)
-            x = x.clamp(0, 255)
-        x = self.model.forward_features((x - self.mean) / self.std)
-        x = self.norm(x) if x.dim() == 3 else x
-        if self.features == "pooled":
-            return self.model.forward_head(x, pre_logits=True).flatten(1).unsqueeze(1)  # (B, 1, d)
-        if self.features == "cls":
-            return x[:, :1]  # (B, 1, d)
-        if x.dim() == 4:  # a map; most of timm's have channels first
-            last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
-            return rearrange(x, "b h w d -> b (h w) d" if last else "b d h w -> b (h w) d")
-        return x[:, getattr(self.model, "num_prefix_tokens", 0) :]  # (B, P, d)
 
 
 class _Facts(NamedTuple):
@@ -151,18 +100,7 @@ def _facts(name: str, size: int) -> _Facts:
             return _Facts(size, False)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple | list) else patch
-    return _Facts(whole_patches(size, patch) if isinstance(patch, int) else size, _norms_late(model))
-
-
-def _norms_late(model: nn.Module) -> bool:
-    late = getattr(model, "fc_norm", None)
-    own = getattr(model, "norm", None)
-    return late is not None and not isinstance(late, nn.Identity) and isinstance(own, nn.Identity)
-
-
-def _sizes(name: str, size: int) -> dict[str, int]:
-    config = timm_config(name)
-    return {"img_size": size} if config is not None and config.fixed_input_size else {}
+    return _Facts(whole_patches(size, patch) if isinstance(patch, int) else size, norms_late(model))
 
 
 def _unseen_border(encoder: TimmEncoder, size: int, device: torch.device) -> str:

@@ -1,0 +1,82 @@
+"""A timm model as a function from images to features: resampled, normalised as it was trained, and read where one asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowprior.errors import UserError
+from flowprior.pretrained.timm_models import build_timm, timm_config
+
+
+class TimmEncoder(nn.Module):
+    """uint8 images ``(B, 3, H, W)`` to features ``(B, P, d)``, normalised as the model was trained.
+
+    Args:
+        model: of timm, without a classifier.
+        features: ``patch``, a row for every position; ``pooled``, one as the model pools them; or ``cls``, the class token.
+        size: pixels on a side that other images are resampled to; 0: as they come.
+
+    Raises:
+        UserError: ``cls`` of a model without a class token.
+    """
+
+    def __init__(self, model: nn.Module, features: str, size: int = 0) -> None:
+        super().__init__()
+        if features == "cls" and getattr(model, "cls_token", None) is None:
+            raise UserError("this model has no class token: write target.timm.features=pooled")
+        self.model, self.features, self.size = model, features, size
+        # Models that norm what they have pooled give tokens without their trained norm.
+        self.norm = model.fc_norm if features != "pooled" and norms_late(model) else nn.Identity()
+        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float()
+        if self.size and x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, s, s)
+            x = x.clamp(0, 255)
+        x = self.model.forward_features((x - self.mean) / self.std)
+        x = self.norm(x) if x.dim() == 3 else x
+        if self.features == "pooled":
+            return self.model.forward_head(x, pre_logits=True).flatten(1).unsqueeze(1)  # (B, 1, d)
+        if self.features == "cls":
+            return x[:, :1]  # (B, 1, d)
+        if x.dim() == 4:  # a map; most of timm's have channels first
+            last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
+            return x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)  # (B, h w, d)
+        return x[:, getattr(self.model, "num_prefix_tokens", 0) :]  # (B, P, d)
+
+
+def norms_late(model: nn.Module) -> bool:
+    """Whether the model's last norm lies behind its pooling."""
+    late, own = getattr(model, "fc_norm", None), getattr(model, "norm", None)
+    return late is not None and not isinstance(late, nn.Identity) and isinstance(own, nn.Identity)
+
+
+def trained_size(name: str) -> int:
+    """The pixels on a side that the weights of this name were trained at, as timm states them; 224 where it does not.
+
+    Raises:
+        UserError: timm knows no such model.
+    """
+    config = timm_config(name)
+    return 224 if config is None else config.input_size[-1]
+
+
+def built_at(name: str, size: int, weights: Path | None, seed: int) -> nn.Module:
+    """The model for images of ``size`` pixels, filled from ``weights`` or else with random ones of ``seed``; no other random numbers change.
+
+    Raises:
+        UserError: timm knows no such model or cannot build it so, or the file does not fill exactly it.
+    """
+    config = timm_config(name)
+    sizes = {"img_size": size} if config is not None and config.fixed_input_size else {}
+    # timm draws weights from the global generator, which is the caller's
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.default_generator.manual_seed(seed)
+        return build_timm(name, weights, **sizes)

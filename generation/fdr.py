@@ -1,0 +1,95 @@
+"""Samples measured by several extractors, each distance against a baseline's: FDr (arXiv 2604.28190), as ``evaluate.fdr`` asks for it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from flowprior.data.image_sizes import ImageSize
+from flowprior.distributed import World
+from flowprior.errors import UserError
+from flowprior.metrics import Extractor, ImageSet, Statistics, frechet_distance
+from flowprior.metrics.extractor_options import split_weights
+from flowprior.metrics.fdr import mean_ratio
+from flowprior.metrics.precision_recall import precision_recall
+from generation.config import GenerationConfig
+from generation.reference import Reference, open_reference
+
+
+class SeveralExtractors:
+    """The extractors of ``evaluate.fdr``, with the moments of reference and baseline, which are kept in the generator's folder.
+
+    Args:
+        config: of the stage.
+        reference: what samples are compared with.
+        size: of every image.
+        world: of all processes, which make the same calls.
+
+    Raises:
+        UserError: an extractor's weights cannot be had; the reference consists of moments, or the baseline does, is of another size or is the
+            reference itself.
+    """
+
+    def __init__(self, config: GenerationConfig, reference: Reference, size: ImageSize, world: World) -> None:
+        self.options, self.folder, self.world = config.evaluate.fdr, config.folder / "fdr", world
+        named = (split_weights(text) for text in self.options.extractors)
+        self.extractors = [Extractor(name, device=world.device, weights_path=file) for name, file in named]
+        about_baseline = replace(
+            config, evaluate=replace(config.evaluate, reference=self.options.baseline, metrics=("fid",))
+        )
+        baseline = open_reference(about_baseline, self.extractors[0], size, world)
+        for what, side in (("evaluate.reference", reference), ("evaluate.fdr.baseline", baseline)):
+            if isinstance(side.images, Statistics):
+                raise UserError(
+                    f"FDr looks at images by {len(self.extractors)} extractors, and {what} holds moments only"
+                )
+        if baseline.identity == reference.identity:
+            raise UserError(
+                "the baseline of FDr is the reference itself, at a distance of 0: name other images as evaluate.fdr.baseline"
+            )
+        self.reference, self.baseline = map(_of_its_images, (reference, baseline))
+
+    def protocol(self) -> dict[str, Any]:
+        """What a result says of them."""
+        return {
+            "extractors": [extractor.protocol() for extractor in self.extractors],
+            "baseline": self.baseline.identity,
+            "precision_recall": self.options.precision_recall,
+        }
+
+    def baselines(self) -> dict[str, float]:
+        """The baseline's distance from the reference by each extractor."""
+        return {
+            e.name: frechet_distance(self._moments("baseline", self.baseline, e), self._real(e))
+            for e in self.extractors
+        }
+
+    def measure(self, images: ImageSet) -> dict[str, float]:
+        """Each extractor's distance ``fd <name>``, precision and recall where they are asked for, and ``fdr<k>`` of all k."""
+        metrics, distances = {}, {}
+        for extractor in self.extractors:
+            name = extractor.name
+            if self.options.precision_recall:  # before the distance, which then takes the features that are there
+                both = precision_recall(images, self.reference.images, extractor)  # type: ignore[arg-type]
+            distances[name] = frechet_distance(images.statistics(extractor), self._real(extractor))
+            metrics[f"fd {name}"] = distances[name]
+            if self.options.precision_recall:
+                metrics |= {f"{metric} {name}": value for metric, value in both.items()}
+        return metrics | {f"fdr{len(distances)}": mean_ratio(distances, self.baselines())}
+
+    def _real(self, extractor: Extractor) -> Statistics:
+        return self._moments("reference", self.reference, extractor)
+
+    def _moments(self, side: str, of: Reference, extractor: Extractor) -> Statistics:
+        return of.moments(
+            extractor, self.folder / f"{side}_{extractor.name.replace(':', '_').replace('/', '_')}.npz", self.world
+        )
+
+
+def _of_its_images(reference: Reference) -> Reference:
+    """Without moments that a file holds by one of the extractors: all look at the same images."""
+    images = copy.copy(reference.images)
+    images.known = {}  # type: ignore[union-attr]
+    told = {"moments": "of its images"} if "moments" in reference.identity else {}
+    return replace(reference, images=images, identity=reference.identity | told)

@@ -1,0 +1,127 @@
+"""FDr: several extractors in one number."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from flowprior.distributed import World
+from flowprior.errors import UserError
+from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation
+from flowprior.metrics.fdr import mean_ratio
+from flowprior.run.config import build_config
+from generation.fdr import SeveralExtractors
+from generation.reference import open_reference
+from generation.samples import find_samples
+from mar.config import MARStageConfig
+
+SETS = ("samples", "reference", "baseline")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Three sets of 24 images, and two files of weights of one small model."""
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(SETS):
+        np.savez(tmp_path / f"{name}.npz", arr_0=draw.integers(0, 256 - 30 * number, (24, 32, 32, 3), dtype=np.uint8))
+    for seed in (0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / f"{seed}.pth")
+    return tmp_path
+
+
+def config_in(place, seed=0, **changes):
+    fdr = {"extractors": ["digits", f"timm:test_resnet@32={place}/{seed}.pth"], "baseline": f"{place}/baseline.npz"}
+    evaluate = {"extractor": "digits", **{name: f"{place}/{name}.npz" for name in SETS[:2]}, "metrics": ["fid"]}
+    evaluate["fdr"] = fdr | changes.pop("fdr", {})
+    return build_config(
+        MARStageConfig, {"run_dir": str(place / "run"), "sample": {"count": 24}, "evaluate": evaluate | changes}
+    )
+
+
+def several_of(config):
+    extractor, samples = config.evaluate.open_extractor(), find_samples(config)
+    reference = open_reference(config, extractor, samples.size)
+    return SeveralExtractors(config, reference, samples.size, World())
+
+
+def images_in(place, name):
+    return ImageSet.of_archive(place / f"{name}.npz", Extractor("digits"))
+
+
+def test_the_mean_ratio_is_one_of_the_baseline_itself_and_refuses_the_references_own_images():
+    assert mean_ratio({"a": 3.0, "b": 10.0}, {"a": 2.0, "b": 40.0}) == pytest.approx((1.5 + 0.25) / 2)
+    assert mean_ratio({"a": 2.0, "b": 40.0}, {"a": 2.0, "b": 40.0}) == 1
+    with pytest.raises(UserError, match="reference's own"):
+        mean_ratio({"a": 3.0}, {"a": -1e-9})
+
+
+def test_each_extractors_figures_are_those_of_it_alone_and_the_mean_is_of_their_ratios(place):
+    several = several_of(config_in(place, fdr={"precision_recall": True}))
+    found, baselines = several.measure(images_in(place, "samples")), several.baselines()
+    alone = {}
+    for extractor in (Extractor("digits"), Extractor("timm:test_resnet@32", weights_path=place / "0.pth")):
+        sets = {name: ImageSet.of_archive(place / f"{name}.npz", extractor) for name in SETS}
+        metrics = evaluate_generation(sets["samples"], sets["reference"], ["fid", "precision_recall"])
+        baseline = evaluate_generation(sets["baseline"], sets["reference"], ["fid"])["fid"]
+        assert found[f"fd {extractor.name}"] == pytest.approx(metrics["fid"], rel=1e-6)
+        assert baselines[extractor.name] == pytest.approx(baseline, rel=1e-6)
+        assert found[f"recall {extractor.name}"] == metrics["recall"]
+        assert found[f"precision {extractor.name}"] == metrics["precision"]
+        alone[extractor.name] = metrics["fid"] / baseline
+    assert found["fdr2"] == pytest.approx(np.mean(list(alone.values())), rel=1e-6)
+    assert several.measure(images_in(place, "baseline"))["fdr2"] == pytest.approx(1, rel=1e-6)
+
+
+def test_kept_moments_are_those_of_the_weights_that_made_them(place):
+    first = several_of(config_in(place)).measure(images_in(place, "samples"))
+    kept = Statistics.load(place / "run" / "mar" / "fdr" / "reference_timm_test_resnet@32.npz")
+    assert kept.weights == Extractor("timm:test_resnet@32", weights_path=place / "0.pth").fingerprint
+    again = several_of(config_in(place))
+    again.reference.images._images = again.baseline.images._images = lambda: pytest.fail("read again")
+    again.reference.images._part = again.baseline.images._part = lambda *_: pytest.fail("read again")
+    assert again.measure(images_in(place, "samples")) == first
+    other = several_of(config_in(place, seed=1)).measure(images_in(place, "samples"))
+    assert other["fd digits"] == first["fd digits"] and other["fdr2"] != first["fdr2"]
+
+
+def test_the_protocol_names_every_extractor_and_the_baseline(place):
+    told = json.loads(json.dumps(several_of(config_in(place)).protocol()))
+    digits, resnet = told["extractors"]
+    assert digits["name"] == "digits" and resnet["name"] == "timm:test_resnet@32" and len(resnet["weights"]) == 16
+    assert resnet["input"].startswith("32 x 32") and told["baseline"]["images"] == "baseline.npz"
+
+
+def test_mistakes_are_one_line(place):
+    Statistics(np.zeros(64), np.eye(64), 24, "digits", crop="centre 32").save(place / "moments.npz")
+    twice = [f"timm:test_resnet={place}/{seed}.pth" for seed in (0, 1)]
+    for changes, words in (
+        ({"fdr": {"baseline": ""}}, "extractors goes with fdr.baseline"),
+        ({"fdr": {"extractors": []}}, "baseline goes with fdr.extractors"),
+        ({"fdr": {"extractors": twice}}, "holds timm:test_resnet twice"),
+        ({"fdr": {"extractors": ["vgg"]}}, "no feature extractor 'vgg'"),
+        ({"reference": f"{place}/moments.npz"}, "evaluate.reference holds moments only"),
+        ({"fdr": {"baseline": f"{place}/moments.npz"}}, "evaluate.fdr.baseline holds moments only"),
+        ({"fdr": {"baseline": f"{place}/reference.npz"}}, "is the reference itself"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            several_of(config_in(place, **changes)).measure(images_in(place, "samples"))
+        assert "\n" not in str(caught.value)
+
+
+def test_moments_of_other_weights_or_of_nobody_are_no_reference_of_a_timm_model(place):
+    name = "timm:test_resnet@32"
+    extractor = Extractor(name, weights_path=place / "0.pth")
+    options = {"extractor": "timm", "reference": f"{place}/m.npz", "fdr": {"extractors": [], "baseline": ""}}
+    config = config_in(place, **options, timm={"model": "test_resnet", "size": 32, "weights": f"{place}/0.pth"})
+    size = find_samples(config).size
+    for stated, words in (({"extractor": name, "weights": "0" * 16}, "other weights"), ({}, "do not state")):
+        Statistics(np.zeros(96), np.eye(96), 24, crop="centre 32", **stated).save(place / "m.npz")
+        with pytest.raises(UserError, match=words):
+            open_reference(config, extractor, size)
+    fitting = {"extractor": name, "weights": extractor.fingerprint}
+    Statistics(np.zeros(96), np.eye(96), 24, crop="centre 32", **fitting).save(place / "m.npz")
+    assert open_reference(config, extractor, size).images.weights == extractor.fingerprint
