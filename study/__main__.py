@@ -90,9 +90,22 @@ def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     return plan, plan.cells(arguments.rows, arguments.lengths or list(table.lengths), arguments.seeds)
 
 
+def check_data(plan: Plan, cells: list[Cell]) -> None:
+    """A :class:`UserError` unless DATA is given where the study reads files, and only there."""
+    for cell in cells[:1]:
+        data = plan.task(cell).stages[0].config().data
+        if data.source == "files" and not data.path:
+            raise UserError(f"name the images: DATA=<folder> bash scripts/study.sh --data {plan.table.name}")
+        if data.source != "files" and plan.extra:
+            raise UserError(
+                f"the study {plan.table.name} reads {data.source} and no images of your own: leave DATA out"
+            )
+
+
 def run_study(arguments: argparse.Namespace) -> None:
     """What the command does."""
     plan, cells = make_plan(arguments)
+    check_data(plan, cells)
     results = arguments.results or Path("docs/results/study") / plan.table.name
     for cell in cells:  # words that a stage would refuse are said before anything starts
         for stage in plan.stages_of(cell):

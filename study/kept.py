@@ -13,13 +13,13 @@ from typing import Any
 from flowprior.errors import UserError
 from flowprior.run.config import changed_options, to_dict
 from flowprior.run.files import json_text, read_json, write_json
-from flowprior.run.provenance import differing
 from flowprior.run.reporting import read_log
 from study.plan import Cell, PlannedStage
 from study.stages import GENERATORS
 
 FORMAT_VERSION = 1
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "torch-fidelity")
+UNFELT = {"batch", "preview_images", "preview_cfg", "online_count", "online_epochs", "weights"}  # by any figure
 OF_LATENTS = ("latent_std", "target_std", "latent_effective_rank", "target_effective_rank")
 OF_LATENTS += ("latent_sliced_wasserstein", "latent_sliced_wasserstein_floor", "alignment_knn_correlation")
 
@@ -45,17 +45,32 @@ def to_dict_of(values: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def measuring(stage: PlannedStage) -> dict[str, Any]:
-    """How a stage's result is sampled and measured: options that its run folder lets change."""
+def measuring(stage: PlannedStage) -> dict[str, dict[str, Any]]:
+    """How a stage's result is sampled and measured, by section: options that its run folder lets change."""
+    return {
+        name: {key: value for key, value in to_dict(section).items() if key not in UNFELT}
+        for name, section in measuring_sections(stage).items()
+    }
+
+
+def measuring_sections(stage: PlannedStage) -> dict[str, Any]:
+    """The sections of the stage's config that say how it is sampled and measured."""
     config = stage.config()
     if stage.name == "autoencoder":
-        return to_dict(config.evaluate)
+        return {"evaluate": config.evaluate}
     if stage.name not in GENERATORS:
         return {}
-    sample, generator = to_dict(config.sample), getattr(config.model, config.model.name)
-    asked = {name: sample[name] for name in ("count", "class_shares", "cfg", "seed", "exact", "precision")}
-    evaluate = {name: to_dict(config.evaluate)[name] for name in ("extractor", "reference", "metrics")}
-    return {**asked, **evaluate, "sampler": to_dict(generator.sampler)}
+    sampler = getattr(config.model, config.model.name).sampler
+    return {"sample": config.sample, "evaluate": config.evaluate, "sampler": sampler}
+
+
+def measured_otherwise(kept: dict[str, Any], stage: PlannedStage) -> list[str]:
+    """The options of :func:`measuring` that ``kept`` says otherwise; one that it does not know yet counts as its default."""
+    told, now = [], measuring(stage)
+    for name, section in measuring_sections(stage).items():
+        before = to_dict(type(section)()) | (kept.get(name) or {})
+        told += [f"{name}.{key}: {before[key]} -> {value}" for key, value in now[name].items() if before[key] != value]
+    return told
 
 
 def differences(kept: dict[str, Any], stages: list[PlannedStage]) -> list[str]:
@@ -71,7 +86,7 @@ def differences(kept: dict[str, Any], stages: list[PlannedStage]) -> list[str]:
         if stage.name in made_from:
             config = stage.config()
             told += [f"{stage.name} {c}" for c in changed_options(type(config), made_from[stage.name], to_dict(config))]
-            told += [f"{stage.name}, {name}" for name in differing(measured.get(stage.name), measuring(stage))]
+            told += [f"{stage.name} {change}" for change in measured_otherwise(measured.get(stage.name) or {}, stage)]
     return told
 
 

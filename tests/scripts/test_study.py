@@ -28,7 +28,7 @@ rows:
 
 def write_table(file, tiny, steps, lr=1e-3):
     words = {
-        "prior": [*tiny["train_flowhead"], f"train.steps={steps}", "train.eval_steps=0", "train.checkpoint_steps=20"],
+        "prior": [*tiny["train_flowhead"], f"train.steps={steps}", "train.eval_steps=0", "train.checkpoint_steps=10"],
         "autoencoder": [*tiny["train_ae"], f"optim.lr={lr}"],
         "sit": [*tiny["train_sit"], "train.steps=6", "evaluate.metrics=[fid]", "evaluate.half_half_splits=0"],
     }
@@ -55,7 +55,7 @@ def ended(process):
 def test_a_study_that_a_signal_stops_goes_on_and_keeps_its_cells_which_are_skipped_and_refused_as_they_say(
     study, scripts, tmp_path
 ):
-    write_table(tmp_path / "toy.yaml", scripts.tiny_options, steps=2000)
+    write_table(tmp_path / "toy.yaml", scripts.tiny_options, steps=400)
     process, checkpoints = study(), tmp_path / "runs" / "prior_semantic_seed1" / "flowhead" / "checkpoints"
     while not list(checkpoints.glob("step_*/manifest.json")):
         assert process.poll() is None, process.stderr.read()
@@ -75,7 +75,7 @@ def test_a_study_that_a_signal_stops_goes_on_and_keeps_its_cells_which_are_skipp
     kept = json.loads(file.read_text())
     assert {"psnr", "rfid", "psnr_over_steps"} <= kept["figures"]["autoencoder"].keys()
     assert kept["figures"]["sit"]["by_guidance"].keys() == {"1", "2"}
-    assert kept["made_from"]["prior"]["train"]["steps"] == 2000 and kept["tflop"].keys() == {
+    assert kept["made_from"]["prior"]["train"]["steps"] == 400 and kept["tflop"].keys() == {
         "prior",
         "autoencoder",
         "sit",
@@ -84,10 +84,10 @@ def test_a_study_that_a_signal_stops_goes_on_and_keeps_its_cells_which_are_skipp
     assert "| aligned | 1 |" in out and START not in out and END not in out
 
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
-    code, out, _ = ended(study())
-    assert code == 0 and "1 cells, 1 finished" in out and "started" not in out
+    code, out, errors = ended(study())
+    assert code == 0 and "1 cells, 1 finished" in out and "started" not in out, errors
 
-    write_table(tmp_path / "toy.yaml", scripts.tiny_options, steps=2000, lr=2e-3)
+    write_table(tmp_path / "toy.yaml", scripts.tiny_options, steps=400, lr=2e-3)
     before = file.read_bytes()
     code, out, errors = ended(study())
     assert code == 2 and "optim.lr: 0.001 -> 0.002" in errors and "--anew" in errors and file.read_bytes() == before

@@ -8,6 +8,7 @@ import pytest
 from flowprior.errors import UserError
 from flowprior.run.files import write_json
 from study import page
+from study.__main__ import check_data, make_plan, parse
 from study.estimate import estimate, known_rate
 from study.kept import cell_file, differences, measuring, read_cell, result_options
 from study.plan import Cell, Plan
@@ -132,10 +133,15 @@ def test_what_a_kept_cell_was_made_from_otherwise_is_named_option_by_option(plan
     kept = kept_of(plan, cell)
     kept["made_from"]["autoencoder"]["optim"]["lr"] = 0.5
     kept["made_from"]["prior"]["projection"] = "pca"
-    kept["measured"]["sit"]["count"] = 7
+    kept["measured"]["sit"]["sample"]["count"] = 7
     del kept["made_from"]["mar"], kept["measured"]["mar"]
     told = "; ".join(differences(kept, plan.stages_of(cell)))
-    for part in ("no mar", "autoencoder optim.lr: 0.5 -> 0.003", "prior projection: pca -> random", "sit, count"):
+    for part in (
+        "no mar",
+        "autoencoder optim.lr: 0.5 -> 0.003",
+        "prior projection: pca -> random",
+        "sit sample.count: 7 -> 5000",
+    ):
         assert part in told, part
     assert differences(kept_of(plan, cell), plan.stages_of(Cell("flow_semantic", "trained", 2)))
     without = plan.stages_of(Cell("none", "trained", 1))
@@ -145,7 +151,7 @@ def test_what_a_kept_cell_was_made_from_otherwise_is_named_option_by_option(plan
 def test_an_option_that_a_kept_cell_does_not_know_yet_counts_as_its_default(plan):
     cell = Cell("none", "trained", 1)
     kept = kept_of(plan, cell)
-    del kept["made_from"]["autoencoder"]["loss"]["latent_noise_kind"]
+    del kept["made_from"]["autoencoder"]["loss"]["latent_noise_kind"], kept["measured"]["sit"]["sample"]["exact"]
     assert differences(kept, plan.stages_of(cell)) == []
 
 
@@ -212,6 +218,17 @@ def test_a_rows_guidance_is_left_open_until_its_selection_seed_is_there_and_grid
 def test_the_tables_of_the_page_are_those_of_the_kept_cells():
     text = page.PAGE.read_text()
     assert text[text.index(page.START) : text.index(page.END) + len(page.END)] == page.page_tables()
+
+
+def test_a_study_of_files_asks_for_them_and_another_refuses_them(monkeypatch):
+    monkeypatch.delenv("DATA", raising=False)
+    with pytest.raises(UserError, match="DATA=<folder> bash scripts/study.sh --data emoji"):
+        check_data(*make_plan(parse(["--data", "emoji"])))
+    check_data(*make_plan(parse([])))
+    monkeypatch.setenv("DATA", "/data/images")
+    check_data(*make_plan(parse(["--data", "emoji"])))
+    with pytest.raises(UserError, match="reads mnist"):
+        check_data(*make_plan(parse([])))
 
 
 def test_the_page_is_written_between_its_marks_alone(tmp_path, plan):

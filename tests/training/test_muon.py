@@ -21,7 +21,7 @@ from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.vit import ViTConfig
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 brings Muon")
-WIDTH = 24
+WIDTH = 36
 VIT = ViTConfig(width=WIDTH, depth=1, heads=3)
 MODELS = {
     "velocity": lambda: VelocityMLP(4, WIDTH, 1, cond_channels=6),
@@ -53,11 +53,20 @@ def step_of(module, config, gradients):
     return [p.detach().clone() for p in module.parameters()]
 
 
+def gradient_of(shape, generator):
+    """Random; a matrix's singular values go from 1 to 10, since five Newton-Schulz iterations do not lift those near 0."""
+    gradient = torch.randn(shape, generator=generator)
+    if gradient.dim() == 2:
+        left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+        gradient = left @ torch.diag(torch.linspace(1, 10, min(shape))) @ right
+    return gradient
+
+
 @needs_muon
 def test_a_step_moves_a_hidden_matrix_by_an_orthogonal_one_of_adamws_size_and_the_rest_as_adamw_does(generator):
     module = VelocityMLP(4, 32, 1, generator=generator)
     start = [p.detach().clone() for p in module.parameters()]
-    gradients = [torch.randn(p.shape, generator=generator) for p in module.parameters()]
+    gradients = [gradient_of(p.shape, generator) for p in module.parameters()]
     config = OptimConfig(lr=0.01, weight_decay=0.5)
     by_adamw = step_of(copy.deepcopy(module), config, gradients)
     by_muon = step_of(module, OptimConfig(name="muon", lr=0.01, weight_decay=0.5), gradients)
@@ -68,7 +77,7 @@ def test_a_step_moves_a_hidden_matrix_by_an_orthogonal_one_of_adamws_size_and_th
             continue
         moved = before * (1 - 0.01 * 0.5) - muon
         singular = torch.linalg.svdvals(moved) / (0.01 * 0.2 * max(before.shape) ** 0.5)
-        assert 0.4 < singular.min() and singular.max() < 1.4  # five Newton-Schulz iterations reach no closer
+        assert 0.5 < singular.min() and singular.max() < 1.4  # the iterations reach no closer
     assert len(hidden) == 5
 
 
