@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 
 import pytest
 from PIL import Image
 
 from flowprior.data.images import ImageConfig, open_images
+from scripts import unpack_emoji
 
 EMOJI = [
     ("Smileys & Emotion", "0001.png", True),
@@ -52,10 +54,17 @@ def package(file, vendor="twitter", side=64, without=()):
 
 
 @pytest.fixture
-def unpack(scripts):
+def unpack(monkeypatch, capsys):
+    """Runs the script in this process: its exit code, and what it says on either stream."""
+
     def run(folder, *packages):
-        command = [scripts.python, "scripts/unpack_emoji.py", str(folder), *map(str, packages)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+        monkeypatch.setattr(sys, "argv", ["unpack_emoji.py", str(folder), *map(str, packages)])
+        code = 0
+        try:
+            unpack_emoji.main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
 
     return run
 
@@ -64,9 +73,9 @@ def test_base_images_of_all_vendors_lie_by_category_on_white_with_their_licences
     unpack, tmp_path
 ):
     files = [package(tmp_path / f"{vendor}.tgz", vendor) for vendor in ("twitter", "google")]
-    done = unpack(tmp_path / "emoji", *files)
-    assert done.returncode == 0 and "4 images: 2 flags, 2 smileys_emotion" in done.stdout, done.stderr
-    assert "laid on white" in done.stderr
+    code, out, errors = unpack(tmp_path / "emoji", *files)
+    assert code == 0 and "4 images: 2 flags, 2 smileys_emotion" in out, errors
+    assert "laid on white" in errors
     licences = (tmp_path / "emoji" / "LICENSES").read_text()
     assert "CC-BY 4.0" in licences and "Apache License 2.0" in licences
     images = open_images(ImageConfig(source="files", path=str(tmp_path / "emoji"), size=64))
@@ -88,16 +97,16 @@ def test_base_images_of_all_vendors_lie_by_category_on_white_with_their_licences
     ],
 )
 def test_a_package_that_is_not_as_it_should_be_is_a_line_and_leaves_no_folder(unpack, tmp_path, options, said):
-    done = unpack(tmp_path / "emoji", package(tmp_path / "package.tgz", **options))
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    code, _, errors = unpack(tmp_path / "emoji", package(tmp_path / "package.tgz", **options))
+    assert code == 2 and said in errors and len(errors.splitlines()) == 1
     assert not (tmp_path / "emoji").exists()
 
 
 def test_a_folder_with_files_in_it_is_left_as_it_is(unpack, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
-    done = unpack(tmp_path / "mine", package(tmp_path / "package.tgz"))
-    assert done.returncode == 2 and "not empty" in done.stderr and (tmp_path / "mine" / "file").read_text() == "x"
+    code, _, errors = unpack(tmp_path / "mine", package(tmp_path / "package.tgz"))
+    assert code == 2 and "not empty" in errors and (tmp_path / "mine" / "file").read_text() == "x"
 
 
 def test_where_npm_is_missing_a_line_says_so_and_a_folder_that_is_there_needs_none(scripts, tmp_path):
