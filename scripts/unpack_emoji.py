@@ -17,10 +17,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from flowprior.data.image_reader import read_image  # noqa: E402
 from flowprior.errors import UserError, entry_point  # noqa: E402
 from flowprior.notes import note  # noqa: E402
 
@@ -66,12 +65,13 @@ def unpack(package: Path, folder: Path) -> tuple[str, Counter[str]]:
         with tarfile.open(package) as archive:
             vendor = vendor_of(archive, package)
             for category, name in base_images(archive, vendor):
-                image = Image.open(io.BytesIO(read(archive, f"package/img/{vendor}/{SIDE}/{name}", package)))
+                stored = read(archive, f"package/img/{vendor}/{SIDE}/{name}", package)
+                image = read_image(io.BytesIO(stored), f"{name} in {package}")  # transparency is laid on white
                 if image.size != (SIDE, SIDE):
                     raise UserError(f"{name} in {package} is {image.size[0]} x {image.size[1]}, not {SIDE} x {SIDE}")
                 place = folder / category
                 place.mkdir(parents=True, exist_ok=True)
-                on_white(image).save(place / f"{vendor}_{name}")
+                image.save(place / f"{vendor}_{name}")
                 counts[category] += 1
     except (OSError, tarfile.TarError, ValueError, KeyError) as error:
         raise UserError(f"{package} is no package of emoji-datasource ({error}): fetch it again") from error
@@ -99,12 +99,6 @@ def read(archive: tarfile.TarFile, name: str, package: Path) -> bytes:
         return archive.extractfile(name).read()  # type: ignore[union-attr]
     except KeyError:
         raise UserError(f"{package} holds no {name}: fetch it again") from None
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with transparency composited on white."""
-    whole = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", whole.size, (255, 255, 255, 255)), whole).convert("RGB")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from flowprior.distributed import World
 from flowprior.errors import NonFiniteLoss
-from flowprior.training.optim import AuxiliaryOptimConfig, learning_rate, make_optimizer
-from flowprior.training.optimizer_state import load_optimizer
+from flowprior.training.optim import AuxiliaryOptimConfig, learning_rate, load_optimizer, make_optimizer
 
 
 class AuxiliaryNetwork:

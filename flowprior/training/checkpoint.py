@@ -30,7 +30,7 @@ from flowprior.run.files import (
     write_json,
     write_tensors,
 )
-from flowprior.training.optimizer_state import load_optimizer
+from flowprior.training.optim import load_optimizer
 
 FORMAT_VERSION = 2
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flowprior.errors import UserError
-from flowprior.training.optimizer_state import load_optimizer
+from flowprior.training.optim import load_optimizer
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from flowprior.run.config import Section, option
-from flowprior.training.muon import MuonWithAdamW, hidden_matrices
+
+if TYPE_CHECKING:
+    from flowprior.training.muon import MuonWithAdamW
 
 
 @dataclass
@@ -85,8 +87,20 @@ def make_optimizer(module: nn.Module, config: AuxiliaryOptimConfig) -> torch.opt
         fused = all(p.device.type in ("cuda", "cpu") for p in parameters)
         return torch.optim.AdamW(groups(parameters), lr=config.lr, betas=config.betas, fused=fused)
 
-    hidden = hidden_matrices(module) if getattr(config, "name", "adamw") == "muon" else []
-    if not hidden:
+    if getattr(config, "name", "adamw") == "adamw":
+        return adamw(trained)
+    from flowprior.training.muon import MuonWithAdamW, hidden_matrices  # which reads its state back by this module
+
+    if not (hidden := hidden_matrices(module)):
         return adamw(trained)
     others = [p for p in trained if id(p) not in {id(matrix) for matrix in hidden}]
     return MuonWithAdamW(groups(hidden), adamw(others) if others else None, config.lr)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put ``state`` into ``optimizer``; a ``ValueError`` for moments that are not of their parameters' shapes, which torch accepts."""
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size(())):
+                raise ValueError(f"the optimiser's '{name}' is not of its parameter's shape {tuple(parameter.shape)}")
