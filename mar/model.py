@@ -173,6 +173,11 @@ class MAR(Generator):
         return () if self.config.decay_head else self.head.parameters()
 
     @property
+    def end_layers(self) -> list[nn.Linear]:
+        """The one that reads tokens; the flow head names its own."""
+        return [self.embed]
+
+    @property
     def compiled_parts(self) -> list[nn.Module]:
         """What ``train.compile`` compiles: block by block, since blocks are also used one at a time."""
         return [*self.encoder, *self.decoder, self.head]

@@ -59,6 +59,11 @@ class AffineBlock(nn.Module):
         nn.init.zeros_(self.to_affine.weight)
         nn.init.zeros_(self.to_affine.bias)
 
+    @property
+    def end_layers(self) -> list[nn.Linear]:
+        """The one that reads tokens, and the one that writes their means and scales."""
+        return [self.embed, self.to_affine]
+
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Towards noise.
 

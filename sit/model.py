@@ -105,6 +105,11 @@ class SiT(Generator):
         nn.init.zeros_(self.output.linear.weight)
 
     @property
+    def end_layers(self) -> list[nn.Linear]:
+        """Those that read tokens and times, and the one that writes the prediction."""
+        return [self.embed, self.time_embed[0], self.output.linear]
+
+    @property
     def compiled_parts(self) -> list[nn.Module]:
         """What ``train.compile`` compiles: block by block."""
         return [*self.blocks]

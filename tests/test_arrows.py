@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "sit": {"flowprior", "tokenizer", "generation"},
     "demo": {"flowprior", "tokenizer", "generation", "mar", "sit", "simflow"},
     "imports": {"flowprior", "tokenizer", "generation", "mar"},
+    "study": {"flowprior", "tokenizer", "generation", "mar", "simflow", "sit"},
 }
 
 

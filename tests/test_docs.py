@@ -31,6 +31,8 @@ from simflow.train_simflow import PRESETS as JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
 from sit.config import PRESETS as SIT_PRESETS
 from sit.config import SiTStageConfig
+from study.__main__ import make_plan as make_study
+from study.__main__ import parse as parse_study
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.config import PRESETS as AE_PRESETS
 from tokenizer.config import AEConfig
@@ -194,6 +196,8 @@ def test_every_other_command_is_there_and_takes_the_options_that_it_is_shown_wit
             toy_config(parse_toy(command.words))
         elif command.what == "scripts/benchmark.sh":
             parse_benchmark(command.words)
+        elif command.what == "scripts/study.sh":
+            make_study(parse_study(command.words))
         elif command.what == "scripts/latent_report.sh":
             parse_report(command.words)
         elif command.what == "scripts/demo.sh":

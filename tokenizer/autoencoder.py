@@ -96,6 +96,17 @@ class Encoded(NamedTuple):
     metrics: dict[str, Tensor] = {}  # what the latent maps tell
 
 
+class LatentNoise(NamedTuple):
+    """What training does to the latents on their way to the decoder."""
+
+    noise: Tensor  # (B, T, C)
+    kept: Tensor | None = None  # (B, 1, 1): the share of the latents themselves; all where there is none
+
+    def on(self, latents: Tensor) -> Tensor:
+        """``(B, T, C)`` with the noise."""
+        return (latents if self.kept is None else self.kept * latents) + self.noise
+
+
 class Encoder(nn.Module):
     """Patches and learnable latent tokens through a ViT; the latent tokens' outputs, through one linear layer, are the latent."""
 
@@ -110,6 +121,11 @@ class Encoder(nn.Module):
         # Images come in [-1, 1]: x * scale + shift is (x / 2 + 1 / 2 - mean) / std.
         self.input_scale = None if set(mean + std) == {0.5} else [0.5 / s for s in std]
         self.input_shift = [(0.5 - m) / s for m, s in zip(mean, std)]
+
+    @property
+    def end_layers(self) -> list[nn.Linear]:
+        """The one that writes the latents; patches are read by a convolution."""
+        return [self.to_latent]
 
     def forward(self, images: Tensor) -> Tensor:
         if self.input_scale is not None:
@@ -135,6 +151,11 @@ class Decoder(nn.Module):
         self.latent_positions = nn.Parameter(torch.randn(1, config.tokens, width) * config.token_std)
         self.to_pixels = nn.Linear(width, 3 * config.patch_size**2)
         self.recompute = config.checkpoint_blocks
+
+    @property
+    def end_layers(self) -> list[nn.Linear]:
+        """The one that reads the latents, and the one that writes pixels."""
+        return [self.from_latent, self.to_pixels]
 
     def forward(self, latents: Tensor) -> Tensor:
         patches = placed(self.vit, self.mask_token.expand(len(latents), self.side**2, -1))  # (B, prefix + patches, W)
@@ -211,12 +232,11 @@ class Autoencoder(nn.Module):
         return self.decoder(latents)
 
     def forward(
-        self, images: Tensor, noise: Tensor | None = None, latent_noise: Tensor | None = None
+        self, images: Tensor, noise: Tensor | None = None, latent_noise: LatentNoise | None = None
     ) -> tuple[Tensor, Encoded]:
-        """Reconstruction and :meth:`posterior`; the decoder, and it alone, sees ``latent_noise (B, T, C)`` on top of the latents."""
+        """Reconstruction and :meth:`posterior`; the decoder, and it alone, is given the latents with ``latent_noise``."""
         encoded = self.posterior(images, noise)
-        noisy = encoded.latents if latent_noise is None else encoded.latents + latent_noise
-        return self.decoder(noisy), encoded
+        return self.decoder(encoded.latents if latent_noise is None else latent_noise.on(encoded.latents)), encoded
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``."""

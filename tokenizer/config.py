@@ -92,7 +92,7 @@ class AEConfig:
         """The images that are measured, cropped as they are for evaluation."""
         if self.held_out:
             return self.data.at(self.held_out)
-        if self.data.embedded and self.data.subset == "train":
+        if self.data.has_subsets and self.data.subset == "train":
             return replace(self.data, subset="val")
         return self.data
 

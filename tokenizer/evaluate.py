@@ -53,7 +53,7 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     if reasons := config.says_of_held_out(images):
         note(reasons)
     if not config.holds_out:
-        others = "data.subset=train keeps" if config.data.embedded else "held_out=<other images> names"
+        others = "data.subset=train keeps" if config.data.has_subsets else "held_out=<other images> names"
         note(f"measured on the {len(images)} training images: {others} others")
 
     def new_meters() -> list[Meter]:

@@ -16,7 +16,7 @@ from flowprior.run.config import Section, option
 from flowprior.training.checkpoint import Stateful
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.autoencoder import Autoencoder, LatentNoise
 from tokenizer.features import FeatureModel
 from tokenizer.losses.adversarial import AdversarialConfig, Adversary
 from tokenizer.losses.gradients import adaptive_weight, sample_gradient_norm
@@ -48,6 +48,11 @@ class LossConfig(Section):
         "noise on what the decoder is given, in the latents' own units: for every image a level is drawn from |N(0, latent_noise_std^2)|",
         least=0,
         below=math.inf,
+    )
+    latent_noise_kind: Literal["added", "interpolated"] = option(
+        "added",
+        "added: on top of the latents, as above; interpolated: the decoder is given (1 - g) z + g n, with g from U(0, 1) for every image "
+        "and n from N(0, latent_noise_std^2)",
     )
 
 
@@ -145,16 +150,20 @@ class AutoencoderObjective(Objective):
         owners = [*self.regularisers, *([self.adversary] if self.adversary else [])]
         return {name: item for owner in owners for name, item in owner.saved().items()}
 
-    def _latent_noise(self, images: int, random: StepRandom) -> Tensor | None:
-        """``(B, T, C)``, of another level for every image, as Zheng et al. (arXiv 2510.11690) train the decoder of a frozen encoder.
+    def _latent_noise(self, images: int, random: StepRandom) -> LatentNoise | None:
+        """Of another level for every image: added, as Zheng et al. (arXiv 2510.11690) train the decoder of a frozen encoder, or interpolated
+        with the latents, as Yang et al. (arXiv 2507.15856) train a tokenizer.
 
         The encoder here learns through it: without a regulariser that holds the latents' scale, it lets them grow until the noise is small.
         """
-        if not self.config.latent_noise_std:
+        std, model = self.config.latent_noise_std, self.autoencoder.config
+        if not std:
             return None
-        model = self.autoencoder.config
-        level = self.config.latent_noise_std * random.normal("latent noise level", images, 1, 1).abs()
-        return level * random.normal("latent noise", images, model.tokens, model.channels)
+        noise = random.normal("latent noise", images, model.tokens, model.channels)  # (B, T, C)
+        if self.config.latent_noise_kind == "interpolated":
+            share = random.uniform("latent noise share", images, 1, 1)
+            return LatentNoise(share * std * noise, 1 - share)
+        return LatentNoise(std * random.normal("latent noise level", images, 1, 1).abs() * noise)
 
     def _image_terms(
         self, reconstruction: Tensor, images: Tensor, step: int

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from flowprior.data.cifar10 import cifar10_images
 from flowprior.data.crops import centre_crop, random_crop, random_resized_box
 from flowprior.data.embedded import EMBEDDED, NUM_CLASSES, split_indices
 from flowprior.data.image_contents import count_copies, images_fingerprint
@@ -35,8 +36,10 @@ BLOCKS_LOOKED_AT = 16
 class ImageConfig:
     """Where images come from, and how they are cropped."""
 
-    source: Literal["digits", "mnist", "files"] = option(
-        "digits", "digits or mnist (embedded), or files (what lies at data.path)", former_words=FORMER_SOURCES
+    source: Literal["digits", "mnist", "cifar10", "files"] = option(
+        "digits",
+        "digits or mnist (embedded), cifar10 (in the folder data.path), or files (what lies at data.path)",
+        former_words=FORMER_SOURCES,
     )
     path: str = option(
         "",
@@ -46,8 +49,9 @@ class ImageConfig:
     )
     size: int = option(32, "pixels on a side")
     subset: Literal["all", "train", "val"] = option(
-        "all", "which of the embedded images: all, or a part of a fixed split"
+        "all", "which of the embedded images: all, or a part of a fixed split; of cifar10, val is the test set"
     )
+    download: bool = option(False, "fetch cifar10 into data.path where it is not there", changes_result=False)
     split_seed: int = option(0, "seed of that split")
     crop: Literal["centre", "random", "random_resized"] = option(
         "centre",
@@ -93,6 +97,11 @@ class ImageConfig:
         """Whether the images come inside a Python package."""
         return self.source in EMBEDDED
 
+    @property
+    def has_subsets(self) -> bool:
+        """Whether ``subset=train`` leaves out images that ``subset=val`` has."""
+        return self.source != "files"
+
     def at(self, path: str, **changes: Any) -> ImageConfig:
         """The images at another place, read by the same columns; ``changes`` to other options."""
         return replace(self, source="files", path=path, **changes)
@@ -125,18 +134,22 @@ class ImageSource(Protocol):
 
 def open_images(config: ImageConfig, seed: int = 0) -> ImageSource:
     """The image source that a config names; ``seed`` is the augmentation's."""
-    return EmbeddedImages(config, seed) if config.embedded else StoredImages(config, seed)
+    return HeldImages(config, seed) if config.has_subsets else StoredImages(config, seed)
 
 
-class EmbeddedImages:
-    """One of the embedded data sets, held in memory."""
+class HeldImages:
+    """One of the data sets that have a name, held in memory."""
 
     def __init__(self, config: ImageConfig, seed: int) -> None:
-        images, labels = EMBEDDED[config.source].images(config.size)
-        chosen = split_indices(len(images), config.subset, config.split_seed)
-        self.images, self.labels, self.kind = images[chosen], labels[chosen], config.source
-        self.flip, self.seed = config.flip, seed
-        self.num_classes, self.class_names = NUM_CLASSES, [str(n) for n in range(NUM_CLASSES)]
+        if config.source == "cifar10":
+            held = cifar10_images(config.path, config.subset, config.size, config.download)
+            self.images, self.labels, self.class_names = held
+        else:
+            images, labels = EMBEDDED[config.source].images(config.size)
+            chosen = split_indices(len(images), config.subset, config.split_seed)
+            self.images, self.labels = images[chosen], labels[chosen]
+            self.class_names = [str(n) for n in range(NUM_CLASSES)]
+        self.kind, self.flip, self.seed, self.num_classes = config.source, config.flip, seed, len(self.class_names)
 
     def __len__(self) -> int:
         return len(self.images)

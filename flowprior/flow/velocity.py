@@ -90,6 +90,12 @@ class VelocityMLP(nn.Module):
         nn.init.zeros_(self.output.linear.weight)
 
     @property
+    def end_layers(self) -> list[nn.Linear]:
+        """Those that read tokens, times and the condition, and the one that writes the velocity."""
+        first = [self.input, self.time_embed[0], self.output.linear]
+        return [*first, self.cond_embed] if self.cond_embed is not None else first
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The constructor's arguments, from which the network can be built again."""
         return {

@@ -1,15 +1,18 @@
-"""AdamW with decay groups, and a learning rate that is a pure function of the step."""
+"""AdamW with decay groups, or Muon beside it, and a learning rate that is a pure function of the step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from flowprior.run.config import Section, option
+
+if TYPE_CHECKING:
+    from flowprior.training.muon import MuonWithAdamW
 
 
 @dataclass
@@ -38,6 +41,9 @@ class AuxiliaryOptimConfig(Section):
 class OptimConfig(AuxiliaryOptimConfig):
     """Optimiser, schedule and average."""
 
+    name: Literal["adamw", "muon"] = option(
+        "adamw", "adamw, or muon: Muon for hidden matrices and AdamW for the rest, which needs PyTorch 2.9"
+    )
     ema_decay: float = option(
         0.9999,
         "decay of the averaged weights, with a warm-up for short runs; 0 switches averaging off",
@@ -57,21 +63,38 @@ def learning_rate(step: int, total_steps: int, config: AuxiliaryOptimConfig) -> 
     return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 
 
-def make_optimizer(module: nn.Module, config: AuxiliaryOptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of ``module`` that require gradients.
+def make_optimizer(module: nn.Module, config: AuxiliaryOptimConfig) -> torch.optim.AdamW | MuonWithAdamW:
+    """AdamW over the parameters of ``module`` that require gradients, or Muon over its hidden matrices and AdamW over the others.
 
     Tensors of two dimensions or more decay. Vectors do not, nor what ``module`` or a module within names in a property ``no_decay``, an iterable
     of parameters.
+
+    Raises:
+        UserError: Muon is asked for, and this PyTorch has none.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     exempt = {id(p) for part in module.modules() for p in getattr(part, "no_decay", ())}
-    decays = {id(p) for p in trained if p.dim() >= 2} - exempt
-    groups = [
-        {"params": [p for p in trained if id(p) in decays], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in decays], "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cuda", "cpu") for p in trained)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+    def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        decays = {id(p) for p in parameters if p.dim() >= 2} - exempt
+        both = [
+            {"params": [p for p in parameters if id(p) in decays], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if id(p) not in decays], "weight_decay": 0.0},
+        ]
+        return [group for group in both if group["params"]]
+
+    def adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+        fused = all(p.device.type in ("cuda", "cpu") for p in parameters)
+        return torch.optim.AdamW(groups(parameters), lr=config.lr, betas=config.betas, fused=fused)
+
+    if getattr(config, "name", "adamw") == "adamw":
+        return adamw(trained)
+    from flowprior.training.muon import MuonWithAdamW, hidden_matrices  # which reads its state back by this module
+
+    if not (hidden := hidden_matrices(module)):
+        return adamw(trained)
+    others = [p for p in trained if id(p) not in {id(matrix) for matrix in hidden}]
+    return MuonWithAdamW(groups(hidden), adamw(others) if others else None, config.lr)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import importlib.metadata
 import io
 import multiprocessing
-import os
 import platform
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import torch
 from flowprior.errors import UserError, entry_point
 from flowprior.heap import keep_freed_memory
 from flowprior.run.files import write_json
+from flowprior.run.machine import device_name
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.measure import Effort, measure
 from scripts.benchmarks.table import PAGE, put_into, terminal
@@ -111,19 +111,12 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         metrics = measure(CASES[name](level, device, Path(folder)), device, effort, arguments.profile)
     machine = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "precision": "bfloat16" if device.type == "cuda" else "float32",
     }
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {"metrics": metrics, "machine": machine, "versions": {"python": platform.python_version(), **versions}}
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells it, and how many of its cores there are."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -216,6 +216,21 @@ def test_latent_noise_of_another_level_for_every_image_reaches_the_decoder_and_n
     assert disturbed["l2"] != terms["l2"]
 
 
+def test_interpolated_latent_noise_takes_from_the_latents_what_it_adds_and_no_regularisers_term_sees_it(prior, batch):
+    clean = make("flow", prior)
+    noisy = make("flow", prior, latent_noise_std=0.3, latent_noise_kind="interpolated")
+    random = StepRandom(0, 5)
+    terms, disturbed = values(clean(batch, random)), values(noisy(batch, random))
+    assert torch.equal(terms["flow"], disturbed["flow"]) and torch.equal(terms["latents"], disturbed["latents"])
+    share = random.uniform("latent noise share", 2, 1, 1)
+    noise = 0.3 * random.normal("latent noise", 2, TOKENS, CHANNELS)
+    assert share[0] != share[1]
+    reconstruction = noisy.autoencoder.decode(torch.lerp(terms["latents"], noise, share))
+    images = batch["image"].float() / 127.5 - 1
+    torch.testing.assert_close(disturbed["l2"], torch.nn.functional.mse_loss(reconstruction, images))
+    assert disturbed["l2"] != terms["l2"]
+
+
 @pytest.mark.parametrize("values", [{"pixel_weight": -1}, {"perceptual_weight": -0.1}, {"perceptual_ramp_steps": -1}])
 def test_negative_weights_are_refused(values):
     with pytest.raises(ValueError, match="at least 0"):

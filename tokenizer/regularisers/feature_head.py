@@ -23,6 +23,11 @@ class FeatureHead(nn.Module):
             self.mixture.weight.copy_(F.interpolate(torch.eye(tokens).unsqueeze(0), size=patches, mode="linear")[0].T)
         self.project = mlp(channels, hidden, width) if hidden else nn.Linear(channels, width)
 
+    @property
+    def end_layers(self) -> list[nn.Module]:
+        """Those that read the latents, and the one that writes features."""
+        return [self.mixture, *ends(self.project)]
+
     def mixed(self, latents: Tensor) -> Tensor:
         """``(B, T, C)`` to ``(B, N, C)``."""
         return self.mixture(latents.transpose(1, 2)).transpose(1, 2)
@@ -51,6 +56,11 @@ class TokenHead(nn.Module):
         self.repeats = patches // tokens
         self.project = mlp(channels, hidden, width)
 
+    @property
+    def end_layers(self) -> list[nn.Module]:
+        """The one that reads the latents, and the one that writes features."""
+        return ends(self.project)
+
     def forward(self, latents: Tensor) -> Tensor:
         """``(B, T, C)`` to ``(B, N, D)``."""
         return self.project(latents).repeat_interleave(self.repeats, dim=1)
@@ -61,6 +71,11 @@ def mlp(channels: int, hidden: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width)
     )
+
+
+def ends(project: nn.Module) -> list[nn.Module]:
+    """First and last layer of an MLP; a single layer is both."""
+    return [project[0], project[-1]] if isinstance(project, nn.Sequential) else [project]
 
 
 def cosine_distance(predicted: Tensor, features: Tensor) -> Tensor:

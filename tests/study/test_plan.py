@@ -1,0 +1,243 @@
+"""What a study plans, keeps and shows, without a run."""
+
+import copy
+import json
+
+import pytest
+
+from flowprior.errors import UserError
+from flowprior.run.files import write_json
+from study import page
+from study.__main__ import check_data, make_plan, parse
+from study.estimate import estimate, known_rate
+from study.kept import cell_file, differences, measuring, read_cell, result_options
+from study.plan import Cell, Plan
+from study.table import TABLES, read_table, words_of
+
+STUDIES = sorted(file.stem for file in TABLES.glob("*.yaml"))
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return Plan(read_table(TABLES / "mnist.yaml"), tmp_path / "runs")
+
+
+def kept_of(plan, cell, **changes):
+    """A finished cell as its file would be read, with figures of nobody."""
+    stages = plan.stages_of(cell)
+    sets = {"1": {"fid": 0.2, "recognised": 0.9}, "1.5": {"fid": 0.1, "recognised": 0.95}, "2": {"fid": 0.3}}
+    figures = {"autoencoder": {"psnr": 27.0 + cell.seed}, "sit": {"by_guidance": sets}}
+    made = {
+        "format": 1,
+        "row": cell.row,
+        "length": cell.length,
+        "seed": cell.seed,
+        "figures": figures,
+        "device": "2 cores",
+        "spent": {stage.name: {"seconds": 90.0, "cpu_seconds": 36.0} for stage in stages},
+        "made_from": {stage.name: result_options(stage.config()) for stage in stages},
+        "measured": {stage.name: how for stage in stages if (how := measuring(stage))},
+    }
+    return json.loads(json.dumps(made | changes))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_of_a_study_is_words_that_its_stages_take(name, tmp_path):
+    plan = Plan(read_table(TABLES / f"{name}.yaml"), tmp_path, ("data.path=somewhere",))
+    cells = plan.cells(["all", "grid"], list(plan.table.lengths), 0)
+    assert {cell.row for cell in cells} == set(plan.table.rows)
+    for cell in cells:
+        configs = {stage.name: stage.config() for stage in plan.stages_of(cell)}
+        assert {config.train.seed for config in configs.values()} == {cell.seed}
+        assert configs["autoencoder"].evaluate.latent_noise_shares == (0.2,)
+        assert configs["sit"].sample.cfg == (1, 1.25, 1.5, 2) and configs["sit"].sample.seed == cell.seed
+        assert configs["sit"].evaluate.extractor == configs["autoencoder"].evaluate.extractor != ""
+        needs = any(section.needs_prior for section in configs["autoencoder"].regulariser.chosen)
+        assert needs == ("prior" in configs)
+        if needs:
+            assert configs["prior"].channels == configs["autoencoder"].model.channels
+
+
+def test_cells_come_seed_by_seed_and_the_selection_seed_and_its_grids_first_and_only_where_they_belong(plan):
+    cells = plan.cells(["none", "flow_semantic", "flow_semantic_0.01"], ["trained", "short"], 2)
+    rows = ("none", "flow_semantic")
+    assert cells == [
+        *(Cell(row, "trained", 0) for row in (*rows, "flow_semantic_0.01")),
+        *(Cell(row, length, 1) for length in ("trained", "short") for row in rows),
+        *(Cell(row, "trained", 2) for row in rows),
+    ]
+    assert plan.cells(["none"], ["short"], 0) == []
+
+
+def test_a_grid_has_every_weight_but_the_rows_own_and_its_words_win_over_the_rows(plan):
+    row = plan.table.rows["flow_semantic"]
+    entries = [name for name in plan.table.groups["grid"] if name.startswith("flow_semantic_")]
+    assert entries == [f"flow_semantic_{w:g}" for w in row.weights if w != 0.003]
+    [stage] = [s for s in plan.task(Cell(entries[0], "trained", 0)).stages if s.name == "autoencoder"]
+    assert stage.config().regulariser.flow.weight == row.weights[0] != 0.003
+
+
+def test_the_lengths_share_their_prior_and_the_generators_their_autoencoder(plan):
+    cells = plan.cells(["flow_semantic", "flow_noise"], ["trained", "short"], 1)
+    tasks = plan.tasks(cells)
+    priors = [task for task in tasks if task.cell is None]
+    assert [task.name for task in priors] == ["prior_semantic_seed0", "prior_semantic_seed1"]
+    for task in tasks:
+        if task.cell:
+            assert tasks.index(next(t for t in tasks if t.name == task.after)) < tasks.index(task)
+            assert [stage.name for stage in task.stages] == ["autoencoder", "sit", "mar"]
+            assert {stage.run_dir for stage in task.stages} == {plan.runs / task.cell.name}
+            [prior] = [word for word in task.stages[0].words if word.startswith("prior=")]
+            assert prior == f"prior={plan.runs / task.after / 'flowhead' / 'prior'}"
+
+
+def test_a_simflow_row_is_trained_by_its_own_commands(plan):
+    commands = [command[0] for _, command in plan.task(Cell("simflow", "trained", 1)).commands]
+    assert commands[:2] == ["simflow.train_simflow", "simflow.evaluate_ae"] and commands[2:] == ["sit"] * 5
+
+
+@pytest.mark.parametrize(
+    "rows, said", [(["nun"], "no row or group 'nun'"), (["flow_semantic_0.003"], "flow_semantic_0.003")]
+)
+def test_a_row_that_is_not_there_is_named_beside_those_that_are(plan, rows, said):
+    with pytest.raises(UserError, match=said) as error:
+        plan.cells(rows, ["trained"], 1)
+    assert "minimum" in str(error.value) and "flow_noise" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("rows: {a: {target: moon}}", "wants the target 'moon'"),
+        ("rows: {a: {generators: [gan]}}", "rows.a.*sit, mar"),
+        ("rows: {a: {words: x}}", "rows.a.words"),
+        ("rows: {a: {}}\ngroups: {minimum: b}", "names b"),
+        ("rows: {a: {}}\ncolumns: 3", "'columns'"),
+        ("preset: digits", "no rows"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(tmp_path, text, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{text}\ntargets: {{t: {{preset: digits}}}}\nlengths: {{l: {{}}}}\n")
+    with pytest.raises(UserError, match=said):
+        read_table(file)
+
+
+def test_a_kept_cell_that_was_made_from_the_same_options_differs_in_nothing(plan):
+    cell = Cell("flow_semantic", "trained", 1)
+    assert differences(kept_of(plan, cell), plan.stages_of(cell)) == []
+
+
+def test_what_a_kept_cell_was_made_from_otherwise_is_named_option_by_option(plan):
+    cell = Cell("flow_semantic", "trained", 1)
+    kept = kept_of(plan, cell)
+    kept["made_from"]["autoencoder"]["optim"]["lr"] = 0.5
+    kept["made_from"]["prior"]["projection"] = "pca"
+    kept["measured"]["sit"]["sample"]["count"] = 7
+    del kept["made_from"]["mar"], kept["measured"]["mar"]
+    told = "; ".join(differences(kept, plan.stages_of(cell)))
+    for part in (
+        "no mar",
+        "autoencoder optim.lr: 0.5 -> 0.003",
+        "prior projection: pca -> random",
+        "sit sample.count: 7 -> 5000",
+    ):
+        assert part in told, part
+    assert differences(kept_of(plan, cell), plan.stages_of(Cell("flow_semantic", "trained", 2)))
+    without = plan.stages_of(Cell("none", "trained", 1))
+    assert "a prior more" in differences(kept_of(plan, cell), without)
+
+
+def test_an_option_that_a_kept_cell_does_not_know_yet_counts_as_its_default(plan):
+    cell = Cell("none", "trained", 1)
+    kept = kept_of(plan, cell)
+    del kept["made_from"]["autoencoder"]["loss"]["latent_noise_kind"], kept["measured"]["sit"]["sample"]["exact"]
+    assert differences(kept, plan.stages_of(cell)) == []
+
+
+def test_a_file_that_is_no_finished_cell_is_refused(tmp_path):
+    file = cell_file(tmp_path, Cell("none", "trained", 1))
+    write_json(file, {"format": 99})
+    with pytest.raises(UserError, match="none_trained_seed1.json is no finished cell"):
+        read_cell(file)
+
+
+def test_what_is_left_takes_what_finished_cells_of_this_device_took_of_its_own_row_where_there_is_one(plan):
+    cells = [Cell("none", "trained", 1), Cell("kl", "trained", 1)]
+    kept = [kept_of(plan, cell) for cell in cells]
+    kept[1]["spent"]["autoencoder"]["cpu_seconds"] = 72.0
+    steps = kept[0]["made_from"]["autoencoder"]["train"]["steps"]
+    assert known_rate(kept, "2 cores", "autoencoder", "none") == pytest.approx(36 / steps)
+    assert known_rate(kept, "2 cores", "autoencoder", "softvq") == pytest.approx((36 + 72) / 2 / steps)
+    assert known_rate(kept, "another", "autoencoder", "none") is None
+
+    def nothing(*_):
+        raise AssertionError("measured")
+
+    left = plan.tasks([Cell("kl", "trained", 2), Cell("kl", "short", 1)])
+    stages_of = lambda task: plan.stages_of(task.cell)  # noqa: E731
+    seconds, source = estimate(left, kept, "2 cores", stages_of, nothing)
+    assert seconds == pytest.approx(72 + 72 / 3 + 2 * 36) and source == "2 finished cells of this device"
+
+
+def test_what_no_finished_cell_tells_is_measured_once_a_stage_and_scaled_by_its_steps(plan):
+    asked = []
+
+    def measure(stages, name):
+        asked.append(name)
+        return 600.0
+
+    left = plan.tasks([Cell("none", "trained", 1), Cell("none", "short", 1)])
+    seconds, source = estimate(left, [], "2 cores", lambda task: plan.stages_of(task.cell), measure)
+    assert asked == ["autoencoder", "sit", "mar"] and seconds == pytest.approx(600 + 200 + 4 * 600)
+    assert source == "a few steps of autoencoder, mar, sit on this machine, without evaluations"
+
+
+def test_the_tables_have_mean_and_spread_over_the_reported_seeds_and_guidance_from_the_selection_seed(plan):
+    cells = [kept_of(plan, Cell("none", "trained", seed)) for seed in (0, 1, 2)]
+    cells[0]["figures"]["sit"]["by_guidance"]["2"]["fid"] = 0.05
+    cells[2]["figures"]["sit"]["by_guidance"]["2"]["fid"] = 0.5
+    made = page.markdown(plan.table, cells)
+    psnr = next(line for line in made.splitlines() if line.startswith("| none | 2 | 28.5"))
+    assert "28.5 ± 0.7" in psnr
+    sit = next(line for line in made.splitlines() if line.startswith("| none | 2 | 0.200"))
+    assert "| 2.00 | 0.400 ± 0.141 |" in sit and "90.0 %" in sit
+    assert "MAR" not in made and "weights" not in made
+
+
+def test_a_rows_guidance_is_left_open_until_its_selection_seed_is_there_and_grids_have_a_table_of_their_own(plan):
+    alone = page.markdown(plan.table, [kept_of(plan, Cell("none", "trained", 1))])
+    assert "guidance" not in alone and "FID with it" not in alone
+    tried = [kept_of(plan, Cell(row, "trained", 0)) for row in ("flow_semantic", "flow_semantic_0.01")]
+    made = page.markdown(plan.table, tried)
+    assert "autoencoders" not in made
+    shown = plan.table.rows["flow_semantic"].shown
+    assert f"| {shown} | 0.003 | 27.0 | 0.200 |" in made and f"| {shown} | 0.01 | 27.0 | 0.200 |" in made
+
+
+def test_the_tables_of_the_page_are_those_of_the_kept_cells():
+    text = page.PAGE.read_text()
+    assert text[text.index(page.START) : text.index(page.END) + len(page.END)] == page.page_tables()
+
+
+def test_a_study_of_files_asks_for_them_and_another_refuses_them(monkeypatch):
+    monkeypatch.delenv("DATA", raising=False)
+    with pytest.raises(UserError, match="DATA=<folder> bash scripts/study.sh --data emoji"):
+        check_data(*make_plan(parse(["--data", "emoji"])))
+    check_data(*make_plan(parse([])))
+    monkeypatch.setenv("DATA", "/data/images")
+    check_data(*make_plan(parse(["--data", "emoji"])))
+    with pytest.raises(UserError, match="reads mnist"):
+        check_data(*make_plan(parse([])))
+
+
+def test_the_page_is_written_between_its_marks_alone(tmp_path, plan):
+    file = tmp_path / "study.md"
+    file.write_text(f"before\n\n{page.START}\nold\n{page.END}\n\nbehind\n")
+    results = tmp_path / "results"
+    write_json(results / "mnist" / "none_trained_seed1.json", kept_of(plan, Cell("none", "trained", 1)))
+    page.put_into(file, results)
+    written = file.read_text()
+    assert written.startswith("before\n\n" + page.START) and written.endswith(page.END + "\n\nbehind\n")
+    assert "old" not in written and "| none | 1 | 28.0 |" in written
+    assert copy.copy(written) == file.read_text() and words_of("a=[1, 2] 'b=c d'") == ["a=[1,", "2]", "b=c d"]

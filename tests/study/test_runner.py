@@ -1,0 +1,95 @@
+"""Chains of processes, each of which takes no time: ``python -m this`` ends well, ``python -m json.tool`` of no file does not."""
+
+import signal
+
+import pytest
+
+from flowprior.distributed import World
+from flowprior.run.run_folder import RunFolder
+from study import aside
+from study.plan import Cell, Plan, PlannedStage, Task
+from study.runner import LOG, Runner, spent_on
+from study.stages import Stage
+from study.table import TABLES, read_table
+
+
+def task(folder, name, *commands, after=""):
+    stage = PlannedStage("stage", Stage("stage", tuple(commands), None), folder / name, ())
+    return Task(name, folder / name, (stage,), after)
+
+
+def test_tasks_wait_for_their_prior_and_one_that_fails_is_named_and_stops_those_behind_it_alone(tmp_path, capsys):
+    good, bad = ("this",), ("json.tool",)
+    tasks = [
+        task(tmp_path, "bad prior", good, bad, good),
+        task(tmp_path, "behind it", good, after="bad prior"),
+        task(tmp_path, "prior", good),
+        task(tmp_path, "cell", good, good, after="prior"),
+    ]
+    finished = []
+    failed = Runner(tasks, 2, [], lambda done: finished.append(done.name)).run()
+    assert finished == ["prior", "cell"] and failed.keys() == {"bad prior", "behind it"}
+    assert "can't open" in failed["bad prior"] and "bad prior failed" in failed["behind it"]
+    assert not (tmp_path / "behind it").exists()
+    assert (tmp_path / "bad prior" / LOG).read_text().count("Zen of Python") == 1  # nothing runs behind what failed
+    assert (tmp_path / "cell" / LOG).read_text().count("--- python -m this") == 2
+    spent = spent_on(tmp_path / "cell")["stage"]
+    assert 0 < spent["cpu_seconds"] and 0 < spent["seconds"]
+    assert "failed: bad prior" in capsys.readouterr().err
+
+
+def test_no_more_jobs_than_asked_for_go_on_at_a_time(tmp_path):
+    tasks, at_work = [task(tmp_path, str(number), ("this",)) for number in range(4)], []
+    runner = Runner(tasks, 2, [], lambda done: None)
+    begin = runner._start
+
+    def start(waiting, running):
+        left = begin(waiting, running)
+        at_work.append(len(running))
+        return left
+
+    runner._start = start
+    assert runner.run() == {} and max(at_work) == 2
+
+
+def test_what_ends_the_study_ends_its_processes_and_counts_their_seconds(tmp_path, monkeypatch):
+    (tmp_path / "asleep.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    sleeper = task(tmp_path, "sleeper", ("asleep",))
+    runner = Runner([sleeper, task(tmp_path, "quick", ("this",))], 2, [], lambda done: 1 / 0)
+    begun, begin = [], runner._next
+
+    def remember(one):
+        begin(one)
+        begun.append(one.process)
+
+    runner._next = remember
+    with pytest.raises(ZeroDivisionError):
+        runner.run()
+    assert spent_on(sleeper.run_dir)["stage"]["seconds"] > 0
+    assert begun and begun[0].returncode == -signal.SIGTERM
+
+
+def test_jobs_are_dealt_out_over_the_gpus_and_have_a_thread_each_on_a_cpu():
+    on_gpus = Runner([], 4, ["0", "3"], lambda done: None)
+    assert [on_gpus._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["0", "3", "0", "3"]
+    assert Runner([], 4, [], lambda done: None)._environment(1) == {"OMP_NUM_THREADS": "1"}
+
+
+def test_only_what_was_made_from_other_options_is_put_aside_and_nothing_is_lost(tmp_path):
+    table = read_table(TABLES / "mnist.yaml")
+    tasks = Plan(table, tmp_path / "runs").tasks([Cell("none", "trained", 1), Cell("kl", "trained", 1)])
+    for number, each in enumerate(tasks):
+        stage = each.stages[0]
+        config = stage.config()
+        config.optim.lr *= 1 + number  # the second run's is another
+        folder = RunFolder(stage.run_dir, stage.stage.folder)
+        folder.open(config, World())
+        folder.complete({"psnr": number})
+    file = tmp_path / "kl_trained_seed1.json"
+    file.write_text("{}")
+    aside.put_aside(tasks, [file, tmp_path / "nowhere.json"])
+    there = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert there == ["kl_trained_seed1.before-1", "none_trained_seed1"]
+    assert (tmp_path / "runs" / "kl_trained_seed1.before-1" / "ae" / "result.json").is_file()
+    assert (tmp_path / "kl_trained_seed1.json.before-1").read_text() == "{}" and not file.exists()
