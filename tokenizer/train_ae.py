@@ -21,7 +21,7 @@ from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.notes import counted, note
+from flowprior.notes import note
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
@@ -149,8 +149,7 @@ def train(
     stopwatch = Stopwatch(folder.path)
     objective = build_objective(config, folder.path, world, images.num_classes, prior)
     if world.is_main:
-        classes = counted(images.num_classes, "class", "classes")
-        print(f"data: {counted(len(images), 'image', 'images')} in {classes}")
+        print(f"data: {len(images)} images; classes: {images.num_classes}")
         if order := images.says_of_order():
             print(f"order: {order}")
         note_missing_weights(config)

@@ -212,3 +212,6 @@ def test_the_heads_of_the_dino_discriminator_look_at_the_blocks_that_they_are_to
 def test_a_head_on_a_block_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="12 blocks"):
         DinoConfig("vit_tiny_patch16_224", False, size=32, blocks=(2, 13)).build(32)
+    for blocks in ((), (0, 2), (3, 2), (2, 2)):
+        with pytest.raises(UserError, match="numbers from 1 on, ascending"):
+            DinoConfig("vit_tiny_patch16_224", False, size=32, blocks=blocks).build(32)

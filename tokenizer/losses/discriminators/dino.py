@@ -31,10 +31,6 @@ class DinoConfig:
     )
     blocks: tuple[int, ...] = option((3, 6, 9, 12), "blocks, counted from 1, whose output has a head of its own")
 
-    def __post_init__(self) -> None:
-        if not self.blocks or min(self.blocks) < 1 or list(self.blocks) != sorted(set(self.blocks)):
-            raise ValueError("blocks are numbers from 1 on, ascending, such as [3, 6, 9, 12]")
-
     def build(self, image_size: int) -> DinoDiscriminator:
         return DinoDiscriminator(self)
 
@@ -73,11 +69,13 @@ class DinoDiscriminator(Discriminator):
     """Logits of all heads, one per patch and depth.
 
     Raises:
-        UserError: the ViT cannot be had, or has fewer blocks than are asked for.
+        UserError: the ViT cannot be had, has fewer blocks than are asked for, or these do not ascend from 1 on.
     """
 
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
+        if not config.blocks or min(config.blocks) < 1 or list(config.blocks) != sorted(set(config.blocks)):
+            raise UserError("the discriminator's blocks are numbers from 1 on, ascending, such as [3, 6, 9, 12]")
         self.frozen = FrozenViT(ViTConfig(config.name, config.pretrained, weights=config.weights), config.size)
         self.blocks, depth = tuple(config.blocks), len(self.frozen.vit.blocks)
         if max(self.blocks) > depth:
