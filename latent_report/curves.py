@@ -62,6 +62,14 @@ CURVES = {
         "per channel",
         "From the images' own latents: where it leaves the flow's, the sample no longer shows how paths cross.",
     ),
+    "euler_distance": Curve(
+        "flow",
+        "error of Euler's method",
+        "steps",
+        "of the deviation",
+        "Sliced Wasserstein distance between samples of so many steps and the exactly solved ones.",
+        True,
+    ),
     "autocorrelation": Curve(
         "dependence",
         "autocorrelation",

@@ -16,6 +16,7 @@ from flowprior.metrics.digit_networks import judge_confidence
 from flowprior.metrics.latent_statistics import midpoints
 from flowprior.run.files import read_tensors
 from latent_report.bootstrap import Estimate, mean
+from latent_report.left_out import named_in
 from latent_report.measure import Measured, Results
 from latent_report.measures import alignment, reconstruction, semantics
 
@@ -80,7 +81,7 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
     try:
         real = extracted(measured, latents.images)
     except UserError as error:
-        results.not_measured |= dict.fromkeys(("rfid", "midpoint_fid", "midpoints_sure"), str(error))
+        results.leave_out(str(error), *named_in("reconstruction"))
         return
     results.figures["rfid"] = _distance(measured, extracted(measured, rebuilt).fid, real.fid)
     seen = extracted(measured, halfway)
@@ -94,6 +95,7 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
         )
         if 0.4 in each:
             results.figures["rfid_noise_0.4"] = each[0.4]
+    results.leave_out(f"noise_shares={list(config.noise_shares)} does not ask for it", *named_in("reconstruction"))
 
 
 def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> None:
@@ -102,7 +104,7 @@ def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> Non
 
     weights = measured.config.lpips_weights
     if not weights and not vgg_place().is_file():
-        results.not_measured["lpips"] = f"VGG-16's weights are not at {vgg_place()}: lpips_weights names another place"
+        results.leave_out(f"VGG-16's weights are not at {vgg_place()}: lpips_weights= names another place", "lpips")
         return
     distance = PerceptualLoss().load(weights)
     pairs = zip(rebuilt.split(BATCH), measured.latents.images.split(BATCH))
@@ -117,24 +119,31 @@ def _distance(measured: Measured, features: Tensor, real: Tensor) -> Estimate:
 
 
 def measure_semantics(measured: Measured, results: Results) -> None:
-    """Classes by neighbours and by a probe; likeness to reference features."""
-    vectors, labels = measured.normalised.flatten(1), measured.latents.labels
-    if labels is None:
-        results.not_measured |= dict.fromkeys(("knn_accuracy", "probe_accuracy"), "there are no labels")
-    else:
-        sets = [part for rows in (measured.train, measured.held_out) for part in (vectors[rows], labels[rows])]
-        if len(sets[1].unique()) < 2:
-            raise UserError("all training images have one label: there is nothing to tell apart")
-        results.figures["knn_accuracy"] = mean(semantics.neighbour_hits(*sets))
-        results.figures["probe_accuracy"] = mean(semantics.probe_hits(*sets))
+    """Classes by neighbours and by a probe; likeness to reference features, which needs no labels."""
+    vectors = measured.normalised.flatten(1)
+    _measure_classes(measured, vectors, results)
     if measured.latents.images is None:
-        results.not_measured |= dict.fromkeys(("cka", "cknna"), "bare latents have no images")
+        results.leave_out("bare latents have no images", "cka", "cknna")
         return
     features = reference_features(measured)
     for name, statistic in (("cka", semantics.linear_cka), ("cknna", semantics.cknna)):
         results.figures[name] = measured.resample(
             lambda i, statistic=statistic: statistic(vectors[i], features[i]), halves=True
         )
+
+
+def _measure_classes(measured: Measured, vectors: Tensor, results: Results) -> None:
+    labels = measured.latents.labels
+    if labels is None:
+        results.leave_out("there are no labels: labels= names a file of them", "knn_accuracy", "probe_accuracy")
+        return
+    sets = [part for rows in (measured.train, measured.held_out) for part in (vectors[rows], labels[rows])]
+    if len(sets[1].unique()) < 2:
+        reason = "all training images have one label: there is nothing to tell apart"
+        results.leave_out(reason, "knn_accuracy", "probe_accuracy")
+        return
+    results.figures["knn_accuracy"] = mean(semantics.neighbour_hits(*sets))
+    results.figures["probe_accuracy"] = mean(semantics.probe_hits(*sets))
 
 
 def reference_features(measured: Measured) -> Tensor:
@@ -161,7 +170,7 @@ def measure_alignment(measured: Measured, results: Results) -> None:
     """Raw latents against the prior that the config names, if any."""
     config, latents = measured.config, measured.latents.latents
     if not config.prior:
-        return
+        raise UserError("no prior is named: prior= takes one")
     prior = FlowPrior.from_pretrained(config.prior)
     if prior.channels != latents.shape[2]:
         raise UserError(

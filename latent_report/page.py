@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 
 from latent_report.curves import CURVES
 from latent_report.figures import FIGURES, GROUPS, Figure
+from latent_report.left_out import by_reason
 from latent_report.svg import COLOURS, Line, line_plot
 
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
@@ -40,7 +41,7 @@ def page(report: dict[str, Any], pictures: list[dict[str, Tensor]]) -> str:
             section += _pictures(tokenizers, pictures)
         if section:
             parts.append(f"<h2>{html.escape(heading)}</h2>{section}")
-    parts.append(_missing(tokenizers))
+    parts.append(_left_out(tokenizers))
     parts.append(f"<h2>Protocol</h2><p class='note'>{_protocol(report['protocol'])}</p>")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
@@ -153,13 +154,13 @@ def _image(images: Tensor, columns: int) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _missing(tokenizers: list[dict[str, Any]]) -> str:
+def _left_out(tokenizers: list[dict[str, Any]]) -> str:
     lines = [
-        f"<li>{html.escape(one['name'])}: {html.escape(FIGURES[name].label if name in FIGURES else name)}, since {html.escape(reason)}</li>"
-        for one in tokenizers
-        for name, reason in one["not_measured"].items()
+        f"<li>{_key(place)}{html.escape(one['name'])}: {html.escape(what)}, since {html.escape(why)}</li>"
+        for place, one in enumerate(tokenizers)
+        for what, why in by_reason(one["left_out"])
     ]
-    return f"<h2>Not measured</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
+    return f"<h2>Left out, and why</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
 
 
 def _protocol(protocol: dict[str, Any]) -> str:

@@ -7,12 +7,13 @@ import torch
 
 from flowprior.flow.path import path_sample
 from latent_report.flows import FlowBudget, GaussianVelocity, train_flows
-from latent_report.measure import canonical, log_likelihoods
+from latent_report.measure import canonical
+from latent_report.measure_flows import log_likelihoods
 from latent_report.measures.distribution import normalised
 from latent_report.measures.flow import (
     TimeGrid,
     divergence_from_losses,
-    euler_steps_needed,
+    euler_steps,
     gaussian_irreducible_variance,
     gaussian_total_correlation,
     posterior_variance,
@@ -100,7 +101,18 @@ def test_the_steps_that_are_needed_are_those_whose_product_comes_within_one_perc
     exact = abs(deviation)
     tried = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
     expected = next(steps for steps in tried if abs(scale_after(steps) - exact) <= 0.01)
-    assert euler_steps_needed(velocity, (2000, 2)) == expected
+    found = euler_steps(velocity, (1000, 2), resamples=4)
+    assert found.needed == expected and found.tried.tolist() == tried[: len(found.tried)]
+    # of a Gaussian the distance is that of the deviations, up to the sample's own
+    shifts = torch.tensor([abs(scale_after(steps) - exact) for steps in found.tried.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(found.distances, shifts, rtol=0.05, atol=1e-4)
+    assert (found.distances[-1] <= 0.005 or found.tried[-1] == 256) and found.distances[-2] > 0.005
+    assert (found.errors < 0.1 * shifts).all() and found.error <= expected / 2
+
+
+def test_steps_that_never_suffice_are_the_most_that_were_tried():
+    rough = euler_steps(lambda x, t: 40 * (20 * t * math.pi).sin() * x, (50, 2), most=4, resamples=4)
+    assert rough.needed == 4 and rough.tried.tolist() == [1, 2, 3, 4] and rough.distances.min() > 0.01
 
 
 BUDGET = FlowBudget(steps=100, images=128, width=32, depth=1, lr=5e-3)
@@ -114,6 +126,23 @@ def bent(count: int, seed: int = 0) -> torch.Tensor:
 
 def total(velocity, latents: torch.Tensor) -> float:
     return squared_errors(lambda x, t: velocity(x, t.reshape(1)), latents, TimeGrid.midpoints(16).t).mean().item()
+
+
+def test_what_the_flow_of_the_whole_has_not_learned_makes_the_divergence_smaller_and_that_of_tokens_larger():
+    latents, grid = gaussian(6000, pair(0.8)), TimeGrid.midpoints(32, 0.99)
+    apart, joined = GaussianVelocity(torch.zeros(2), torch.eye(2)), GaussianVelocity(torch.zeros(2), pair(0.8))
+    wrong_apart = GaussianVelocity(torch.tensor([0.3, 0.0]), torch.tensor([[1.3, 0.0], [0.0, 0.8]]))
+    wrong_joined = GaussianVelocity(torch.tensor([0.3, 0.0]), pair(0.6))
+
+    def divergence(p, q) -> float:
+        errors = (2 * squared_errors(velocity, latents, grid.t) for velocity in (p, q))
+        return divergence_from_losses(*errors, grid).mean().item()
+
+    right = divergence(apart, joined)
+    assert divergence(apart, wrong_joined) < 0.9 * right and divergence(wrong_apart, joined) > 1.05 * right
+    # where p is no product of q's own tokens, an error of its velocity may bring it nearer to q's
+    elsewhere = GaussianVelocity(torch.zeros(2), pair(-0.5))
+    assert right < divergence(elsewhere, joined)
 
 
 def test_trained_flows_find_dependence_that_no_covariance_shows():

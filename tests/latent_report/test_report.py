@@ -16,6 +16,7 @@ from latent_report.config import ReportConfig
 from latent_report.curves import CURVES
 from latent_report.figures import FIGURES, GROUPS, Figure
 from latent_report.flows import FlowBudget
+from latent_report.left_out import by_reason, named_in
 from latent_report.measures.reconstruction import decoded, feature_distance, noisy, psnr_and_ssim
 from latent_report.page import best_of, number
 from latent_report.svg import Line, line_plot
@@ -59,22 +60,22 @@ def reported(tmp_path_factory):
 def test_every_figure_of_the_table_is_measured_or_its_absence_has_a_reason(reported):
     _, report = reported
     one, two, bare = report["tokenizers"]
+    every = FIGURES.keys() | CURVES.keys()
+    for tokenizer in (one, two, bare):
+        measured, reasons = tokenizer["figures"].keys() | tokenizer["curves"].keys(), tokenizer["left_out"].keys()
+        assert measured | reasons == every and not measured & reasons
     for tokenizer in (one, two):
-        reasons = tokenizer["not_measured"].keys()
-        assert FIGURES.keys() == tokenizer["figures"].keys() | reasons and reasons <= {"lpips"}
-        assert CURVES.keys() == tokenizer["curves"].keys()
-    assert bare["not_measured"]["reconstruction"] == "bare latents have no decoder"
-    missing = {name for name in FIGURES if name not in bare["figures"]}
-    assert {FIGURES[name].group for name in missing} == {"reconstruction", "semantics"}
-    assert missing - {"cka", "cknna"} == {n for n, figure in FIGURES.items() if figure.group == "reconstruction"}
+        assert tokenizer["left_out"].keys() <= {"lpips"}
+    reconstruction, images = "bare latents have no decoder", "bare latents have no images"
+    expected = dict.fromkeys(named_in("reconstruction"), reconstruction) | dict.fromkeys(("cka", "cknna"), images)
+    assert bare["left_out"] == expected
 
 
 def test_figures_that_were_drawn_from_images_have_an_error_and_all_are_finite(reported):
     _, report = reported
-    without = {"gaussian_distance", "gaussian_distance_floor", "euler_steps"}
     for tokenizer in report["tokenizers"]:
         for name, entry in tokenizer["figures"].items():
-            assert np.isfinite(entry["value"]) and ((entry["error"] is None) == (name in without)), name
+            assert np.isfinite([entry["value"], entry["error"]]).all(), name
 
 
 def test_the_json_is_what_was_returned_and_says_what_every_figure_means(reported):
@@ -174,8 +175,45 @@ def test_latents_that_have_no_spectrum_leave_out_that_group_and_no_other(tmp_pat
     np.savez(tmp_path / "alike.npz", latents=alike.numpy())
     config = ReportConfig(out=str(tmp_path), flow=SMALL, resamples=2)
     [one] = write_report([str(tmp_path / "alike.npz")], config)["tokenizers"]
-    assert "no spectrum" in one["not_measured"]["dependence"] and "irreducible_variance" in one["figures"]
+    assert "no spectrum" in one["left_out"]["spectral_entropy"] and "irreducible_variance" in one["figures"]
+    assert "total_correlation" in one["figures"] and "total_correlation" not in one["left_out"]
     assert one["figures"]["variance_images"]["value"] == pytest.approx(1, abs=1e-5)
+
+
+def test_latents_of_one_token_and_few_images_say_of_every_figure_that_is_missing_why(tmp_path):
+    latents = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    latents[:, 3] = 0
+    np.savez(tmp_path / "z.npz", latents=latents.numpy(), labels=np.zeros(30, np.int64))
+    config = ReportConfig(out=str(tmp_path), flow=SMALL, resamples=2)
+    [one] = write_report([str(tmp_path / "z.npz")], config)["tokenizers"]
+    reasons = {
+        "there is one token per image": {
+            *named_in("dependence"),
+            *(f"variance_{part}" for part in ("images", "tokens", "within")),
+        },
+        "30 images do not tell the spectrum of 40 dimensions": {"effective_rank_images", "spectrum"},
+        "30 images do not tell the covariance of 40 dimensions": {"irreducible_variance_gaussian"},
+        "1 of 40 channels never vary": {"channel_std_ratio"},
+        "all training images have one label: there is nothing to tell apart": {"knn_accuracy", "probe_accuracy"},
+        "bare latents have no images": {"cka", "cknna"},
+        "bare latents have no decoder": {*named_in("reconstruction")},
+        "no prior is named: prior= takes one": {*named_in("alignment")},
+    }
+    assert one["left_out"] == {name: reason for reason, names in reasons.items() for name in names}
+    shown = html.unescape((tmp_path / "report.html").read_text())
+    for reason in reasons:
+        assert shown.count(f"since {reason}") == 1
+    assert ("all of Reconstruction", "bare latents have no decoder") in by_reason(one["left_out"])
+
+
+def test_images_of_one_class_keep_the_likeness_to_features_which_needs_no_label(tmp_path):
+    small_autoencoder().save(tmp_path / "model")
+    np.save(tmp_path / "labels.npy", np.zeros(len(open_images(ImageConfig())), np.int64))
+    config = ReportConfig(out=str(tmp_path), images=40, flow=SMALL, resamples=2, labels=str(tmp_path / "labels.npy"))
+    [one] = write_report([str(tmp_path / "model")], config)["tokenizers"]
+    assert {"cka", "cknna"} <= one["figures"].keys()
+    for name in ("knn_accuracy", "probe_accuracy"):
+        assert "all training images have one label" in one["left_out"][name] and name not in one["figures"]
 
 
 def test_a_figure_without_an_error_has_no_best():
