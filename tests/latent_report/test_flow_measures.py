@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from flowprior.flow.path import path_sample
+from latent_report.config import ReportConfig
+from latent_report.figures import FIGURES
 from latent_report.flows import FlowBudget, GaussianVelocity, train_flows
-from latent_report.measure import canonical
-from latent_report.measure_flows import log_likelihoods
+from latent_report.measure import canonical, measure, measure_distribution, measure_places
+from latent_report.measure_flows import log_likelihoods, measure_flow
 from latent_report.measures.distribution import normalised
 from latent_report.measures.flow import (
     TimeGrid,
@@ -19,6 +21,7 @@ from latent_report.measures.flow import (
     posterior_variance,
     squared_errors,
 )
+from latent_report.opening import Latents
 
 GRID = TimeGrid.midpoints(32)
 
@@ -155,16 +158,33 @@ def test_trained_flows_find_dependence_that_no_covariance_shows():
     assert gaussian_total_correlation(covariance, 2) < 0.1 < 0.5 < found
 
 
-def test_a_rotation_of_channels_and_a_scale_and_a_shift_change_none_of_the_flows_figures():
-    latents = bent(600, seed=1) ** 3
+def figures_of(latents: torch.Tensor) -> dict[str, float]:
+    config = ReportConfig(flow=FlowBudget(steps=20, images=64, width=16, depth=1, times=8), resamples=2)
+    groups = {"distribution": measure_distribution, "dependence": measure_places, "flow": measure_flow}
+    found = measure(Latents("latents", latents, (latents.shape[1],)), config, groups)
+    return {name: estimate.value for name, estimate in found.figures.items()}
+
+
+@pytest.fixture(scope="module")
+def skewed() -> tuple[torch.Tensor, dict[str, float]]:
+    """Latents ``(300, 2, 2)`` that are no Gaussian's, and the figures that need no images."""
+    latents = bent(300, seed=1) ** 3
+    return latents, figures_of(latents)
+
+
+def test_a_rotation_of_channels_changes_none_of_the_flows_figures(skewed):
+    latents, found = skewed
     turn, _ = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3)))
-    budget, found = FlowBudget(steps=20, images=64, width=16, depth=1), []
-    for version in (latents, 7 * latents @ turn - 2):
-        z = canonical(normalised(version))
-        token, together = train_flows(z, budget)
-        sample = posterior_variance(z.flatten(1), torch.arange(200), TimeGrid.midpoints(8).t).mean().item()
-        found.append([total(token, z), total(together, z), sample])
-    assert found[1] == pytest.approx(found[0], rel=2e-3)
+    turned = figures_of(latents @ turn)
+    names = [name for name, figure in FIGURES.items() if figure.group == "flow"] + ["total_correlation"]
+    assert [turned[name] for name in names] == pytest.approx([found[name] for name in names], rel=2e-3, abs=1e-4)
+
+
+def test_scaling_latents_and_shifting_their_channels_changes_no_figure_at_all(skewed):
+    latents, found = skewed
+    shifted = figures_of(7 * latents + torch.tensor([-2.0, 3.0]))
+    assert found.keys() == shifted.keys() and len(found) > 15
+    assert shifted == pytest.approx(found, rel=2e-3, abs=1e-4)
 
 
 def test_noise_on_latents_makes_the_velocity_harder_to_know():
