@@ -41,7 +41,7 @@ def measure_flow(measured: Measured, results: Results) -> None:
     figures["log_likelihood"] = mean(log_likelihoods(together, held[:LIKELIHOOD_IMAGES], config.seed))
     flat, shape = _on_vectors(together, tokens), (STEPS_SAMPLES, tokens * channels)
     euler = flow.euler_steps(flat, shape, resamples=config.resamples, seed=config.seed)
-    figures["euler_steps"] = Estimate(float(euler.needed), euler.error)
+    figures["euler_steps"] = Estimate(euler.needed, euler.error)
     results.curve("euler_distance", euler.tried, Estimate(euler.distances, euler.errors))
 
 

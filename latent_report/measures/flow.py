@@ -7,6 +7,7 @@ Latents come as vectors ``(N, d)``, normalised: single tokens, or all tokens of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -121,7 +122,7 @@ class EulerSteps(NamedTuple):
     tried: Tensor  # int64 (tries,)
     distances: Tensor  # (tries,)
     errors: Tensor  # (tries,) standard errors of these, over samples
-    needed: int
+    needed: float
     error: float  # standard error of that
 
 
@@ -137,8 +138,8 @@ def euler_steps(
     """How many equal Euler steps bring samples within ``share`` of the latents' deviation of the flow's own, by sliced Wasserstein distance.
 
     The flow's own are solved from the same noise in 64 steps of Heun's method, so that there is no floor: both are one sample moved.
-    1, 2, 3, 4, 6, 8, 12, ... are tried until half of ``share`` is reached, or ``most``, a power of two. The first that suffices is what is
-    needed; ``most`` where none does. Errors are those of a bootstrap over the samples.
+    1, 2, 3, 4, 6, 8, 12, ... are tried until half of ``share`` is reached, or ``most``, a power of two. What is needed lies between the first
+    that suffices and the one before, on logarithmic scales; it is ``most`` where none does. Errors are those of a bootstrap over the samples.
 
     Args:
         velocity: of vectors that are normalised, deviation 1.
@@ -161,6 +162,16 @@ def euler_steps(
         if distances[-1][0] <= share / 2:
             break
     table, steps = torch.tensor(distances, dtype=torch.float64), torch.tensor(tried)  # (tries, 1 + resamples)
-    enough = table <= share
-    needed = torch.where(enough.any(0), steps[enough.int().argmax(0)], most).double()
-    return EulerSteps(steps, table[:, 0], table[:, 1:].std(1), int(needed[0]), needed[1:].std().item())
+    needed = _reached(table, steps, share)  # (1 + resamples,)
+    return EulerSteps(steps, table[:, 0], table[:, 1:].std(1), needed[0].item(), needed[1:].std().item())
+
+
+def _reached(distances: Tensor, steps: Tensor, share: float) -> Tensor:
+    """Where ``distances (tries, n)`` first fall to ``share``, between two tries on logarithmic scales; the last of ``steps`` where they never do."""
+    enough = distances <= share
+    last = torch.where(enough.any(0), enough.int().argmax(0), len(steps) - 1)  # (n,)
+    first = (last - 1).clamp(min=0)
+    above, below = (distances.clamp(min=1e-12).log().gather(0, i.unsqueeze(0)).squeeze(0) for i in (first, last))
+    way = ((above - math.log(share)) / (above - below).clamp(min=1e-12)).clamp(0, 1)
+    lower, upper = steps[first].double().log(), steps[last].double().log()
+    return (lower + way * (upper - lower)).exp()
