@@ -9,8 +9,8 @@ from flowprior.flow.path import path_sample
 from latent_report.config import ReportConfig
 from latent_report.figures import FIGURES
 from latent_report.flows import FlowBudget, GaussianVelocity, train_flows
-from latent_report.measure import canonical, measure, measure_distribution, measure_places
-from latent_report.measure_flows import log_likelihoods, measure_flow
+from latent_report.measure import Measured, Results, canonical, measure, measure_distribution, measure_places
+from latent_report.measure_flows import log_likelihoods, measure_flow, measure_total_correlation
 from latent_report.measures.distribution import normalised
 from latent_report.measures.flow import (
     TimeGrid,
@@ -147,6 +147,19 @@ def test_what_the_flow_of_the_whole_has_not_learned_makes_the_divergence_smaller
     # where p is no product of q's own tokens, an error of its velocity may bring it nearer to q's
     elsewhere = GaussianVelocity(torch.zeros(2), pair(-0.5))
     assert right < divergence(elsewhere, joined)
+
+
+def test_a_total_correlation_below_zero_says_that_images_were_too_few_in_place_of_a_number():
+    z = normalised(gaussian(200, pair(0.8)).view(200, 2, 1))
+    measured = Measured(Latents("latents", z, (2,)), z, torch.arange(160), torch.arange(160, 200), ReportConfig())
+    of_tokens = GaussianVelocity(torch.zeros(1), torch.eye(1))
+    for of_images, found in ((of_tokens, 0.0), (lambda x, t: torch.zeros_like(x), None)):
+        results = Results()
+        measure_total_correlation(measured, results, lambda x, t: of_tokens(x, t.unsqueeze(-1)), of_images)
+        if found is None:
+            assert "learned less than that of single tokens (-" in results.left_out["total_correlation"]
+        else:
+            assert results.figures["total_correlation"].value == found and not results.left_out
 
 
 def test_trained_flows_find_dependence_that_no_covariance_shows():
