@@ -116,7 +116,7 @@ def variance_shares(latents: Tensor) -> VarianceShares:
     rest = (z - of_means.unsqueeze(1)).square().sum() / ((count - 1) * (tokens - 1))
     offsets = everything.var(0, correction=0).sum() - z.square().sum() / (count * tokens)
     images, places = (between_images - rest) / tokens, offsets - rest * (tokens - 1) / (tokens * count)
-    total = images + places + rest
+    total = (images + places + rest).item()
     if not total > 0:
         raise ValueError("the latents are all alike: they have no variance")
     return VarianceShares(*(part / total for part in (images.item(), places.item(), rest.item())))
