@@ -26,12 +26,14 @@ from flowprior.run.files import write_bytes, write_json
 from latent_report.bootstrap import Estimate
 from latent_report.config import ReportConfig
 from latent_report.figures import FIGURES
-from latent_report.measure import Group, Results, measure, measure_distribution, measure_flow, measure_places
+from latent_report.left_out import by_reason
+from latent_report.measure import Group, Results, measure, measure_distribution, measure_places
+from latent_report.measure_flows import measure_flow
 from latent_report.measure_images import measure_alignment, measure_reconstruction, measure_semantics
 from latent_report.opening import ImageOptions, Latents, open_tokenizer, read_labels
 from latent_report.page import number, page
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MEASURES: dict[str, Group] = {
     "reconstruction": measure_reconstruction,
     "distribution": measure_distribution,
@@ -84,6 +86,8 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
             f"{name}: {len(latents.latents)} images, {latents.latents.shape[1]} tokens of {latents.latents.shape[2]} channels"
         )
         measured.append(measure(latents, config, MEASURES))
+        for what, why in by_reason(measured[-1].left_out):
+            note(f"{name}: {what} left out, since {why}")
     report = {
         "format": FORMAT_VERSION,
         "protocol": {"options": to_dict(config), "standard error": "over images", "posterior": "its mean"},
@@ -111,7 +115,7 @@ def entry(name: str, path: str, latents: Latents, results: Results) -> dict[str,
         "about": latents.about,
         "figures": {key: _plain(estimate) for key, estimate in results.figures.items()},
         "curves": {key: {axis: _list(v) for axis, v in curve.items()} for key, curve in results.curves.items()},
-        "not_measured": results.not_measured,
+        "left_out": results.left_out,
         "seconds": {key: round(value, 1) for key, value in results.seconds.items()},
     }
 

@@ -17,7 +17,9 @@ class ReportConfig:
     out: str = option("runs/latent_report", "folder of report.html and report.json")
     images: int = option(2000, "how many images, spread evenly over the data; 0: all")
     data: ImageConfig = option(ImageConfig, "")
-    labels: str = option("", "labels (N,) of latents that have none, in an .npy file")
+    labels: str = option(
+        "", "labels of all N images or latents, in place of their own: whole numbers (N,) in an .npy file"
+    )
     noise_shares: tuple[float, ...] = option(
         (0.05, 0.1, 0.2, 0.4, 0.8), "noise on the latents, in each channel's deviation, that the decoder is tried with"
     )

@@ -13,7 +13,9 @@ class Curve(NamedTuple):
     x: str
     y: str
     meaning: str
-    log: bool = False
+    log: bool = False  # the y axis is
+    log_x: bool = False
+    drawn_in: str = ""  # dashed, in the plot of another
 
 
 CURVES = {
@@ -22,7 +24,7 @@ CURVES = {
         "rFID against noise",
         "noise, in each channel's deviation",
         "rFID",
-        "How fast images fall apart as latents are disturbed.",
+        "How fast images fall apart as latents are disturbed: the flatter, the more errors a generator may make.",
         True,
     ),
     "psnr_noise": Curve(
@@ -50,17 +52,27 @@ CURVES = {
     ),
     "velocity_variance": Curve(
         "flow",
-        "irreducible variance, at most",
+        "irreducible variance against t",
         "t, noise to data",
         "per channel",
-        "Held-out error of the small flow at each time.",
+        "Solid, at most: held-out error of the small flow at each time.",
     ),
     "velocity_variance_sample": Curve(
         "flow",
-        "irreducible variance, at least",
+        "irreducible variance against t",
         "t, noise to data",
         "per channel",
-        "From the images' own latents: where it leaves the flow's, the sample no longer shows how paths cross.",
+        "Dashed, at least: from the images' own latents; where it leaves the flow's, the sample no longer shows how paths cross.",
+        drawn_in="velocity_variance",
+    ),
+    "euler_distance": Curve(
+        "flow",
+        "error of Euler's method",
+        "Euler steps",
+        "share of the deviation",
+        "Sliced Wasserstein distance between samples of so many steps and the exactly solved ones, in units of the latents' deviation.",
+        True,
+        True,
     ),
     "autocorrelation": Curve(
         "dependence",

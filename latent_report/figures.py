@@ -15,6 +15,14 @@ GROUPS = {
     "alignment": "Alignment: how far latents are from the given prior",
 }
 
+GLANCE = (
+    "rfid",
+    "rfid_noise_0.4",
+    "irreducible_variance",
+    "variance_tokens",
+    "probe_accuracy",
+)  # at the head of the page
+
 
 class Figure(NamedTuple):
     """One number of the report."""
@@ -102,15 +110,15 @@ FIGURES = {
     ),
     "gaussian_distance_floor": Figure(
         "distribution",
-        "its floor",
-        "The same distance between two samples of N(0, I) of this size: nothing gets below it.",
+        "floor of that distance",
+        "The same distance between two samples of N(0, I) of this size, which latents that are N(0, I) would have.",
         "",
         ".4f",
     ),
     "variance_images": Figure(
         "distribution",
         "variance between images",
-        "Share of the variance that is alike for all tokens of an image.",
+        "Share of the variance that is alike for all tokens of an image: 0 where they are independent, below it where they repel each other.",
         "",
         ".1%",
     ),
@@ -127,7 +135,7 @@ FIGURES = {
     "total_correlation": Figure(
         "dependence",
         "total correlation",
-        "What tokens know of each other, in nats for each image: what a generator loses that draws every token by itself.",
+        "What tokens of an image know of each other, lost where each is drawn by itself. Less by what the flow of images has not learned.",
         "",
         ".2f",
         "nats",
@@ -135,7 +143,7 @@ FIGURES = {
     "neighbour_correlation": Figure(
         "dependence",
         "correlation of neighbours",
-        "Correlation of a channel at two neighbouring places: spatial coherence, which eases generation of maps.",
+        "Correlation of a channel at two neighbouring places: coherence, which eases generation. Of learned tokens it tells the order alone.",
         "higher",
     ),
     "spectral_entropy": Figure(
@@ -143,6 +151,7 @@ FIGURES = {
         "spectral entropy",
         "How evenly power is spread over frequencies along the places: 1 is white noise, low is smooth or periodic.",
         "lower",
+        ".4f",
     ),
     "high_frequency_ratio": Figure(
         "dependence",
@@ -173,14 +182,14 @@ FIGURES = {
     ),
     "irreducible_variance_gaussian": Figure(
         "flow",
-        "that of a Gaussian alike",
-        "Irreducible variance of a Gaussian with these latents' covariance, in closed form: what structure beyond it saves is the gap to the flow.",
+        "irreducible variance, Gaussian",
+        "That of a Gaussian with these latents' covariance, in closed form: what structure beyond it saves is the gap to the flow.",
         "",
         ".4f",
     ),
     "irreducible_variance_token": Figure(
         "flow",
-        "that of single tokens",
+        "irreducible variance, tokens",
         "Held-out error of the flow that sees one token at a time, by its place.",
         "lower",
         ".4f",

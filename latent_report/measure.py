@@ -1,7 +1,8 @@
-"""All measures of one tokenizer, group by group: what each could be, its standard error, its curves, and why others are missing."""
+"""All measures of one tokenizer, group by group: figures with their standard errors, curves, and what is left out, and why."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,22 +12,22 @@ import torch
 from torch import Tensor
 
 from flowprior.errors import UserError, one_line
-from flowprior.flow.likelihood import log_prob
 from flowprior.metrics.latent_statistics import (
     autocorrelation,
     high_frequency_ratio,
     spectral_entropy,
     total_variation,
+    variance_shares,
 )
-from latent_report.bootstrap import Estimate, bootstrap, mean
+from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
+from latent_report.bootstrap import Estimate, bootstrap
 from latent_report.config import ReportConfig
-from latent_report.flows import train_flows
-from latent_report.measures import distribution, flow
+from latent_report.left_out import TABLES, named_in
+from latent_report.measures import distribution
 from latent_report.opening.base import Latents
 
-LIKELIHOOD_IMAGES = 200
-STEPS_SAMPLES = 256
-TOTAL_CORRELATION_END = 0.99  # beyond, the weight t / (1 - t) asks for what no small flow knows
+ONE_TOKEN = "there is one token per image"
+FEW_DIRECTIONS = 64  # for the error of a sliced distance
 
 
 @dataclass
@@ -35,13 +36,19 @@ class Results:
 
     figures: dict[str, Estimate] = field(default_factory=dict)
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
-    not_measured: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # why, by the name of a figure or a curve
     pictures: dict[str, Tensor] = field(default_factory=dict)  # uint8 images (n, 3, H, H) by caption
     seconds: dict[str, float] = field(default_factory=dict)
 
     def curve(self, name: str, x: Tensor, y: Estimate) -> None:
         """Keep a curve."""
         self.curves[name] = {"x": x, "y": y.value, "error": y.error}
+
+    def leave_out(self, reason: str, *names: str) -> None:
+        """Say why figures or curves are missing, as far as they are and have no reason yet."""
+        for name in names:
+            if name not in self.figures and name not in self.curves:
+                self.left_out.setdefault(name, reason)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ Group = Callable[[Measured, Results], None]
 
 
 def measure(latents: Latents, config: ReportConfig, groups: dict[str, Group]) -> Results:
-    """The figures of every group; what one cannot measure of these latents it leaves to the next with a reason."""
+    """The figures of every group. What cannot be measured of these latents is left out with a reason, and never stops the rest."""
     normalised = canonical(distribution.normalised(latents.latents))
     order = torch.randperm(len(normalised), generator=torch.Generator().manual_seed(config.seed))
     held = max(2, round(config.held_out * len(order)))
@@ -75,8 +82,15 @@ def measure(latents: Latents, config: ReportConfig, groups: dict[str, Group]) ->
         try:
             group(measured, results)
         except (UserError, ValueError) as error:  # the measures' own: latents that have no spectrum, say
-            results.not_measured[name] = one_line(error, limit=None)
+            results.leave_out(one_line(error, limit=None), *named_in(name))
         results.seconds[name] = time.perf_counter() - start
+    for name in [name for name, estimate in results.figures.items() if not math.isfinite(estimate.value)]:
+        results.leave_out(f"it came out as {results.figures.pop(name).value}", name)
+    measured_at_last = (
+        results.figures.keys() | results.curves.keys()
+    )  # a later group may measure what an earlier one could not
+    results.left_out = {name: why for name, why in results.left_out.items() if name not in measured_at_last}
+    results.leave_out("the small flows could not be trained", *(name for table in TABLES for name in table))
     return results
 
 
@@ -98,29 +112,48 @@ def measure_distribution(measured: Measured, results: Results) -> None:
     channels, images = raw.shape[2], z.flatten(1)
     std = distribution.channel_deviations(raw)
     results.curve("channel_std", torch.arange(1, channels + 1), Estimate(std.sort(descending=True).values, None))
-    figures["channel_std_ratio"] = measured.resample(lambda i: _ratio(distribution.channel_deviations(raw[i])))
+    if dead := int((std <= 1e-6 * std.max()).sum()):
+        results.leave_out(f"{dead} of {channels} channels never vary", "channel_std_ratio")
+    else:
+        figures["channel_std_ratio"] = measured.resample(lambda i: _ratio(distribution.channel_deviations(raw[i])))
     figures["effective_rank"] = measured.resample(lambda i: distribution.effective_rank(z[i].flatten(0, 1)) / channels)
     figures["kurtosis"] = measured.resample(lambda i: distribution.excess_kurtosis(raw[i]))
-    distance = distribution.gaussian_distance(z.flatten(0, 1), measured.config.seed)
-    figures["gaussian_distance"] = Estimate(distance.value, None)
-    figures["gaussian_distance_floor"] = Estimate(distance.floor, None)
-    shares = measured.resample(lambda i: torch.tensor(distribution.variance_shares(z[i])))
-    for place, name in enumerate(("variance_images", "variance_tokens", "variance_within")):
-        figures[name] = Estimate(shares.value[place].item(), shares.error[place].item())
+    _measure_gaussian_distance(measured, results)
+    if z.shape[1] < 2:
+        results.leave_out(ONE_TOKEN, "variance_images", "variance_tokens", "variance_within")
+    else:
+        shares = measured.resample(lambda i: torch.tensor(variance_shares(z[i])))
+        for place, name in enumerate(("variance_images", "variance_tokens", "variance_within")):
+            figures[name] = Estimate(shares.value[place].item(), shares.error[place].item())
     if images.shape[1] > len(images):
         reason = f"{len(images)} images do not tell the spectrum of {images.shape[1]} dimensions"
-        results.not_measured["effective_rank_images"] = reason
+        results.leave_out(reason, "effective_rank_images", "spectrum")
         return
     figures["effective_rank_images"] = measured.resample(lambda i: distribution.effective_rank(images[i]))
     spectrum = distribution.spectrum(images)
     results.curve("spectrum", torch.arange(1, len(spectrum) + 1), Estimate(spectrum, None))
 
 
+def _measure_gaussian_distance(measured: Measured, results: Results) -> None:
+    config = measured.config
+    tokens = distribution.some_tokens(measured.normalised, distribution.POINTS, config.seed)  # (n, t, C)
+    reference = distribution.white_noise(tokens.flatten(0, 1).shape, config.seed)
+
+    def distance(images: Tensor) -> float:
+        points = tokens[images].flatten(0, 1)
+        return sliced_wasserstein(points, reference[: len(points)], FEW_DIRECTIONS)
+
+    error = bootstrap(distance, len(tokens), config.resamples, config.seed, halves=True).error
+    value = sliced_wasserstein(tokens.flatten(0, 1), reference)
+    results.figures["gaussian_distance"] = Estimate(value, error)
+    results.figures["gaussian_distance_floor"] = Estimate(*distribution.gaussian_floor(reference, config.seed))
+
+
 def measure_places(measured: Measured, results: Results) -> None:
     """How latents vary along their places."""
     latents, figures = measured.latents, results.figures
     if latents.latents.shape[1] < 2:
-        results.not_measured["neighbour_correlation"] = "there is one token per image"
+        results.leave_out(ONE_TOKEN, *named_in("dependence"))
         return
     places = latents.latents.unflatten(1, latents.places)
     correlation = measured.resample(lambda i: autocorrelation(places[i]))
@@ -132,63 +165,6 @@ def measure_places(measured: Measured, results: Results) -> None:
         ("total_variation", total_variation),
     ):
         figures[name] = measured.resample(lambda i, statistic=statistic: statistic(places[i]))
-
-
-def measure_flow(measured: Measured, results: Results) -> None:
-    """Two small flows, trained on the spot, and what they and the latents themselves say of the velocity."""
-    z, config, figures = measured.normalised, measured.config, results.figures
-    held, (_, tokens, channels) = z[measured.held_out], z.shape
-    token, together = train_flows(z[measured.train], config.flow, config.seed)
-    grid = flow.TimeGrid.midpoints(config.flow.times)
-    errors = {
-        name: _errors(velocity, held, grid.t, config.seed) for name, velocity in (("token", token), ("all", together))
-    }
-    for name, key in (("token", "irreducible_variance_token"), ("all", "irreducible_variance")):
-        figures[key] = mean((errors[name] * grid.weights).sum(1))
-    results.curve("velocity_variance", grid.t, mean(errors["all"]))
-    sample = flow.posterior_variance(z.flatten(1), measured.held_out, grid.t, config.seed)
-    figures["irreducible_variance_sample"] = mean((sample * grid.weights).sum(1))
-    results.curve("velocity_variance_sample", grid.t, mean(sample))
-    if len(z) > tokens * channels:
-        figures["irreducible_variance_gaussian"] = measured.resample(lambda i: _of_gaussian(z[i].flatten(1), grid))
-    _measure_total_correlation(measured, results, token, together)
-    figures["log_likelihood"] = mean(log_likelihoods(together, held[:LIKELIHOOD_IMAGES], config.seed))
-    flat, shape = _on_vectors(together, tokens), (STEPS_SAMPLES, tokens * channels)
-    figures["euler_steps"] = Estimate(float(flow.euler_steps_needed(flat, shape, seed=config.seed)), None)
-
-
-def _measure_total_correlation(measured: Measured, results: Results, token: Any, together: Any) -> None:
-    held, config = measured.normalised[measured.held_out], measured.config
-    _, tokens, channels = held.shape
-    if tokens < 2:
-        results.not_measured["total_correlation"] = "there is one token per image"
-        return
-    grid = flow.TimeGrid.midpoints(config.flow.times, TOTAL_CORRELATION_END)
-    apart, joined = (tokens * channels * _errors(velocity, held, grid.t, config.seed) for velocity in (token, together))
-    results.figures["total_correlation"] = mean(flow.divergence_from_losses(apart, joined, grid))
-
-
-def log_likelihoods(velocity: Any, latents: Tensor, seed: int = 0) -> Tensor:
-    """Log-density under a flow of images at each of ``latents (N, T, C)``, in nats per channel, ``(N,)``."""
-    vectors = latents.flatten(1)
-    return (
-        log_prob(_on_vectors(velocity, latents.shape[1]), vectors, rtol=1e-4, atol=1e-4, seed=seed) / vectors.shape[1]
-    )
-
-
-def _errors(velocity: Any, latents: Tensor, t: Tensor, seed: int) -> Tensor:
-    """Squared errors of a velocity of images, per channel, ``(N, times)``."""
-    return flow.squared_errors(lambda x, time: velocity(x, time.reshape(1)), latents, t, seed).mean(1)
-
-
-def _on_vectors(velocity: Any, tokens: int) -> flow.Velocity:
-    """A velocity of images ``(N, T, C)`` as one of vectors ``(N, T C)``, at one time for all."""
-    return lambda x, t: velocity(x.unflatten(-1, (tokens, -1)), t.reshape(1)).flatten(-2)
-
-
-def _of_gaussian(points: Tensor, grid: flow.TimeGrid) -> float:
-    deviations = (distribution.spectrum(points) * points.double().var(0, correction=0).sum()).sqrt()
-    return (flow.gaussian_irreducible_variance(deviations, grid.t) * grid.weights).sum().item()
 
 
 def _ratio(deviations: Tensor) -> float:

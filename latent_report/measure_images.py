@@ -15,7 +15,8 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.digit_networks import judge_confidence
 from flowprior.metrics.latent_statistics import midpoints
 from flowprior.run.files import read_tensors
-from latent_report.bootstrap import Estimate, mean
+from latent_report.bootstrap import Estimate, bootstrap, mean
+from latent_report.left_out import named_in
 from latent_report.measure import Measured, Results
 from latent_report.measures import alignment, reconstruction, semantics
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from flowprior.metrics.extractors import Features
 
 PICTURES = 10
-LARGEST_FEATURES = 256  # of which a Fréchet distance is resampled: each takes a square root of a matrix
+WIDE_FEATURES = 256  # beyond, a Fréchet distance takes so long that it is resampled a few times alone
+WIDE_RESAMPLES = 20
 PRIOR_SAMPLES = 20_000
 BATCH = 64
 SURE = 0.9  # probability of a class (SimFlow, arXiv 2512.04084, Fig. 3)
@@ -66,13 +68,13 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
         results.figures[name] = Estimate(pairs.value[place].item(), pairs.error[place].item())
     _measure_lpips(measured, results, rebuilt)
     noisy = {
-        s: reconstruction.decoded(latents.decode, reconstruction.noisy(latents.latents, s)) for s in config.noise_shares
+        s: reconstruction.decoded(latents.decode, reconstruction.noisy(latents.latents, s))
+        for s in sorted(config.noise_shares)
     }
+    shares = torch.tensor([0.0, *noisy])
     if noisy:
-        shares = torch.tensor(sorted(noisy))
-        each = [mean(reconstruction.psnr_and_ssim(latents.images, noisy[s])[:, 0]) for s in sorted(noisy)]
-        psnr = Estimate(*(torch.tensor(column, dtype=torch.float64) for column in zip(*each)))
-        results.curve("psnr_noise", shares, psnr)
+        each = [mean(reconstruction.psnr_and_ssim(latents.images, images)[:, 0]) for images in noisy.values()]
+        results.curve("psnr_noise", shares, _along([results.figures["psnr"], *each]))
         results.pictures[f"noise {max(noisy):g}"] = noisy[max(noisy)][:PICTURES]
     between, _ = midpoints(latents.latents, torch.Generator().manual_seed(config.seed))
     halfway = reconstruction.decoded(latents.decode, between)
@@ -80,20 +82,24 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
     try:
         real = extracted(measured, latents.images)
     except UserError as error:
-        results.not_measured |= dict.fromkeys(("rfid", "midpoint_fid", "midpoints_sure"), str(error))
+        results.leave_out(str(error), *named_in("reconstruction"))
         return
     results.figures["rfid"] = _distance(measured, extracted(measured, rebuilt).fid, real.fid)
     seen = extracted(measured, halfway)
     results.figures["midpoint_fid"] = _distance(measured, seen.fid, real.fid)
     results.figures["midpoints_sure"] = mean((confidence(measured, halfway, seen) >= SURE).double())
     if noisy:
-        each = {s: _distance(measured, extracted(measured, noisy[s]).fid, real.fid) for s in sorted(noisy)}
-        values, errors = zip(*each.values())
-        results.curve(
-            "rfid_noise", shares, Estimate(torch.tensor(values), None if None in errors else torch.tensor(errors))
-        )
+        each = {s: _distance(measured, extracted(measured, images).fid, real.fid) for s, images in noisy.items()}
+        results.curve("rfid_noise", shares, _along([results.figures["rfid"], *each.values()]))
         if 0.4 in each:
             results.figures["rfid_noise_0.4"] = each[0.4]
+    results.leave_out(f"noise_shares={list(config.noise_shares)} does not ask for it", *named_in("reconstruction"))
+
+
+def _along(estimates: list[Estimate]) -> Estimate:
+    """Single figures as those along a curve."""
+    values, errors = zip(*estimates)
+    return Estimate(torch.tensor(values), torch.tensor(errors))
 
 
 def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> None:
@@ -102,7 +108,7 @@ def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> Non
 
     weights = measured.config.lpips_weights
     if not weights and not vgg_place().is_file():
-        results.not_measured["lpips"] = f"VGG-16's weights are not at {vgg_place()}: lpips_weights names another place"
+        results.leave_out(f"VGG-16's weights are not at {vgg_place()}: lpips_weights= names another place", "lpips")
         return
     distance = PerceptualLoss().load(weights)
     pairs = zip(rebuilt.split(BATCH), measured.latents.images.split(BATCH))
@@ -111,30 +117,45 @@ def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> Non
 
 
 def _distance(measured: Measured, features: Tensor, real: Tensor) -> Estimate:
-    if features.shape[1] > LARGEST_FEATURES:
-        return Estimate(reconstruction.feature_distance(features, real), None)
-    return measured.resample(lambda i: reconstruction.feature_distance(features[i], real[i]), halves=True)
+    if features.shape[1] <= WIDE_FEATURES:
+        return measured.resample(lambda i: reconstruction.feature_distance(features[i], real[i]), halves=True)
+    config = measured.config
+    error = bootstrap(
+        lambda i: reconstruction.feature_distance_of_few(features[i], real[i]),
+        len(features),
+        min(config.resamples, WIDE_RESAMPLES),
+        config.seed,
+        halves=True,
+    ).error
+    return Estimate(reconstruction.feature_distance(features, real), error)
 
 
 def measure_semantics(measured: Measured, results: Results) -> None:
-    """Classes by neighbours and by a probe; likeness to reference features."""
-    vectors, labels = measured.normalised.flatten(1), measured.latents.labels
-    if labels is None:
-        results.not_measured |= dict.fromkeys(("knn_accuracy", "probe_accuracy"), "there are no labels")
-    else:
-        sets = [part for rows in (measured.train, measured.held_out) for part in (vectors[rows], labels[rows])]
-        if len(sets[1].unique()) < 2:
-            raise UserError("all training images have one label: there is nothing to tell apart")
-        results.figures["knn_accuracy"] = mean(semantics.neighbour_hits(*sets))
-        results.figures["probe_accuracy"] = mean(semantics.probe_hits(*sets))
+    """Classes by neighbours and by a probe; likeness to reference features, which needs no labels."""
+    vectors = measured.normalised.flatten(1)
+    _measure_classes(measured, vectors, results)
     if measured.latents.images is None:
-        results.not_measured |= dict.fromkeys(("cka", "cknna"), "bare latents have no images")
+        results.leave_out("bare latents have no images", "cka", "cknna")
         return
     features = reference_features(measured)
     for name, statistic in (("cka", semantics.linear_cka), ("cknna", semantics.cknna)):
         results.figures[name] = measured.resample(
             lambda i, statistic=statistic: statistic(vectors[i], features[i]), halves=True
         )
+
+
+def _measure_classes(measured: Measured, vectors: Tensor, results: Results) -> None:
+    labels = measured.latents.labels
+    if labels is None:
+        results.leave_out("there are no labels: labels= names a file of them", "knn_accuracy", "probe_accuracy")
+        return
+    sets = [part for rows in (measured.train, measured.held_out) for part in (vectors[rows], labels[rows])]
+    if len(sets[1].unique()) < 2:
+        reason = "all training images have one label: there is nothing to tell apart"
+        results.leave_out(reason, "knn_accuracy", "probe_accuracy")
+        return
+    results.figures["knn_accuracy"] = mean(semantics.neighbour_hits(*sets))
+    results.figures["probe_accuracy"] = mean(semantics.probe_hits(*sets))
 
 
 def reference_features(measured: Measured) -> Tensor:
@@ -161,7 +182,7 @@ def measure_alignment(measured: Measured, results: Results) -> None:
     """Raw latents against the prior that the config names, if any."""
     config, latents = measured.config, measured.latents.latents
     if not config.prior:
-        return
+        raise UserError("no prior is named: prior= takes one")
     prior = FlowPrior.from_pretrained(config.prior)
     if prior.channels != latents.shape[2]:
         raise UserError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from latent_report.curves import CURVES
-from latent_report.figures import FIGURES, GROUPS, Figure
+from latent_report.figures import FIGURES, GLANCE, GROUPS, Figure
+from latent_report.left_out import by_reason
 from latent_report.svg import COLOURS, Line, line_plot
 
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
@@ -22,7 +25,7 @@ STYLE = (
     "h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}.scroll{overflow-x:auto}"
     "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .9rem .3rem 0;border-bottom:1px solid #e2e8f0;vertical-align:top}"
     "td.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}th.number{text-align:right;white-space:nowrap}td.best{font-weight:600}"
-    "td.name{white-space:nowrap}td.meaning{color:#4a5568;font-size:.86rem;min-width:18rem}.error{color:#718096;font-weight:400;font-size:.82rem}"
+    "td.name{white-space:nowrap;min-width:13rem}td.path{color:#4a5568;font-size:.86rem;overflow-wrap:anywhere}code{font-size:.82rem}td.meaning{color:#4a5568;font-size:.86rem;min-width:18rem}.error{color:#718096;font-weight:400;font-size:.82rem}"
     ".plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(20rem,1fr));gap:1rem}figure{margin:.6rem 0}"
     "figcaption{color:#4a5568;font-size:.86rem}svg{width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:#4a5568}"
     ".grid{stroke:#e2e8f0}.axis{stroke:#a0aec0}.key{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.35rem}"
@@ -33,15 +36,16 @@ STYLE = (
 def page(report: dict[str, Any], pictures: list[dict[str, Tensor]]) -> str:
     """The page of a report whose tokenizers' ``pictures`` are uint8 images ``(n, 3, H, H)`` by caption."""
     tokenizers = report["tokenizers"]
-    parts = ["<h1>How hard will it be to generate from these latents?</h1>", _head(tokenizers)]
+    parts = ["<h1>How hard will it be to generate from these latents?</h1>", _head(tokenizers), _glance(tokenizers)]
     for group, heading in GROUPS.items():
-        section = _table(group, tokenizers) + _curves(group, tokenizers)
+        names = [name for name, figure in FIGURES.items() if figure.group == group]
+        section = _table(names, tokenizers) + _curves(group, tokenizers)
         if group == "reconstruction":
             section += _pictures(tokenizers, pictures)
         if section:
             parts.append(f"<h2>{html.escape(heading)}</h2>{section}")
-    parts.append(_missing(tokenizers))
-    parts.append(f"<h2>Protocol</h2><p class='note'>{_protocol(report['protocol'])}</p>")
+    parts.append(_left_out(tokenizers))
+    parts.append(f"<h2>Protocol</h2>{_protocol(report['protocol'])}")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>Latent report</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>"
@@ -54,28 +58,51 @@ def number(figure: Figure, entry: dict[str, Any] | None) -> str:
         return "-"
     unit = f" {figure.unit}" if figure.unit else ""
     error = "" if entry["error"] is None else f" ± {entry['error']:{figure.form}}"
-    return f"{entry['value']:{figure.form}}{error}{unit}"
+    value = f"{entry['value']:{figure.form}}"
+    return f"{value if value.strip('-0.%') else value.lstrip('-')}{error}{unit}"  # no "-0.0%"
 
 
 def _head(tokenizers: list[dict[str, Any]]) -> str:
     rows = "".join(
-        f"<tr><td class='name'>{_key(place)}{html.escape(one['name'])}</td><td>{html.escape(one['kind'])}</td>"
-        f"<td>{one['images']}</td><td>{' x '.join(map(str, one['places']))}</td><td>{one['channels']}</td></tr>"
+        f"<tr><td class='name'>{_key(place)}{html.escape(one['name'])}</td><td class='path'>{html.escape(one['path'])}</td>"
+        f"<td>{html.escape(one['kind'])}</td><td>{one['images']}</td><td>{' x '.join(map(str, one['places']))}</td>"
+        f"<td>{one['channels']}</td><td>{math.prod(one['places']) * one['channels']}</td></tr>"
         for place, one in enumerate(tokenizers)
     )
-    return (
-        f"<table><tr><th>tokenizer</th><th>kind</th><th>images</th><th>tokens</th><th>channels</th></tr>{rows}</table>"
-        "<p class='note'>↑ and ↓ say which direction helps a generator; bold is the best of several by more than two standard errors of the "
-        "difference to the worst. ± is one standard error over images. It does not hold what another seed of the same autoencoder would give.</p>"
+    heads = "".join(
+        f"<th>{h}</th>" for h in ("tokenizer", "", "kind", "images", "tokens", "channels", "values per image")
     )
+    several = (
+        " Bold is the best of several, where it differs from the worst by more than two standard errors."
+        if len(tokenizers) > 1
+        else ""
+    )
+    return (
+        f"<div class='scroll'><table><tr>{heads}</tr>{rows}</table></div>"
+        "<p class='note'>↑ and ↓ say which direction helps a generator; without an arrow neither is known to help by itself. ± is one standard "
+        f"error over images, and does not hold what another seed of the same autoencoder would give.{several}</p>"
+    )
+
+
+def _glance(tokenizers: list[dict[str, Any]]) -> str:
+    table = _table(list(GLANCE), tokenizers)
+    note = (
+        "No number ranks tokenizers by itself. Reconstruction bounds what a generator can reach; rFID under noise says what its errors will cost, "
+        "and the irreducible variance how many it must make. That variance is small, too, where tokens differ by their places more than by "
+        "their images: read it beside the variance between tokens."
+    )
+    return f"<h2>At a glance</h2>{table}<p class='note'>{note}</p>" if table else ""
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
 
 
 def _key(place: int) -> str:
-    return f"<span class='key' style='background:{COLOURS[place % len(COLOURS)]}'></span>"
+    return f"<span class='key' style='background:{_colour(place)}'></span>"
 
 
-def _table(group: str, tokenizers: list[dict[str, Any]]) -> str:
-    names = [name for name, figure in FIGURES.items() if figure.group == group]
+def _table(names: list[str], tokenizers: list[dict[str, Any]]) -> str:
     names = [name for name in names if any(name in one["figures"] for one in tokenizers)]
     if not names:
         return ""
@@ -117,17 +144,25 @@ def best_of(figure: Figure, entries: list[dict[str, Any] | None]) -> int | None:
 def _curves(group: str, tokenizers: list[dict[str, Any]]) -> str:
     figures = []
     for name, curve in CURVES.items():
-        drawn = [(one["name"], one["curves"].get(name)) for one in tokenizers]
-        if curve.group != group or not any(values for _, values in drawn):
-            continue
+        together = {name: curve} | {other: beside for other, beside in CURVES.items() if beside.drawn_in == name}
         lines = [
-            Line(title, values["x"], values["y"], values["error"]) if values else Line(title, [], [])
-            for title, values in drawn
+            Line(one["name"], values["x"], values["y"], values["error"], _colour(place), bool(drawn.drawn_in))
+            for key, drawn in together.items()
+            for place, one in enumerate(tokenizers)
+            if (values := one["curves"].get(key))
         ]
-        plot = line_plot(lines, curve.x, curve.y, curve.log)
-        caption = f"<b>{html.escape(curve.label)}.</b> {html.escape(curve.meaning)}"
+        if curve.group != group or curve.drawn_in or not lines:
+            continue
+        plot = line_plot(lines, curve.x, curve.y, curve.log, curve.log_x)
+        meaning = " ".join(drawn.meaning for drawn in together.values())
+        caption = f"<b>{html.escape(_capital(curve.label))}.</b> {html.escape(meaning)}"
         figures.append(f"<figure>{plot}<figcaption>{caption}</figcaption></figure>")
     return f"<div class='plots'>{''.join(figures)}</div>" if figures else ""
+
+
+def _capital(label: str) -> str:
+    """A label as a heading, but for a name such as rFID."""
+    return label[0].upper() + label[1:] if label[1].islower() else label
 
 
 def _pictures(tokenizers: list[dict[str, Any]], pictures: list[dict[str, Tensor]]) -> str:
@@ -150,17 +185,36 @@ def _image(images: Tensor, columns: int) -> str:
     sheet = make_grid(enlarged, nrow=columns, padding=2, pad_value=255)
     buffer = io.BytesIO()
     Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return (
+        f'<img alt="{len(images)} images" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    )
 
 
-def _missing(tokenizers: list[dict[str, Any]]) -> str:
+def _left_out(tokenizers: list[dict[str, Any]]) -> str:
+    whose: dict[tuple[str, str], list[str]] = {}
+    for place, one in enumerate(tokenizers):
+        for pair in by_reason(one["left_out"]):
+            whose.setdefault(pair, []).append(f"{_key(place)}{html.escape(one['name'])}")
     lines = [
-        f"<li>{html.escape(one['name'])}: {html.escape(FIGURES[name].label if name in FIGURES else name)}, since {html.escape(reason)}</li>"
-        for one in tokenizers
-        for name, reason in one["not_measured"].items()
+        f"<li>{', '.join(names)}: {html.escape(what)}, since {html.escape(why)}</li>"
+        for (what, why), names in whose.items()
     ]
-    return f"<h2>Not measured</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
+    return f"<h2>Left out, and why</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
 
 
 def _protocol(protocol: dict[str, Any]) -> str:
-    return "; ".join(f"{html.escape(str(name))}: {html.escape(str(value))}" for name, value in protocol.items())
+    words = " ".join(f"{name}={_word(value)}" for name, value in _flat(protocol["options"]) if value not in ("", None))
+    rest = "; ".join(f"{html.escape(name)}: {html.escape(str(v))}" for name, v in protocol.items() if name != "options")
+    return f"<p class='note'>{rest}</p><p class='note'><code>{html.escape(words)}</code></p>"
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _word(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)

@@ -35,9 +35,9 @@ from flowprior.metrics.latent_statistics import (  # noqa: E402
     autocorrelation,
     high_frequency_ratio,
     midpoints,
-    offset_share,
     spectral_entropy,
     total_variation,
+    variance_shares,
 )
 from flowprior.notes import note  # noqa: E402
 from flowprior.run.files import file_sha256, read_json, write_json  # noqa: E402
@@ -68,7 +68,7 @@ COLUMNS = {
     "sure_midpoints": "of decoded midpoints",
     "sure_pixel_midpoints": "of pixels' midpoints",
     "latent_std": "std over images",
-    "offset_share": "tokens' own means, of the variance",
+    "variance_tokens": "tokens' own means, of the variance",
     "spectral_entropy": "spectral entropy",
     "high_frequency_ratio": "high frequencies",
     "total_variation": "total variation",
@@ -139,7 +139,7 @@ def measure_run(run: Path, noise: list[float], preset: str) -> dict[str, Any]:
     found: dict[str, Any] = {"images": len(images), "held_out": config.holds_out}
     found |= measure(autoencoder, images, meters())
     found |= measure_with_noise(autoencoder, images, {share: meters() for share in noise}, std=deviation)
-    found |= {"latent_std": deviation.square().mean().sqrt().item(), "offset_share": offset_share(codes)}
+    found |= {"latent_std": deviation.square().mean().sqrt().item(), "variance_tokens": variance_shares(codes).tokens}
     found |= of_places(codes)
     if config.data.embedded:
         found |= of_midpoints(autoencoder, images, codes, config.data.source)

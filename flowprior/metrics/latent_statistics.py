@@ -1,4 +1,5 @@
-"""How latents vary over their places: spectrum, total variation, autocorrelation (SimFlow, arXiv 2512.04084, compares autoencoders by such).
+"""How latents vary over their places: shares of variance, spectrum, total variation, autocorrelation (SimFlow, arXiv 2512.04084, compares
+autoencoders by such).
 
 Latents are ``(N, *places, C)``: ``(N, T, C)`` for a sequence of tokens, ``(N, H, W, C)`` for a map. What is looked at is how images differ:
 the mean over images is taken off at every place first, since learned tokens have offsets of their own that say nothing of an image. Nothing
@@ -8,6 +9,7 @@ here depends on the latents' scale, and all is exact for given latents: no draw,
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,11 +89,37 @@ def _lagged_product(centred: Tensor, direction: int, distance: int) -> float:
     return (near * far).mean().item()
 
 
-def offset_share(latents: Tensor) -> float:
-    """Share of the latents' variance, of each channel over images and places and summed over channels, that places' own means are."""
-    latents = latents.double()
-    whole = latents.flatten(0, -2).var(0, correction=0).sum()
-    return (1 - _differences(latents).square().mean(tuple(range(latents.dim() - 1))).sum() / whole).item()
+class VarianceShares(NamedTuple):
+    """Where the variance of latents lies; the three sum to 1."""
+
+    images: float  # between images, alike for all their tokens
+    tokens: float  # between tokens, alike for all images
+    within: float  # what is left: a token's own in its image
+
+
+def variance_shares(latents: Tensor) -> VarianceShares:
+    """The analysis of variance of ``z = place's mean + image + rest`` (Fisher 1925), over ``(N, *places, C)`` and summed over channels.
+
+    Images are a sample and places are all that there are. Each component is the unbiased estimate from the mean squares, so that the part
+    between images is the mean covariance of two different tokens of an image: 0 where tokens are independent, not the 1 / T of the variance
+    that means of T tokens have, and below 0 where tokens of an image repel each other. The part between places is free of what the
+    means of N images vary by.
+
+    Raises:
+        ValueError: fewer than two images or places, or latents that are all alike.
+    """
+    z = _differences(latents).flatten(1, -2)  # (N, T, C), less each place's mean
+    count, tokens, _ = z.shape
+    everything = latents.double().flatten(0, -2)
+    of_means = z.mean(1)  # (N, C)
+    between_images = tokens * of_means.square().sum() / (count - 1)  # mean squares
+    rest = (z - of_means.unsqueeze(1)).square().sum() / ((count - 1) * (tokens - 1))
+    offsets = everything.var(0, correction=0).sum() - z.square().sum() / (count * tokens)
+    images, places = (between_images - rest) / tokens, offsets - rest * (tokens - 1) / (tokens * count)
+    total = (images + places + rest).item()
+    if not total > 0:
+        raise ValueError("the latents are all alike: they have no variance")
+    return VarianceShares(*(part / total for part in (images.item(), places.item(), rest.item())))
 
 
 def midpoints(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

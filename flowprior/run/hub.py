@@ -13,23 +13,25 @@ from flowprior.errors import UserError, one_line
 SAVED_FILES = ["model.safetensors", "config.json"]
 
 
-def saved_folder(name_or_folder: str | Path, what: str, **download_options: Any) -> Path:
+def saved_folder(name_or_folder: str | Path, what: str, within: str = "", **download_options: Any) -> Path:
     """A folder that is here, or the copy in the hub's cache of the repository ``user/name``, fetched if need be.
 
     Args:
         name_or_folder: either.
         what: it is, for the message.
+        within: the folder inside either that is meant; all of it without one.
         download_options: of ``huggingface_hub.snapshot_download`` (``revision``, ``cache_dir``, ``token``, ...).
 
     Raises:
         UserError: it is neither.
     """
     if Path(name_or_folder).is_dir():
-        return Path(name_or_folder)
+        return Path(name_or_folder) / within
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name_or_folder), allow_patterns=SAVED_FILES, **download_options))
+        files = [f"{within}/{file}".lstrip("/") for file in SAVED_FILES]
+        return Path(snapshot_download(str(name_or_folder), allow_patterns=files, **download_options)) / within
     except (OSError, ValueError) as error:
         raise UserError(
             f"no {what} at {name_or_folder}: it is neither a folder here nor to be had from the hub "

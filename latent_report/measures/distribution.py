@@ -1,8 +1,8 @@
-"""How latents are spread: deviations, rank, tails, distance to a Gaussian, and where their variance lies."""
+"""How latents are spread: deviations, rank, tails, and distance to a Gaussian."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import statistics
 
 import torch
 from torch import Tensor
@@ -57,38 +57,23 @@ def excess_kurtosis(latents: Tensor) -> float:
     return (centred[:, alive].pow(4).mean(0) / variance[alive].square() - 3).mean().item()
 
 
-class Distance(NamedTuple):
-    """A sliced Wasserstein distance, and that of as many points of the reference itself."""
-
-    value: float
-    floor: float
-
-
-def gaussian_distance(points: Tensor, seed: int = 0) -> Distance:
-    """Sliced 2-Wasserstein distance of normalised tokens ``(n, C)`` from N(0, I), and its floor: two samples of N(0, I) of this size.
-
-    A Gaussian of deviations ``s`` along a direction is at distance ``|s - 1|`` in it.
-    """
+def some_tokens(latents: Tensor, most: int = POINTS, seed: int = 0) -> Tensor:
+    """At most ``most`` tokens of ``(N, T, C)``, as many of every image, drawn from its own, ``(n, t, C)``; of more images than that, some."""
+    if len(latents) * latents.shape[1] <= most:
+        return latents
     generator = torch.Generator().manual_seed(seed)
-    if len(points) > POINTS:
-        points = points[torch.randperm(len(points), generator=generator)[:POINTS]]
-    reference, other = torch.randn(2, *points.shape, generator=generator)
-    return Distance(sliced_wasserstein(points, reference), sliced_wasserstein(other, reference))
+    images = torch.randperm(len(latents), generator=generator)[:most].sort().values
+    drawn = torch.rand(len(images), latents.shape[1], generator=generator).argsort(1)[:, : most // len(images)]
+    return latents[images.unsqueeze(1), drawn]
 
 
-class VarianceShares(NamedTuple):
-    """Where the variance of latents lies; the three sum to 1."""
-
-    images: float  # between images, alike for all their tokens
-    tokens: float  # between tokens, alike for all images
-    within: float  # what is left: a token's own in its image
+def white_noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """A sample of N(0, I) that depends on shape and seed alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def variance_shares(latents: Tensor) -> VarianceShares:
-    """The two-way analysis of variance of ``z = mean + image + token + rest`` (Fisher 1925), over ``(N, T, C)`` and summed over channels."""
-    centred = latents.double() - latents.double().mean((0, 1))
-    images = centred.mean(1).square().sum(-1).mean()
-    tokens = centred.mean(0).square().sum(-1).mean()
-    total = centred.square().sum(-1).mean()
-    shares = images / total, tokens / total
-    return VarianceShares(shares[0].item(), shares[1].item(), (1 - shares[0] - shares[1]).item())
+def gaussian_floor(reference: Tensor, seed: int = 0, samples: int = 5) -> tuple[float, float]:
+    """How far other samples of N(0, I) are from ``reference (n, C)``, of as many points: the mean sliced distance and its deviation."""
+    others = (white_noise(reference.shape, seed + 1 + place) for place in range(samples))
+    distances = [sliced_wasserstein(other, reference) for other in others]
+    return statistics.fmean(distances), statistics.stdev(distances)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowprior.errors import UserError
 from flowprior.pretrained.hub_file import NoSuchFile, hub_file
 from flowprior.run.files import read_json
+from flowprior.run.hub import saved_folder
 from latent_report.opening.bare import SUFFIXES, read_cache, read_file, read_labels
 from latent_report.opening.base import ImageOptions, Latents, encode_images
 from tokenizer.autoencoder import Autoencoder
@@ -44,33 +46,53 @@ class _Place(NamedTuple):
 
 
 def _place(named: str) -> _Place:
+    """The first place in :data:`WITHIN` with the config of a tokenizer, or else of something else, which is then refused by its name."""
     path = Path(named)
-    if path.is_dir():
-        for within in WITHIN:
-            if (path / within / "config.json").is_file():
-                config = read_json(path / within / "config.json", "tokenizer's config")
-                return _Place(named, within, config)
-        raise UserError(
-            f"{named} is no tokenizer: it has no config.json, neither itself nor in {', '.join(WITHIN[1:])}, and no latent cache's manifest.json"
-        )
-    if path.exists() or named.count("/") != 1 or named.startswith((".", "/")):
+    if not path.is_dir() and (path.exists() or named.count("/") != 1 or named.startswith((".", "/"))):
         raise UserError(f"there is no tokenizer at {named}: {REMEDY} ({', '.join(SUFFIXES)}), or user/name of the hub")
+    other = None
+    for place in _folders(named) if path.is_dir() else _hub_folders(named):
+        if _is_tokenizer(place.config):
+            return place
+        other = other or place
+    if other is not None:
+        return other
+    here = ", and no latent cache's manifest.json" if path.is_dir() else ""
+    raise UserError(
+        f"{named}{'' if path.is_dir() else ' on the hub'} is no tokenizer: it has no config.json, neither itself nor in "
+        f"{', '.join(WITHIN[1:])}{here}"
+    )
+
+
+def _folders(named: str) -> Iterator[_Place]:
     for within in WITHIN:
+        if (file := Path(named) / within / "config.json").is_file():
+            yield _Place(named, within, read_json(file, "tokenizer's config"))
+
+
+def _hub_folders(named: str) -> Iterator[_Place]:
+    """Those in the hub's cache come first: without a network nobody can ask which others the repository has."""
+    for cached_only, within in itertools.product((True, False), WITHIN):
         try:
-            file = hub_file(named, f"{within}/config.json".lstrip("/"), REMEDY)
+            file = hub_file(named, f"{within}/config.json".lstrip("/"), REMEDY, cached_only=cached_only)
         except NoSuchFile:
             continue
-        return _Place(named, within, read_json(file, "tokenizer's config"))
-    raise UserError(f"{named} on the hub is no tokenizer: it has no config.json, neither itself nor in vae")
+        except UserError:
+            if cached_only:
+                continue
+            raise
+        yield _Place(named, within, read_json(file, "tokenizer's config"))
+
+
+def _is_tokenizer(config: dict[str, Any]) -> bool:
+    return is_diffusers(config) or "sizes" in config
 
 
 def _loader(place: _Place) -> tuple[Callable[[str, str], Any], str]:
     if is_diffusers(place.config):
         return DiffusersAutoencoder.load, f"diffusers {place.config['_class_name']}"
-    if "sizes" in place.config:
-        return lambda where, within: Autoencoder.from_pretrained(
-            Path(where) / within if Path(where).is_dir() else where
-        ), "autoencoder"
+    if _is_tokenizer(place.config):
+        return lambda where, within: Autoencoder.load(saved_folder(where, "autoencoder", within)), "autoencoder"
     other = place.config.get("_class_name") or place.config.get("model_type") or "no kind that is known here"
     raise UserError(
         f"{place.where} is {other}: a tokenizer is an autoencoder of this project, or diffusers' AutoencoderKL"

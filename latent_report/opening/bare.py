@@ -31,7 +31,9 @@ def read_file(path: Path, options: ImageOptions) -> Latents:
         raise UserError(f"there is no file of latents at {path}")
     arrays = _arrays(path)
     latents, places = as_tokens(_chosen(arrays, path), path)
-    labels = next((arrays[name] for name in LABELS if name in arrays), options.labels)
+    labels = options.labels
+    if labels is None:
+        labels = next((arrays[name] for name in LABELS if name in arrays), None)
     check = without_images(
         "latents in a file", latents, places, None if labels is None else _whole(labels, path), str(path)
     )
@@ -42,12 +44,11 @@ def read_cache(folder: Path, options: ImageOptions) -> Latents:
     """The first view of every image in a latent cache; a draw where it holds moments."""
     cache = LatentCache(folder)
     chosen = spread(len(cache), options.count)
-    batch, labels = cache.batch([SampleKey(index, -1) for index in chosen]), options.labels
-    if cache.num_classes > 1:
-        labels = batch["label"]
-    elif labels is not None:
-        check_labels(labels, len(cache), str(folder))
-        labels = labels[chosen]
+    batch = cache.batch([SampleKey(index, -1) for index in chosen])
+    labels = batch["label"] if cache.num_classes > 1 else None
+    if options.labels is not None:
+        check_labels(options.labels, len(cache), str(folder))
+        labels = options.labels[chosen]
     return without_images("latent cache", batch["latents"], cache.shape[:1], labels, str(folder))
 
 

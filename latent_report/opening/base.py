@@ -43,7 +43,10 @@ class Latents:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Which images are encoded: ``count`` of those that ``data`` names, spread evenly, or all with 0; ``labels`` of bare latents."""
+    """Which images are encoded: ``count`` of those that ``data`` names, spread evenly, or all with 0.
+
+    ``labels (N,)``, one for each image before any is chosen, take the place of those that come with images or latents.
+    """
 
     data: ImageConfig
     count: int = 0
@@ -80,7 +83,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
     """The latents of the chosen images, cropped centrally at the tokenizer's own size.
 
     Raises:
-        UserError: there are too few images, or the latents are not finite.
+        UserError: there are too few images, other than there are labels, or the latents are not finite.
     """
     size = tokenizer.config.image_size or options.data.size
     source = open_images(replace(options.data, size=size))
@@ -91,6 +94,9 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
     latents = torch.cat([latents.float().cpu() for _, latents in parts])
     check_latents(latents, kind)
     labels = torch.cat(images.labels) if source.num_classes > 1 else None
+    if options.labels is not None:
+        check_labels(options.labels, len(source), f"the data ({source.kind})")
+        labels = options.labels[chosen]
     places = directions(getattr(tokenizer, "places", None) or (latents.shape[1],))
     device = next(tokenizer.parameters()).device
     return Latents(
@@ -117,9 +123,9 @@ def directions(sides: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_labels(labels: Tensor, count: int, what: str) -> None:
-    """A :class:`UserError` unless there is a label for each of ``count`` latents."""
+    """A :class:`UserError` unless there is a label for each of ``count`` images."""
     if len(labels) != count:
-        raise UserError(f"{what} has {count} latents and there are {len(labels)} labels: give one for each")
+        raise UserError(f"{what} has {count} images and there are {len(labels)} labels: give one for each")
 
 
 def check_count(count: int, what: str) -> None:

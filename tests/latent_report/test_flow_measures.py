@@ -6,18 +6,22 @@ import pytest
 import torch
 
 from flowprior.flow.path import path_sample
+from latent_report.config import ReportConfig
+from latent_report.figures import FIGURES
 from latent_report.flows import FlowBudget, GaussianVelocity, train_flows
-from latent_report.measure import canonical, log_likelihoods
+from latent_report.measure import Measured, Results, canonical, measure, measure_distribution, measure_places
+from latent_report.measure_flows import log_likelihoods, measure_flow, measure_total_correlation
 from latent_report.measures.distribution import normalised
 from latent_report.measures.flow import (
     TimeGrid,
     divergence_from_losses,
-    euler_steps_needed,
+    euler_steps,
     gaussian_irreducible_variance,
     gaussian_total_correlation,
     posterior_variance,
     squared_errors,
 )
+from latent_report.opening import Latents
 
 GRID = TimeGrid.midpoints(32)
 
@@ -99,8 +103,20 @@ def test_the_steps_that_are_needed_are_those_whose_product_comes_within_one_perc
 
     exact = abs(deviation)
     tried = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-    expected = next(steps for steps in tried if abs(scale_after(steps) - exact) <= 0.01)
-    assert euler_steps_needed(velocity, (2000, 2)) == expected
+    enough = next(place for place, steps in enumerate(tried) if abs(scale_after(steps) - exact) <= 0.01)
+    found = euler_steps(velocity, (1000, 2), resamples=4)
+    assert tried[enough - 1] < found.needed <= tried[enough] and found.tried.tolist() == tried[: len(found.tried)]
+    assert abs(scale_after(round(found.needed)) - exact) == pytest.approx(0.01, rel=0.05)
+    # of a Gaussian the distance is that of the deviations, up to the sample's own
+    shifts = torch.tensor([abs(scale_after(steps) - exact) for steps in found.tried.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(found.distances, shifts, rtol=0.05, atol=1e-4)
+    assert (found.distances[-1] <= 0.005 or found.tried[-1] == 256) and found.distances[-2] > 0.005
+    assert (found.errors < 0.1 * shifts).all() and 0 < found.error < 0.1 * found.needed
+
+
+def test_steps_that_never_suffice_are_the_most_that_were_tried():
+    rough = euler_steps(lambda x, t: 40 * (20 * t * math.pi).sin() * x, (50, 2), most=4, resamples=4)
+    assert rough.needed == 4 and rough.tried.tolist() == [1, 2, 3, 4] and rough.distances.min() > 0.01
 
 
 BUDGET = FlowBudget(steps=100, images=128, width=32, depth=1, lr=5e-3)
@@ -116,6 +132,36 @@ def total(velocity, latents: torch.Tensor) -> float:
     return squared_errors(lambda x, t: velocity(x, t.reshape(1)), latents, TimeGrid.midpoints(16).t).mean().item()
 
 
+def test_what_the_flow_of_the_whole_has_not_learned_makes_the_divergence_smaller_and_that_of_tokens_larger():
+    latents, grid = gaussian(6000, pair(0.8)), TimeGrid.midpoints(32, 0.99)
+    apart, joined = GaussianVelocity(torch.zeros(2), torch.eye(2)), GaussianVelocity(torch.zeros(2), pair(0.8))
+    wrong_apart = GaussianVelocity(torch.tensor([0.3, 0.0]), torch.tensor([[1.3, 0.0], [0.0, 0.8]]))
+    wrong_joined = GaussianVelocity(torch.tensor([0.3, 0.0]), pair(0.6))
+
+    def divergence(p, q) -> float:
+        errors = (2 * squared_errors(velocity, latents, grid.t) for velocity in (p, q))
+        return divergence_from_losses(*errors, grid).mean().item()
+
+    right = divergence(apart, joined)
+    assert divergence(apart, wrong_joined) < 0.9 * right and divergence(wrong_apart, joined) > 1.05 * right
+    # where p is no product of q's own tokens, an error of its velocity may bring it nearer to q's
+    elsewhere = GaussianVelocity(torch.zeros(2), pair(-0.5))
+    assert right < divergence(elsewhere, joined)
+
+
+def test_a_total_correlation_below_zero_says_that_images_were_too_few_in_place_of_a_number():
+    z = normalised(gaussian(200, pair(0.8)).view(200, 2, 1))
+    measured = Measured(Latents("latents", z, (2,)), z, torch.arange(160), torch.arange(160, 200), ReportConfig())
+    of_tokens = GaussianVelocity(torch.zeros(1), torch.eye(1))
+    for of_images, found in ((of_tokens, 0.0), (lambda x, t: torch.zeros_like(x), None)):
+        results = Results()
+        measure_total_correlation(measured, results, lambda x, t: of_tokens(x, t.unsqueeze(-1)), of_images)
+        if found is None:
+            assert "learned less than that of single tokens (-" in results.left_out["total_correlation"]
+        else:
+            assert results.figures["total_correlation"].value == found and not results.left_out
+
+
 def test_trained_flows_find_dependence_that_no_covariance_shows():
     latents = normalised(bent(1500))
     token, together = train_flows(latents[:1200], BUDGET)
@@ -126,16 +172,33 @@ def test_trained_flows_find_dependence_that_no_covariance_shows():
     assert gaussian_total_correlation(covariance, 2) < 0.1 < 0.5 < found
 
 
-def test_a_rotation_of_channels_and_a_scale_and_a_shift_change_none_of_the_flows_figures():
-    latents = bent(600, seed=1) ** 3
+def figures_of(latents: torch.Tensor) -> dict[str, float]:
+    config = ReportConfig(flow=FlowBudget(steps=20, images=64, width=16, depth=1, times=8), resamples=2)
+    groups = {"distribution": measure_distribution, "dependence": measure_places, "flow": measure_flow}
+    found = measure(Latents("latents", latents, (latents.shape[1],)), config, groups)
+    return {name: estimate.value for name, estimate in found.figures.items()}
+
+
+@pytest.fixture(scope="module")
+def skewed() -> tuple[torch.Tensor, dict[str, float]]:
+    """Latents ``(300, 2, 2)`` that are no Gaussian's, and the figures that need no images."""
+    latents = bent(300, seed=1) ** 3
+    return latents, figures_of(latents)
+
+
+def test_a_rotation_of_channels_changes_none_of_the_flows_figures(skewed):
+    latents, found = skewed
     turn, _ = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3)))
-    budget, found = FlowBudget(steps=20, images=64, width=16, depth=1), []
-    for version in (latents, 7 * latents @ turn - 2):
-        z = canonical(normalised(version))
-        token, together = train_flows(z, budget)
-        sample = posterior_variance(z.flatten(1), torch.arange(200), TimeGrid.midpoints(8).t).mean().item()
-        found.append([total(token, z), total(together, z), sample])
-    assert found[1] == pytest.approx(found[0], rel=2e-3)
+    turned = figures_of(latents @ turn)
+    names = [name for name, figure in FIGURES.items() if figure.group == "flow"] + ["total_correlation"]
+    assert [turned[name] for name in names] == pytest.approx([found[name] for name in names], rel=2e-3, abs=1e-4)
+
+
+def test_scaling_latents_and_shifting_their_channels_changes_no_figure_at_all(skewed):
+    latents, found = skewed
+    shifted = figures_of(7 * latents + torch.tensor([-2.0, 3.0]))
+    assert found.keys() == shifted.keys() and len(found) > 15
+    assert shifted == pytest.approx(found, rel=2e-3, abs=1e-4)
 
 
 def test_noise_on_latents_makes_the_velocity_harder_to_know():

@@ -12,6 +12,7 @@ from flowprior.data.images import ImageConfig, open_images, to_model
 from flowprior.data.latent_cache import CacheConfig, write_latent_cache
 from flowprior.distributed import World
 from flowprior.errors import UserError
+from hub import hub_client, serving
 from latent_report.opening import ImageOptions, open_tokenizer, read_labels
 from latent_report.opening.base import spread
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
@@ -82,6 +83,40 @@ def test_latents_in_files_are_tokens_maps_or_one_token_each_with_the_labels_besi
     assert torch.equal(some.latents, tokens[spread(30, 20)]) and some.labels.tolist() == LABELS[spread(30, 20)].tolist()
 
 
+def test_labels_that_a_person_names_take_the_place_of_those_that_come_along(tmp_path):
+    model, source = small_autoencoder(), open_images(ImageConfig(size=16))
+    model.save(tmp_path / "model")
+    write_latent_cache(tmp_path / "cache", source, model.encode, CacheConfig(dtype="float32"), {}, World())
+    np.savez(tmp_path / "a.npz", latents=latents(len(source), 4, 6).numpy(), labels=source.labels.numpy())
+    named = torch.arange(len(source)) % 7
+    for tokenizer in ("model", "cache", "a.npz"):
+        opened = open_tokenizer(str(tmp_path / tokenizer), ImageOptions(ImageConfig(size=16), 24, named))
+        assert torch.equal(opened.labels, named[spread(len(source), 24)])
+        with pytest.raises(UserError, match=rf"has {len(source)} images and there are 5 labels: give one for each"):
+            open_tokenizer(str(tmp_path / tokenizer), ImageOptions(ImageConfig(size=16), 24, named[:5]))
+
+
+def test_a_name_on_the_hub_is_found_in_the_folder_that_has_it_and_again_without_a_network(tmp_path):
+    model = small_autoencoder()
+    for name, within in (("alone", ""), ("run", "ae/autoencoder"), ("stage", "autoencoder"), ("pipeline", "vae")):
+        model.save(tmp_path / "hub" / "user" / name / within)
+    write(tmp_path / "hub" / "user" / "stage", config=json.dumps({"model_type": "sit"}))  # a config of something else
+    home = str(tmp_path / "home")
+    with serving(tmp_path / "hub") as hub, hub_client(HF_HOME=home, HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}"):
+        found = [open_tokenizer(f"user/{name}", DIGITS) for name in ("alone", "run", "stage", "pipeline")]
+        for name, said in (("empty", "neither itself nor in ae/autoencoder, autoencoder, vae"), ("other", "is clip")):
+            (tmp_path / "hub" / "user" / name).mkdir()
+            if name == "other":
+                write(tmp_path / "hub" / "user" / name, config=json.dumps({"model_type": "clip"}))
+            with pytest.raises(UserError, match=said):
+                open_tokenizer(f"user/{name}", DIGITS)
+        with pytest.raises(UserError, match="of no/body is not on this machine"):
+            open_tokenizer("no/body", DIGITS)
+    with hub_client(HF_HOME=home, HF_HUB_OFFLINE="1"):
+        found += [open_tokenizer(f"user/{name}", DIGITS) for name in ("alone", "run", "stage", "pipeline")]
+    assert all(torch.equal(opened.latents, found[0].latents) for opened in found)
+
+
 def test_a_latent_cache_gives_the_first_view_of_every_image_with_its_label(tmp_path):
     model = small_autoencoder()
     images = open_images(ImageConfig(size=16))
@@ -102,7 +137,7 @@ def test_a_latent_cache_gives_the_first_view_of_every_image_with_its_label(tmp_p
         ({"one": latents(30, 2), "two": latents(30, 2)}, "2 arrays of floating point and none is called 'latents'"),
         (
             {"latents": latents(30, 5, 2), "labels": torch.zeros(29, dtype=torch.int64)},
-            "30 latents and there are 29 labels",
+            "30 images and there are 29 labels",
         ),
         ({"latents": latents(30, 5, 2), "labels": latents(30)}, "one whole number for each"),
         ({"latents": torch.full((30, 2, 2), torch.nan)}, "not finite in 30 images"),

@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from flowprior import FlowPrior
 from flowprior.data.images import ImageConfig, open_images
@@ -16,7 +18,17 @@ from latent_report.config import ReportConfig
 from latent_report.curves import CURVES
 from latent_report.figures import FIGURES, GROUPS, Figure
 from latent_report.flows import FlowBudget
-from latent_report.measures.reconstruction import decoded, feature_distance, noisy, psnr_and_ssim
+from latent_report.left_out import by_reason, named_in
+from latent_report.measure import measure
+from latent_report.measure_images import measure_semantics
+from latent_report.measures.reconstruction import (
+    decoded,
+    feature_distance,
+    feature_distance_of_few,
+    noisy,
+    psnr_and_ssim,
+)
+from latent_report.opening import Latents
 from latent_report.page import best_of, number
 from latent_report.svg import Line, line_plot
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
@@ -59,22 +71,22 @@ def reported(tmp_path_factory):
 def test_every_figure_of_the_table_is_measured_or_its_absence_has_a_reason(reported):
     _, report = reported
     one, two, bare = report["tokenizers"]
+    every = FIGURES.keys() | CURVES.keys()
+    for tokenizer in (one, two, bare):
+        measured, reasons = tokenizer["figures"].keys() | tokenizer["curves"].keys(), tokenizer["left_out"].keys()
+        assert measured | reasons == every and not measured & reasons
     for tokenizer in (one, two):
-        reasons = tokenizer["not_measured"].keys()
-        assert FIGURES.keys() == tokenizer["figures"].keys() | reasons and reasons <= {"lpips"}
-        assert CURVES.keys() == tokenizer["curves"].keys()
-    assert bare["not_measured"]["reconstruction"] == "bare latents have no decoder"
-    missing = {name for name in FIGURES if name not in bare["figures"]}
-    assert {FIGURES[name].group for name in missing} == {"reconstruction", "semantics"}
-    assert missing - {"cka", "cknna"} == {n for n, figure in FIGURES.items() if figure.group == "reconstruction"}
+        assert tokenizer["left_out"].keys() <= {"lpips"}
+    reconstruction, images = "bare latents have no decoder", "bare latents have no images"
+    expected = dict.fromkeys(named_in("reconstruction"), reconstruction) | dict.fromkeys(("cka", "cknna"), images)
+    assert bare["left_out"] == expected
 
 
 def test_figures_that_were_drawn_from_images_have_an_error_and_all_are_finite(reported):
     _, report = reported
-    without = {"gaussian_distance", "gaussian_distance_floor", "euler_steps"}
     for tokenizer in report["tokenizers"]:
         for name, entry in tokenizer["figures"].items():
-            assert np.isfinite(entry["value"]) and ((entry["error"] is None) == (name in without)), name
+            assert np.isfinite([entry["value"], entry["error"]]).all(), name
 
 
 def test_the_json_is_what_was_returned_and_says_what_every_figure_means(reported):
@@ -89,7 +101,10 @@ def test_the_page_names_every_figure_and_asks_no_network_for_anything(reported):
     page = (folder / "report.html").read_text()
     shown = [figure for name, figure in FIGURES.items() if name != "lpips"]
     assert [figure.label for figure in shown if html.escape(figure.meaning) not in page] == []
-    assert page.count("<svg") == len(CURVES) and page.count("data:image/png;base64,") == 2
+    assert (
+        page.count("<svg") == len([curve for curve in CURVES.values() if not curve.drawn_in])
+        and page.count("data:image/png;base64,") == 2
+    )
     assert not re.search(r"(src|href)=[\"'](?!data:)|https?:|url\(|<script|@import", page)
 
 
@@ -131,6 +146,31 @@ def test_the_distance_of_features_is_that_of_their_means_where_their_spread_is_t
     assert feature_distance(features, features + torch.tensor([3.0, 0, 4.0, 0])) == pytest.approx(25, rel=1e-3)
 
 
+@pytest.mark.parametrize("count, width", [(200, 4), (15, 40)])
+def test_the_distance_of_features_of_few_images_is_that_by_a_root_of_the_covariances(count, width):
+    one, other = torch.randn(2, count, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one = 2 * one + 1
+    sigmas = torch.cov(one.T), torch.cov(other.T)
+    roots = torch.linalg.eigvals(sigmas[0] @ sigmas[1]).real.clamp(min=0).sqrt().sum()
+    expected = (one.mean(0) - other.mean(0)).square().sum() + sigmas[0].trace() + sigmas[1].trace() - 2 * roots
+    assert feature_distance_of_few(one, other) == pytest.approx(expected.item(), rel=1e-5)
+    if count > width:
+        assert feature_distance(one, other) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_latents_are_compared_with_the_pooled_features_of_the_timm_model_that_is_named(tmp_path):
+    model = timm.create_model("test_vit", num_classes=0).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    images = open_images(ImageConfig(size=160)).images[:24]
+    with torch.no_grad():
+        features = model((images.float() / 255 - 0.5) / 0.5)  # (24, 64)
+    latents = Latents("latents", features.unsqueeze(1), (1,), images=images)
+    config = ReportConfig(features="test_vit", features_weights=str(tmp_path / "model.safetensors"), resamples=2)
+    results = measure(latents, config, {"semantics": measure_semantics})
+    assert results.figures["cka"].value == pytest.approx(1, abs=1e-4)
+    assert results.figures["cknna"].value == pytest.approx(1, abs=1e-4)
+
+
 def test_the_best_is_marked_only_where_it_differs_from_the_worst_by_more_than_chance():
     lower, open_ = Figure("flow", "a", "A.", "lower"), Figure("flow", "a", "A.")
     far = [{"value": 1.0, "error": 0.1}, {"value": 2.0, "error": 0.1}, None]
@@ -139,6 +179,7 @@ def test_the_best_is_marked_only_where_it_differs_from_the_worst_by_more_than_ch
     assert best_of(lower._replace(better="higher"), far) == 1
     assert number(lower._replace(form=".1%"), {"value": 0.5, "error": 0.01}) == "50.0% ± 1.0%"
     assert number(lower, None) == "-"
+    assert [number(lower, {"value": v, "error": None}) for v in (-1e-9, -0.02)] == ["0.000", "-0.020"]
 
 
 def test_tokenizers_are_called_by_what_tells_them_apart():
@@ -152,6 +193,21 @@ def test_a_plot_leaves_out_what_its_axis_cannot_show_and_is_empty_where_nothing_
     [points] = re.findall(r'<polyline points="([^"]+)"', plot)
     assert len(points.split()) == 2 and "nan" not in plot
     assert line_plot([Line("a", [0.0], [float("nan")])], "x", "y") == ""
+
+
+def test_a_plot_ends_at_the_tick_above_its_values_so_that_every_value_can_be_read_off():
+    def labels(plot: str) -> list[str]:
+        return re.findall(r'text-anchor="end">([^<]+)<', plot)
+
+    assert labels(line_plot([Line("a", [0, 1], [3.0, 29.0])], "x", "y")) == ["0", "10", "20", "30"]
+    assert labels(line_plot([Line("a", [0, 1], [0.04, 3.0])], "x", "y", log=True))[::6] == ["0.02", "2"]
+    assert labels(line_plot([Line("a", [0, 1], [0.04, 3.0])], "x", "y", log=True))[-1] == "5"
+
+
+def test_two_bounds_of_one_curve_are_one_plot_with_the_lower_one_dashed(reported):
+    folder, _ = reported
+    [plot] = [part for part in (folder / "report.html").read_text().split("<figure>") if "Irreducible variance" in part]
+    assert plot.count("stroke-dasharray") == 3 == plot.count("<polyline") - 3
 
 
 def test_words_of_a_command_line_are_tokenizers_and_options_in_any_order():
@@ -174,8 +230,45 @@ def test_latents_that_have_no_spectrum_leave_out_that_group_and_no_other(tmp_pat
     np.savez(tmp_path / "alike.npz", latents=alike.numpy())
     config = ReportConfig(out=str(tmp_path), flow=SMALL, resamples=2)
     [one] = write_report([str(tmp_path / "alike.npz")], config)["tokenizers"]
-    assert "no spectrum" in one["not_measured"]["dependence"] and "irreducible_variance" in one["figures"]
+    assert "no spectrum" in one["left_out"]["spectral_entropy"] and "irreducible_variance" in one["figures"]
+    assert "total_correlation" in one["figures"] and "total_correlation" not in one["left_out"]
     assert one["figures"]["variance_images"]["value"] == pytest.approx(1, abs=1e-5)
+
+
+def test_latents_of_one_token_and_few_images_say_of_every_figure_that_is_missing_why(tmp_path):
+    latents = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    latents[:, 3] = 0
+    np.savez(tmp_path / "z.npz", latents=latents.numpy(), labels=np.zeros(30, np.int64))
+    config = ReportConfig(out=str(tmp_path), flow=SMALL, resamples=2)
+    [one] = write_report([str(tmp_path / "z.npz")], config)["tokenizers"]
+    reasons = {
+        "there is one token per image": {
+            *named_in("dependence"),
+            *(f"variance_{part}" for part in ("images", "tokens", "within")),
+        },
+        "30 images do not tell the spectrum of 40 dimensions": {"effective_rank_images", "spectrum"},
+        "30 images do not tell the covariance of 40 dimensions": {"irreducible_variance_gaussian"},
+        "1 of 40 channels never vary": {"channel_std_ratio"},
+        "all training images have one label: there is nothing to tell apart": {"knn_accuracy", "probe_accuracy"},
+        "bare latents have no images": {"cka", "cknna"},
+        "bare latents have no decoder": {*named_in("reconstruction")},
+        "no prior is named: prior= takes one": {*named_in("alignment")},
+    }
+    assert one["left_out"] == {name: reason for reason, names in reasons.items() for name in names}
+    shown = html.unescape((tmp_path / "report.html").read_text())
+    for reason in reasons:
+        assert shown.count(f"since {reason}") == 1
+    assert ("all of Reconstruction", "bare latents have no decoder") in by_reason(one["left_out"])
+
+
+def test_images_of_one_class_keep_the_likeness_to_features_which_needs_no_label(tmp_path):
+    small_autoencoder().save(tmp_path / "model")
+    np.save(tmp_path / "labels.npy", np.zeros(len(open_images(ImageConfig())), np.int64))
+    config = ReportConfig(out=str(tmp_path), images=40, flow=SMALL, resamples=2, labels=str(tmp_path / "labels.npy"))
+    [one] = write_report([str(tmp_path / "model")], config)["tokenizers"]
+    assert {"cka", "cknna"} <= one["figures"].keys()
+    for name in ("knn_accuracy", "probe_accuracy"):
+        assert "all training images have one label" in one["left_out"][name] and name not in one["figures"]
 
 
 def test_a_figure_without_an_error_has_no_best():

@@ -11,10 +11,10 @@ from flowprior.metrics.latent_statistics import (
     autocorrelation,
     high_frequency_ratio,
     midpoints,
-    offset_share,
     power_spectrum,
     spectral_entropy,
     total_variation,
+    variance_shares,
 )
 
 
@@ -88,14 +88,32 @@ def test_total_variation_counts_steps_of_each_channel_by_its_own_deviation_and_l
     assert total_variation(torch.stack([one, -one]) + 5) == pytest.approx(2 / ramp.square().mean().sqrt().item())
 
 
-def test_offsets_of_places_change_nothing_and_are_told_by_themselves():
+def test_offsets_of_places_change_nothing():
     latents, offsets = noise(6, 5, 3), noise(5, 3, seed=1)
     for measure in (spectral_entropy, high_frequency_ratio, total_variation):
         assert measure(latents + 7 * offsets) == pytest.approx(measure(latents), rel=1e-9)
     torch.testing.assert_close(autocorrelation(latents + 7 * offsets), autocorrelation(latents))
-    varying, share = latents - latents.mean(0), offset_share(latents + 7 * offsets)
-    fixed = (7 * offsets + latents.mean(0)).var(0, correction=0).sum()
-    assert share == pytest.approx((fixed / (fixed + varying.square().mean((0, 1)).sum())).item(), rel=1e-9)
+
+
+@given(st.integers(2, 9), st.integers(2, 5), st.integers(0, 100))
+@settings(max_examples=20)
+def test_the_variance_between_images_is_the_mean_covariance_of_two_different_tokens(count, tokens, seed):
+    latents = noise(count, tokens, 2, seed=seed)
+    covariance = sum(torch.cov(channel.T) for channel in latents.unbind(-1))  # (T, T)
+    images = (covariance.sum() - covariance.trace()) / (tokens * (tokens - 1))
+    within = covariance.trace() / tokens - images
+    offsets = latents.mean(0).var(0, correction=0).sum() - within * (tokens - 1) / (tokens * count)
+    total = images + within + offsets
+    assert variance_shares(latents) == pytest.approx([(part / total).item() for part in (images, offsets, within)])
+
+
+@pytest.mark.parametrize("between, apart, rest", [(0.0, 0.0, 1.0), (1.0, 2.0, 0.5), (0.3, 0.0, 1.0)])
+def test_the_shares_of_variance_are_those_of_the_parts_that_latents_are_made_of(between, apart, rest):
+    offsets = torch.tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1)
+    parts = between * noise(20_000, 1, 3), apart * offsets, rest * noise(20_000, 4, 3, seed=1)
+    variances = torch.tensor([between**2, apart**2, rest**2])
+    shares = variance_shares(sum(parts).unflatten(1, (2, 2)))  # of a map
+    assert shares == pytest.approx((variances / variances.sum()).tolist(), abs=6e-3) and sum(shares) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("measure", [spectral_entropy, high_frequency_ratio, total_variation])
@@ -117,7 +135,7 @@ def test_every_image_has_a_midpoint_with_another_and_each_is_anothers_once(count
 
 
 def test_what_has_no_answer_is_refused():
-    for measure in (power_spectrum, total_variation, autocorrelation, offset_share):
+    for measure in (power_spectrum, total_variation, autocorrelation, variance_shares):
         for latents in (noise(3, 1, 2), noise(1, 3, 2), noise(3, 2)):
             with pytest.raises(ValueError, match="two images and places or more"):
                 measure(latents)

@@ -1,14 +1,10 @@
 """Tables out of safetensors: in folders, and through the hub's own client from a server on this machine that speaks its protocol."""
 
-import contextlib
-import hashlib
 import json
 import os
 import struct
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,6 +17,7 @@ from flowprior.data.features import read_features
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import build_config
+from hub import hub_client, serving
 from tokenizer.prior.targets import TargetConfig, load_target
 from tokenizer.prior.targets.base import TargetContext
 
@@ -118,57 +115,6 @@ def test_a_missing_shard_an_empty_folder_and_a_damaged_file_are_named(tmp_path):
         load(tmp_path, folder=str(folder))
 
 
-class Hub(BaseHTTPRequestHandler):
-    """``/<user>/<name>/resolve/<revision>/<file>``, as the hub answers it."""
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        if "/resolve/" in self.path:
-            self.server.fetched.append(self.path)
-        self.answer(with_body=True)
-
-    def answer(self, with_body: bool) -> None:
-        repository, _, file = self.path.strip("/").partition("/resolve/main/")
-        path = self.server.folder / repository / file
-        data = path.read_bytes() if path.is_file() else b""
-        self.send_response(200 if path.is_file() else 404)
-        if path.is_file():
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        else:
-            self.send_header("X-Error-Code", "EntryNotFound" if path.parent.is_dir() else "RepoNotFound")
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(data)
-
-    def log_message(self, *arguments) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def hub_client(**environment: str) -> Iterator[None]:
-    """Within, the hub's client is a freshly imported one: it reads its environment once, when it is imported."""
-
-    def take_out() -> dict:
-        names = [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]
-        return {name: sys.modules.pop(name) for name in names}
-
-    before, variables = take_out(), dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("HF_")]:
-        del os.environ[name]
-    os.environ.update(environment, HF_HUB_DISABLE_PROGRESS_BARS="1")
-    try:
-        yield
-    finally:
-        take_out()
-        sys.modules.update(before)
-        os.environ.clear()
-        os.environ.update(variables)
-
-
 def refusal(run: Path, **options) -> str:
     with pytest.raises(UserError) as refused:
         load(run, **options)
@@ -180,11 +126,8 @@ def server(tmp_path) -> Iterator[ThreadingHTTPServer]:
     single(tmp_path / "hub" / "some" / "one")
     sharded(tmp_path / "hub" / "some" / "two")
     (tmp_path / "hub" / "some" / "none").mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        server.folder, server.fetched = tmp_path / "hub", []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(tmp_path / "hub") as server:
         yield server
-        server.shutdown()
 
 
 def test_the_hub_is_asked_for_the_file_that_holds_the_table_and_then_no_more(tmp_path, server):
