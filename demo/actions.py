@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
-from demo.trained_run import TrainedGenerator, TrainedRun
+from demo.trained_run import NOISE, TrainedGenerator, TrainedRun
 from flowprior.data.crops import centre_crop
 from flowprior.data.image_reader import read_image
 from flowprior.data.images import to_model
@@ -31,14 +31,14 @@ class Timed(NamedTuple):
     seconds: float
 
 
-def generate(generator: TrainedGenerator, classes: list[str], per_class: int, cfg: float, seed: int) -> Timed:
+def generate(generator: TrainedGenerator, classes: list[int], per_class: int, cfg: float, seed: int) -> Timed:
     """``per_class`` images of every class, a class after the other.
 
     The images are those that ``python -m <generator> generate --classes ... --cfg ... sample.seed=...`` draws.
 
     Args:
         generator: of the run.
-        classes: by name; all where there is none.
+        classes: by number; all where there is none.
         per_class: how many of each.
         cfg: guidance scale.
         seed: of the samples.
@@ -46,7 +46,7 @@ def generate(generator: TrainedGenerator, classes: list[str], per_class: int, cf
     Raises:
         UserError: more than ``MOST_IMAGES`` images, or none, or a guidance that is no scale.
     """
-    numbers = [generator.class_names.index(name) for name in classes or generator.class_names]
+    numbers = classes or list(range(len(generator.class_names)))
     count = len(numbers) * per_class
     if not 0 < count <= MOST_IMAGES:
         raise UserError(f"{count} images are asked for: 1 to {MOST_IMAGES} are drawn at a time")
@@ -100,7 +100,7 @@ def rebuild(run: TrainedRun, image: Tensor, noise: float, seed: int) -> Rebuilt:
     if noise:
         if run.deviation is None:
             raise UserError(
-                "the run's images are gone, and with them the deviation that noise is a share of: set noise to 0"
+                f"the deviation that noise is a share of is not known ({run.left_out[NOISE]}): set noise to 0"
             )
         random = torch.Generator().manual_seed(stream_seed(seed, "noise on latents"))
         draw = torch.randn(latents.shape, generator=random).to(latents.device)

@@ -62,7 +62,12 @@ def _generator_tab(name: str, generator: TrainedGenerator) -> None:
     shown = [field for field in dataclasses.fields(generator.sampler) if field.init]
     with gr.Row():
         with gr.Column(scale=1):
-            classes = gr.Dropdown(generator.class_names, multiselect=True, label="classes", info="none chosen: all")
+            classes = gr.Dropdown(
+                [(name, number) for number, name in enumerate(generator.class_names)],
+                multiselect=True,
+                label="classes",
+                info="none chosen: all",
+            )
             per_class = gr.Slider(1, 16, 4, step=1, label="images of each")
             cfg = gr.Slider(0, 6, generator.config.sample.preview_cfg, step=0.05, label="guidance", info="1: none")
             seed = gr.Number(generator.config.sample.seed, precision=0, label="seed")
@@ -73,12 +78,12 @@ def _generator_tab(name: str, generator: TrainedGenerator) -> None:
             sheet, said = _picture(), gr.Markdown()
 
     @_said_in_the_browser
-    def run_it(classes: list[str], per_class: int, cfg: float, seed: int, *values: Any) -> tuple[np.ndarray, str]:
+    def run_it(classes: list[int], per_class: int, cfg: float, seed: int, *values: Any) -> tuple[np.ndarray, str]:
         words = [f"{field.name}={_word(value)}" for field, value in zip(shown, values)]
         generator.sample_by(build_config(type(generator.sampler), apply_overrides({}, words)))
-        images, seconds = generate(generator, classes, int(per_class), cfg, int(seed))
+        images, seconds = generate(generator, classes, _whole(per_class, "images of each"), cfg, _whole(seed, "seed"))
         told = f"{len(images)} images in {seconds:.1f} s, {seconds / len(images):.3f} s each"
-        return _sheet_of_classes(images, int(per_class)), told
+        return _sheet_of_classes(images, _whole(per_class, "images of each")), told
 
     names = ["classes", "per_class", "cfg", "seed", *(field.name for field in shown)]  # what "Use via API" calls them
     run_it.__signature__ = inspect.Signature(
@@ -113,7 +118,7 @@ def _rebuild_tab(run: TrainedRun, examples: list[str]) -> None:
 
     @_said_in_the_browser
     def run_it(file: str | None, noise: float, seed: int) -> tuple[np.ndarray, str]:
-        found = rebuild(run, read_as_cropped(run, file), noise, int(seed))
+        found = rebuild(run, read_as_cropped(run, file), noise, _whole(seed, "seed"))
         return _sheet(found.images, 3), "PSNR {:.2f} dB, with noise {:.2f} dB".format(*found.psnr)
 
     button.click(run_it, [image, noise, seed], [sheet, said], api_name="rebuild", **ONE_AT_A_TIME)
@@ -132,7 +137,7 @@ def _walk_tab(run: TrainedRun, examples: list[str]) -> None:
     @_said_in_the_browser
     def run_it(first: str | None, last: str | None, steps: int) -> np.ndarray:
         images = torch.cat([read_as_cropped(run, file) for file in (first, last)])
-        return _sheet(walk(run, images, int(steps)), int(steps))
+        return _sheet(walk(run, images, _whole(steps, "steps")), _whole(steps, "steps"))
 
     button.click(run_it, [*ends, steps], sheet, api_name="walk", **ONE_AT_A_TIME)
 
@@ -148,8 +153,8 @@ def _prior_tab(run: TrainedRun, files: Path) -> None:
     @_said_in_the_browser
     def run_it(count: int, steps: int, seed: int) -> tuple[str, str]:
         file = files / "prior.png"
-        seconds = prior_picture(run, int(count), int(steps), int(seed), file)
-        return str(file), f"{int(count)} samples in {seconds:.2f} s"
+        seconds = prior_picture(run, _whole(count, "samples"), _whole(steps, "steps"), _whole(seed, "seed"), file)
+        return str(file), f"{_whole(count, 'samples')} samples in {seconds:.2f} s"
 
     button.click(run_it, [count, steps, seed], [picture, said], api_name="prior", **ONE_AT_A_TIME)
 
@@ -183,6 +188,13 @@ def _option(field: dataclasses.Field, sampler: Any) -> gr.components.Component:
     if hint in (int, float):
         return gr.Number(value, precision=0 if hint is int else None, **labels)
     return gr.Textbox(str(list(value)) if isinstance(value, tuple) else str(value), **labels)
+
+
+def _whole(value: float | None, name: str) -> int:
+    """What a field holds; a :class:`UserError` where it is empty."""
+    if value is None:
+        raise UserError(f"{name} is empty: write a whole number")
+    return int(value)
 
 
 def _word(value: Any) -> str:

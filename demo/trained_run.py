@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowprior.data.chosen_images import ChosenImages
 from flowprior.data.images import ImageConfig, open_images
-from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
@@ -33,6 +33,7 @@ GENERATORS = {
     "simflow": ("Autoregressive flow", SimFlowStageConfig),
 }
 MEASURED_IMAGES, EXAMPLES = 512, 10
+NOISE = "noise on latents, and images to choose from"
 
 
 @dataclass
@@ -99,15 +100,21 @@ def open_run(folder: Path) -> TrainedRun:
     world = World()
     if not folder.is_dir():
         raise UserError(f"there is no run at {folder}: bash scripts/quickstart.sh makes one at runs/digits")
-    ae_config = ae_config_of(folder)
+    if not (folder / "ae" / "autoencoder").is_dir():
+        raise UserError(f"there is no autoencoder at {folder / 'ae'}: run `bash scripts/train_ae.sh run_dir={folder}`")
     run = TrainedRun(folder, Autoencoder.load(folder / "ae" / "autoencoder").requires_grad_(False).to(world.device))
+    data = ImageConfig(size=run.autoencoder.config.image_size)
     try:
+        if not (folder / "ae" / "config.yaml").is_file():
+            raise UserError(f"{folder / 'ae'} does not say which images the autoencoder was trained on")
+        ae_config = ae_config_of(folder)
+        data = ae_config.data
         run.examples, run.deviation = look_at(run.autoencoder, ae_config.held_out_data())
     except UserError as error:
-        run.left_out["noise on latents, and images to choose from"] = str(error)
+        run.left_out[NOISE] = str(error)
     for name, (title, stage) in GENERATORS.items():
         if (folder / name / "generator" / "config.json").is_file():
-            run.generators[name] = open_generator(stage, folder, title, ae_config.data, world)
+            run.generators[name] = open_generator(stage, folder, title, data, world)
         else:
             run.left_out[title] = f"{folder / name} holds no trained generator"
     prior, features = folder / "flowhead" / "prior", folder / "flowhead" / "target_samples.safetensors"
@@ -126,23 +133,9 @@ def look_at(autoencoder: Autoencoder, data: ImageConfig) -> tuple[Tensor, Tensor
     if len(images) < 2:
         raise UserError("there are fewer than two images")
     chosen = torch.linspace(0, len(images) - 1, min(MEASURED_IMAGES, len(images))).long().tolist()
-    part = _Part(images, chosen)
-    pixels, latents = zip(*encoded(autoencoder, part, 0, "latents of some images"))
+    pixels, latents = zip(*encoded(autoencoder, ChosenImages(images, chosen), 0, "latents of some images"))
     pixels = torch.cat(pixels)
     return pixels[:: -(-len(pixels) // EXAMPLES)], torch.cat(latents).std(0)
-
-
-class _Part:
-    """Some images of a source, by their indices."""
-
-    def __init__(self, images: Any, chosen: list[int]) -> None:
-        self.images, self.chosen = images, chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
-        return self.images.batch([SampleKey(self.chosen[key.index], key.epoch) for key in keys])
 
 
 def open_generator(

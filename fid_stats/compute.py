@@ -117,12 +117,13 @@ def compute(options: argparse.Namespace) -> None:
             note(f"{small} of {len(images)} images are smaller than {options.size} and are enlarged")
     extractor = Extractor(options.extractor, device=options.device, weights_path=options.weights_path)
     statistics = ImageSet.of_source(images, extractor, threads=options.world, progress=sys.stderr.isatty()).statistics()
+    labelled = images.num_classes > 1
     counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
     statistics = replace(
         statistics,
         crop=f"centre {options.size}",
-        class_counts=tuple(counts.tolist()),
-        class_names=None if embedded or images.num_classes == 1 else tuple(images.class_names),
+        class_counts=tuple(counts.tolist()) if labelled else None,
+        class_names=tuple(images.class_names) if labelled and not embedded else None,
         weights=extractor.fingerprint,
     )
     statistics.save(options.out)

@@ -73,10 +73,13 @@ def counts_by_name(
     Args:
         counts: in the order of ``of``, its classes' names. Without names on one side, class n is class n.
     """
-    if not counts or not of or not names:
+    if not counts or not of or not names or list(of) == list(names):
         return counts
     by_name = dict(zip(of, counts))
-    return tuple(by_name[name] for name in names) if sorted(of) == sorted(names) else None
+    same_names = sorted(of) == sorted(names) and len(by_name) == len(
+        of
+    )  # of classes that share a name, none can be told by it
+    return tuple(by_name[name] for name in names) if same_names else None
 
 
 def open_reference(
@@ -127,16 +130,17 @@ def class_counts(images: ImageSource) -> tuple[int, ...]:
 
 
 def classes_of_file(file: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
-    """How many images of every class an .npz states: of its moments, or the labels of its images; and the classes' names. None where it does
-    not."""
+    """How many images of every class an .npz states, of its moments or by the labels of its images, and the classes' names. None where it
+    does not, and where all are of one class, as unlabelled images are."""
     members = set(archive_members(file))
-    if "mu.npy" in members:
-        if "class_counts.npy" not in members:
-            return None, None
+    counts, names = None, None
+    if {"mu.npy", "class_counts.npy"} <= members:
         statistics = Statistics.load(file)
-        return statistics.class_counts, statistics.class_names
-    labels = ImageArchive(file).labels if archive_has_images(file) else None
-    return (None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())), None
+        counts, names = statistics.class_counts, statistics.class_names
+    elif "mu.npy" not in members and archive_has_images(file):
+        labels = ImageArchive(file).labels
+        counts = None if labels is None or labels.min() < 0 else tuple(np.bincount(labels.numpy()).tolist())
+    return (None, None) if counts is None or len(counts) == 1 else (counts, names)
 
 
 def _data(config: GenerationConfig, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:

@@ -100,15 +100,16 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def _open(self, tries: int = TRIES) -> int:
+    def _open(self) -> int:
         """A descriptor of the lock's file. A run beside this one that ends may remove a folder, empty as yet, between any two steps."""
-        try:
-            self._make_folder()
-            return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            if tries <= 1:
-                raise
-            return self._open(tries - 1)
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(FileNotFoundError):
+                return self._open_once()
+        return self._open_once()
+
+    def _open_once(self) -> int:
+        self._make_folder()
+        return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def _make_folder(self) -> None:
         missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]

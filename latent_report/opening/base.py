@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowprior.data.images import ImageConfig, ImageSource, open_images
-from flowprior.data.order import SampleKey
+from flowprior.data.chosen_images import ChosenImages
+from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import UserError
 from flowprior.notes import note
 from tokenizer.reconstruct import encoded
@@ -63,21 +63,6 @@ class Tokenizer(Protocol):
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
-class _Chosen:
-    """Some of the images of a source, in its order, as a source."""
-
-    def __init__(self, source: ImageSource, chosen: list[int]) -> None:
-        self.source, self.chosen, self.labels = source, chosen, []
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
-        batch = self.source.batch([SampleKey(self.chosen[key.index], key.epoch) for key in keys])
-        self.labels.append(batch["label"])
-        return batch
-
-
 @torch.no_grad()
 def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Latents:
     """The latents of the chosen images, cropped centrally at the tokenizer's own size.
@@ -89,7 +74,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
     source = open_images(replace(options.data, size=size))
     chosen = spread(len(source), options.count)
     check_count(len(chosen), f"the data ({source.kind})")
-    images = _Chosen(source, chosen)
+    images = ChosenImages(source, chosen)
     parts = list(encoded(tokenizer, images, 0, f"encode with {kind}"))
     latents = torch.cat([latents.float().cpu() for _, latents in parts])
     check_latents(latents, kind)

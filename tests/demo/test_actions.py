@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from demo.actions import encode, generate, prior_picture, read_as_cropped, rebuild, walk
-from demo.trained_run import open_run
+from demo.trained_run import NOISE, open_run
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
@@ -38,19 +38,19 @@ def test_the_page_draws_what_the_command_draws(run, folder, tmp_path, monkeypatc
     monkeypatch.setattr("sys.argv", ["generate", *words, *options])
     generate_command(MARStageConfig)
     expected = np.load(tmp_path / "some.npz")["arr_0"]
-    found = generate(run.generators["mar"], ["3", "1"], 3, 1.5, 7).images
+    found = generate(run.generators["mar"], [3, 1], 3, 1.5, 7).images
     assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), expected)
 
 
 def test_another_sampler_draws_other_images_and_one_that_lacks_something_is_refused(run):
     mar = run.generators["mar"]
-    kept, before = mar.sampler, generate(mar, ["0"], 2, 1, 0).images
+    kept, before = mar.sampler, generate(mar, [0], 2, 1, 0).images
     mar.sample_by(type(kept)(ar_steps=4, head_steps=1))
-    assert not torch.equal(generate(mar, ["0"], 2, 1, 0).images, before)
+    assert not torch.equal(generate(mar, [0], 2, 1, 0).images, before)
     with pytest.raises(UserError, match="there is no flow map"):
         mar.sample_by(type(kept)(ar_steps=2, head="map", head_evaluations=1))
     mar.sample_by(kept)
-    assert torch.equal(generate(mar, ["0"], 2, 1, 0).images, before)
+    assert torch.equal(generate(mar, [0], 2, 1, 0).images, before)
 
 
 @pytest.mark.parametrize("per_class, cfg, message", [(0, 1, "0 images"), (60, 1, "300 images"), (1, -1, "guidance is")])
@@ -111,7 +111,12 @@ def test_what_a_run_lacks_is_said_and_left_out(folder, tmp_path, capsys):
     assert len(run.left_out) == 5 and capsys.readouterr().err.count("note: ") >= 5
     image = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
     assert rebuild(run, image, 0, 0).images.shape == (3, 3, SIDE, SIDE)
-    with pytest.raises(UserError, match="the run's images are gone"):
+    with pytest.raises(UserError, match="deviation that noise is a share of is not known"):
         rebuild(run, image, 0.1, 0)
+    file.unlink()  # as an imported autoencoder's, which was not trained here
+    assert "which images" in open_run(tmp_path).left_out[NOISE]
+    shutil.rmtree(tmp_path / "ae" / "autoencoder")
+    with pytest.raises(UserError, match="there is no autoencoder"):
+        open_run(tmp_path)
     with pytest.raises(UserError, match="no run at"):
         open_run(tmp_path / "nothing")

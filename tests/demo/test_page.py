@@ -33,7 +33,7 @@ def size(file):
 
 
 def test_classes_are_drawn_as_columns_with_their_seconds(client):
-    sheet, said = client.predict(["0", "3", "4"], 2, 1.5, 0, api_name="/generate_mar")
+    sheet, said = client.predict([0, 3, 4], 2, 1.5, 0, api_name="/generate_mar")
     width, height = size(sheet)
     assert width > 700 and height / width == pytest.approx(2 / 3, abs=0.02)
     assert said.startswith("6 images in ") and said.endswith(" s each")
@@ -46,8 +46,8 @@ def test_every_option_of_the_sampler_is_on_the_page_with_the_runs_value(client):
     values = {one["parameter_name"]: one.get("parameter_default") for one in parameters}
     assert values["ar_steps"] == 2 and values["head_steps"] == 3 and values["solver"] == "euler"
     assert values["cfg_interval"] == "[0.0, 1.0]" and values["one_batch"] is True
-    first, _ = client.predict(["0"], 1, 1, 0, api_name="/generate_mar")
-    other, _ = client.predict(["0"], 1, 1, 0, head_steps=1, api_name="/generate_mar")
+    first, _ = client.predict([0], 1, 1, 0, api_name="/generate_mar")
+    other, _ = client.predict([0], 1, 1, 0, head_steps=1, api_name="/generate_mar")
     assert np.any(np.asarray(Image.open(first)) != np.asarray(Image.open(other)))
 
 
@@ -69,10 +69,12 @@ def test_samples_of_the_prior_are_a_picture(client):
     [
         ("/generate_mar", {"cfg": 1, "per_class": 1, "ar_steps": 0}, "ar_steps"),
         ("/generate_mar", {"head": "map", "head_evaluations": 1}, "there is no flow map"),
+        ("/generate_mar", {"seed": None}, "seed is empty"),
         ("/rebuild", {"file": None}, "choose an image first"),
+        ("/prior", {"steps": 2, "count": 100, "seed": None}, "seed is empty"),
     ],
 )
 def test_a_mistake_is_one_message_in_the_browser(client, name, values, message):
-    defaults = {"classes": ["0"], "seed": 0} if name == "/generate_mar" else {}
+    defaults = {"classes": [0]} if name == "/generate_mar" else {}
     with pytest.raises(AppError, match=message):
         client.predict(**(defaults | values), api_name=name)

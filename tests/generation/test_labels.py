@@ -112,9 +112,20 @@ def test_against_another_reference_shares_are_equal_unless_it_states_its_own(tmp
 
     assert shares(tmp_path / "adm.npz") is None is shares(tmp_path / "both.npz") is shares(tmp_path / "three.npz")
     assert shares(tmp_path / "not_there_yet.npz") is None
+    Statistics(statistics.mu, statistics.sigma, class_counts=(40,)).save(tmp_path / "one.npz")
+    np.savez(tmp_path / "unlabelled.npz", arr_0=pictures, labels=np.zeros(40, np.int64))
+    assert (
+        shares(tmp_path / "one.npz") is None is shares(tmp_path / "unlabelled.npz")
+    )  # one class: nothing is told of others
     assert shares(tmp_path / "ours.npz") == shares(tmp_path / "labelled.npz") == shares(unbalanced) == (36, 4)
     (unbalanced / "b").rename(unbalanced / "c")  # classes of other names
     assert shares(unbalanced) is None
+
+
+def test_classes_of_one_name_are_not_told_apart_by_it():
+    names = ["ant", "crane", "crane"]
+    assert counts_by_name((5, 7, 9), names, names) == (5, 7, 9)
+    assert counts_by_name((5, 7, 9), names, ["crane", "ant", "crane"]) is None
 
 
 def test_shares_that_differ_by_more_than_a_little_are_said_with_the_class_that_differs_most():

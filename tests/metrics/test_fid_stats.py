@@ -70,6 +70,12 @@ def test_a_folder_gives_the_moments_of_its_pictures_at_any_depth(run, picture_fo
     np.testing.assert_allclose(read.sigma, expected.sigma, rtol=1e-4, atol=1e-5)
 
 
+def test_images_without_labels_state_no_classes(run, picture_folder, tmp_path):
+    code, _ = run(picture_folder / "0", "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
+    stated = Statistics.load(tmp_path / "stats.npz")
+    assert code == 0 and stated.class_counts is None is stated.class_names
+
+
 def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, picture_folder, tmp_path):
     folder = tmp_path / "pictures"
     (folder / "b").mkdir(parents=True)
