@@ -110,7 +110,9 @@ class EvaluateConfig(ExtractorOptions):
 
     def __post_init__(self) -> None:
         if not (self.uses_data or self.reference.endswith(".npz") or may_hold_images(self.reference)):
-            raise ValueError(f"reference is data, or the path of an .npz or of images, not '{self.reference}'")
+            raise ValueError(
+                f"reference is data, or the path of an .npz or of images; '{self.reference}' is none, or not there"
+            )
         if min(self.half_half_splits, self.online_count, self.online_epochs, self.inception_split) < 0:
             raise ValueError("half_half_splits, online_count, online_epochs and inception_split are 0 or more")
         if (

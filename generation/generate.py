@@ -33,6 +33,7 @@ from torch import Tensor
 from flowprior.data.image_archive import ImageArchive, draw_parts, load_part, write_image_archive
 from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError
+from flowprior.notes import note
 from flowprior.run.config import to_dict
 from flowprior.run.files import read_json
 from flowprior.run.lock import sole_writer
@@ -68,6 +69,10 @@ def draw_sets(config: GenerationConfig, world: World) -> None:
     """One set of images for every guidance scale; what is there already stays."""
     drawer, saved = load_drawer(config, world)
     shares = choose_shares(config, saved)
+    if drawer.bundle.model.num_classes == 1 and set(config.sample.cfg) != {1}:
+        note(
+            "the generator has one class, so that guidance has nothing to point at: sample.cfg=[1] draws one set without it"
+        )
     for cfg in config.sample.cfg:
         generate_set(config, drawer, cfg, protocol(config, saved, cfg, shares.description), shares)
 

@@ -63,7 +63,7 @@ def open_cache(config: GenerationConfig, autoencoder: Tokenizer, world: World) -
     wanted = {"autoencoder": autoencoder.fingerprint, "images": kept.get("images"), **made_as}
     if stale := differing(kept, wanted):
         raise UserError(
-            f"the latent cache {config.cache_folder} was made from another {', '.join(stale)}: delete it and run "
+            f"the latent cache {config.cache_folder} was made from another input ({', '.join(stale)}): delete it and run "
             f"`{config.command('cache_latents')}`"
         )
     check_statistics(cache, config.command("estimate_scale"), config.cache.scale_per)

@@ -1,1 +1,1 @@
-"""Weights that were trained with other code for these networks, as the folders that every command here takes."""
+"""Weights that were trained with other code for these networks, as the folders of this project."""

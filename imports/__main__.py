@@ -1,4 +1,4 @@
-"""Weights that were trained with published code, as a folder that every command here takes.
+"""Weights that were trained with published code, as a folder of this project.
 
     bash scripts/import_weights.sh SOURCE --out FOLDER [option=value ...]
 

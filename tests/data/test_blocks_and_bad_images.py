@@ -105,10 +105,8 @@ def test_images_that_cannot_be_read_are_left_out_counted_and_listed(kind, tmp_pa
         torch.equal(images.batch(keys)["label"], wanted.batch(keys)["label"])
         and images.class_names == wanted.class_names
     )
-    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert len(said) == 1 and said[0].startswith(
-        f"note: 3 of the 24 images in {images.store.where} cannot be read and are left out"
-    )
+    said = [line for line in capsys.readouterr().err.splitlines() if "leaves out" in line]
+    assert len(said) == 1 and said[0].startswith(f"note: skip_bad leaves out 3 images of 24 in {images.store.where}")
     [file] = images.store.home.glob(".flowprior-*.bad.json")
     listed = json.loads(file.read_text())
     assert [entry["index"] for entry in listed["bad"]] == [3, 11, 17] and str(file) in said[0]

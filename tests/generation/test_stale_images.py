@@ -72,7 +72,7 @@ def test_a_latent_cache_of_other_pictures_is_refused(command, images, tmp_path):
     assert command(cache_latents) == (0, "")  # complete
     images(1)
     code, said = command(cache_latents)
-    assert code == 2 and "was made from another images" in said and str(tmp_path / "latents") in said
+    assert code == 2 and "was made from another input (images)" in said and str(tmp_path / "latents") in said
 
 
 def test_a_latent_cache_of_an_earlier_version_is_accepted_with_a_line_and_left_as_it_is(command, images, tmp_path):

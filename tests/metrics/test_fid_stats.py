@@ -88,7 +88,7 @@ def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, 
     good = folder / "b" / "good.png"
     good.write_bytes(next(picture_folder.glob("*/*.png")).read_bytes())
     code, message = run(folder, "--skip-bad", "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
-    assert code == 0 and "1 of the 42 images" in message
+    assert code == 0 and "skip_bad leaves out 1 image of 42" in message
     assert Statistics.load(tmp_path / "stats.npz").class_counts == (40, 1)
     assert Statistics.load(tmp_path / "stats.npz").class_names == ("a", "b")
 

@@ -145,7 +145,7 @@ GROUPS = [modes, folders, replaced, in_archives, in_lists, replaced_in_archives,
 
 def commands(soak: Soak) -> Iterator[Trial]:
     """The stages' commands, whose images and targets are changed between two runs of the same words."""
-    yield "pictures replaced, caching", _replaced(soak, "cache", "latents", "another images")
+    yield "pictures replaced, caching", _replaced(soak, "cache", "latents", "another input (images)")
     if soak.quick:
         return
     yield "pictures replaced, training", _replaced(soak, "ae", "ae", "another data")

@@ -128,7 +128,7 @@ def classes_of_words(
     if "" in words:
         missing = counts[list(words).index("")]
         raise UserError(
-            f"{missing} of {total} images in {where} have no label ({source}), first {first_without}: add these labels, or write "
+            f"of {total} images in {where} {counted(missing, 'has', 'have')} no label ({source}), first {first_without}: add these labels, or write "
             f"data.label_column={NO_LABEL}"
         )
     made = classes_of(words, counts, source, where, guessed)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flowprior.data.stores.folder_listing import some_of
 from flowprior.errors import UserError
+from flowprior.notes import counted
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -65,8 +66,8 @@ def matching_files(pattern: str) -> list[Path]:
         raise UserError(f"no file is called like {pattern}{_beside(pattern)}")
     if missing:
         raise UserError(
-            f"of the {len(found)} files that {pattern} stands for, {len(missing)} are not there: {some_of(missing)}; get them, or write another "
-            "pattern"
+            f"{pattern} stands for {len(found)} files, of which {counted(len(missing), 'is', 'are')} not there: {some_of(missing)}; get "
+            "them, or write another pattern"
         )
     if len(set(found)) < len(found):
         raise UserError(f"the pattern {pattern} names some files twice")

@@ -97,7 +97,7 @@ def _check_unpacked(files: list[Path], path: str) -> None:
     """Refuses tar files that are compressed as wholes."""
     if packed := next((file for file in files if COMPRESSED_TAR.search(file.name)), None):
         raise UserError(
-            f"{path} is compressed as a whole, and images are read by their place in a file: unpack it once to a .tar, as "
+            f"{packed} is compressed as a whole, and images are read by their place in a file: unpack it once to a .tar, as "
             f"`{UNPACK.get(packed.suffix.lower(), 'gunzip')} {packed.name}` does"
         )
 

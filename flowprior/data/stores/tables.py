@@ -89,8 +89,8 @@ def _image_column(schema: pyarrow.Schema, features: dict[str, Any], options: Sto
     if not image:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise UserError(
-            f"{where} has no column of images in bytes but {columns}: write the encoded files (JPEG, PNG) into a column of bytes, or name "
-            "other files"
+            f"none of the columns of {where} holds images in bytes ({columns}): write the encoded files (JPEG, PNG) into a column of bytes, "
+            "or name other files"
         )
     if image not in possible:
         there = f"{IMAGE_OPTION}={possible[0]}, say" if possible else "the encoded files into a column of bytes"

@@ -18,7 +18,7 @@ from flowprior.data.image_reader import read_image
 from flowprior.data.stores.base import ImageStore
 from flowprior.data.stores.kept import kept_or_made, places
 from flowprior.errors import UserError
-from flowprior.notes import note
+from flowprior.notes import counted, note
 from flowprior.progress import progress_bar
 from flowprior.run.files import read_json, write_json
 
@@ -47,8 +47,8 @@ def without_bad_images(store: ImageStore) -> ImageStore:
     if len(bad) == len(store):
         raise UserError(f"none of the {len(store)} images in {store.where} can be read: {bad[0].reason}")
     note(
-        f"{len(bad)} of the {len(store)} images in {store.where} cannot be read and are left out (data.skip_bad=true), first: {bad[0].reason}; "
-        f"{file} lists them"
+        f"skip_bad leaves out {counted(len(bad), 'image', 'images')} of {len(store)} in {store.where}, which cannot be read; the first is "
+        f"{store.name(bad[0].index)}; {file} lists them with their reasons"
     )
     return ChosenStore(store, np.setdiff1d(np.arange(len(store)), [image.index for image in bad]))
 

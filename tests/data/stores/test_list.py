@@ -91,7 +91,7 @@ REFUSED = {
     "two columns of labels": (".csv", f"path,label,class\n{FILE},1,2\n", "the columns label, class, each"),
     "three columns without names": (".csv", f"{FILE},1,2\n", "has 3 columns and no row of their names"),
     "a row without a label": (".csv", f"path,label\n{FILE}\n", "no path or no label in line 2"),
-    "an empty label": (".csv", f"path,label\n{FILE},1\n{FILE},\n", "1 of 2 images .* have no label .*, first row 3"),
+    "an empty label": (".csv", f"path,label\n{FILE},1\n{FILE},\n", "of 2 images .* 1 has no label .*, first row 3"),
     "no such image": (".csv", "path,label\nant/none.png,1\n", "there is no image .*ant/none.png, which is one of .*list.csv"),
     "a quote without end": (".csv", f'path,label\n"{FILE},1\n', "cannot be read"),
     "no UTF-8": (".csv", "path,label\n\udcff,1\n", "cannot be read"),

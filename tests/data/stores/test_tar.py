@@ -140,7 +140,7 @@ def test_a_brace_pattern_is_its_shards_in_their_order(tmp_path):
     assert contents(opened(f"{tmp_path}/shards/set-{{000002,000000}}.tar")) == as_pictures(SOME[6:] + SOME[:3])
     assert contents(opened(f"{tmp_path}/shards/*.tar")) == as_pictures(SOME)
     (tmp_path / "shards" / "set-000001.tar").unlink()
-    with pytest.raises(UserError, match=r"of the 3 files .* 1 are not there: \S*set-000001.tar"):
+    with pytest.raises(UserError, match=r"stands for 3 files, of which 1 is not there: \S*set-000001.tar"):
         opened(pattern)
 
 
@@ -155,7 +155,7 @@ def test_splits_side_by_side_are_no_shards_of_one_set(tmp_path):
 
 A, B = ("a.png", encoded(0)), ("b.png", encoded(1))
 REFUSED = {
-    "a sample without its label": ([A, ("a.cls", b"1"), B], "1 of 2 images in .* have no label .* first .*b.png"),
+    "a sample without its label": ([A, ("a.cls", b"1"), B], "of 2 images in .* 1 has no label .* first .*b.png"),
     "a label that is no text": ([A, ("a.cls", b"\xff\xfe")], "a.cls is no text"),
     "a long label": ([A, ("a.cls", b"1" * 5000)], "a.cls has 5000 bytes"),
     "a damaged JSON": ([A, ("a.json", b"{")], "a.json is no JSON"),
