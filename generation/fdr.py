@@ -11,7 +11,7 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics, frechet_distance
 from flowprior.metrics.extractor_options import split_weights
-from flowprior.metrics.fdr import mean_ratio
+from flowprior.metrics.fdr import baseline_distance, mean_ratio
 from flowprior.metrics.precision_recall import precision_recall
 from generation.config import GenerationConfig
 from generation.reference import Reference, open_reference
@@ -44,7 +44,7 @@ class SeveralExtractors:
                 raise UserError(
                     f"FDr looks at images by {len(self.extractors)} extractors, and {what} holds moments only"
                 )
-        if baseline.identity == reference.identity:
+        if _same_images(baseline, reference):
             raise UserError(
                 "the baseline of FDr is the reference itself, at a distance of 0: name other images as evaluate.fdr.baseline"
             )
@@ -59,9 +59,9 @@ class SeveralExtractors:
         }
 
     def baselines(self) -> dict[str, float]:
-        """The baseline's distance from the reference by each extractor."""
+        """The baseline's distance from the reference by each extractor; a :class:`UserError` where it is rounding."""
         return {
-            e.name: frechet_distance(self._moments("baseline", self.baseline, e), self._real(e))
+            e.name: baseline_distance(self._moments("baseline", self.baseline, e), self._real(e), e.name)
             for e in self.extractors
         }
 
@@ -85,6 +85,15 @@ class SeveralExtractors:
         return of.moments(
             extractor, self.folder / f"{side}_{extractor.name.replace(':', '_').replace('/', '_')}.npz", self.world
         )
+
+
+def _same_images(first: Reference, second: Reference) -> bool:
+    """Whether two sides are of the same files, at one size; the crop and moments beside the images make no others of them."""
+    one, other = (
+        {name: value for name, value in side.identity.items() if name not in ("crop", "moments")}
+        for side in (first, second)
+    )
+    return one == other
 
 
 def _of_its_images(reference: Reference) -> Reference:
