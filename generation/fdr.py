@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from flowprior.data.image_archive import archive_has_images
 from flowprior.data.image_sizes import ImageSize
 from flowprior.distributed import World
 from flowprior.errors import UserError
@@ -38,12 +40,17 @@ class SeveralExtractors:
         about_baseline = replace(
             config, evaluate=replace(config.evaluate, reference=self.options.baseline, metrics=("fid",))
         )
-        baseline = open_reference(about_baseline, self.extractors[0], size, world)
-        for what, side in (("evaluate.reference", reference), ("evaluate.fdr.baseline", baseline)):
-            if isinstance(side.images, Statistics):
+        file = Path(self.options.baseline)
+        moments_only = file.suffix == ".npz" and file.is_file() and not archive_has_images(file)
+        for what, without_images in (
+            ("evaluate.reference", isinstance(reference.images, Statistics)),
+            ("evaluate.fdr.baseline", moments_only),
+        ):
+            if without_images:
                 raise UserError(
                     f"FDr looks at images by {len(self.extractors)} extractors, and {what} holds moments only"
                 )
+        baseline = open_reference(about_baseline, self.extractors[0], size, world, skip_known_moments=True)
         if _same_images(baseline, reference):
             raise UserError(
                 "the baseline of FDr is the reference itself, at a distance of 0: name other images as evaluate.fdr.baseline"

@@ -145,6 +145,17 @@ def test_all_extractors_look_at_the_same_images_though_the_file_has_moments_of_o
     assert several.reference.identity["moments"] == "of its images"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_moments_beside_the_baselines_images_are_skipped_in_any_order_of_extractors(place, order):
+    expected = several_of(config_in(place)).measure(images_in(place, "samples"))
+    with np.load(place / "baseline.npz") as archive:
+        images = archive["arr_0"]
+    np.savez(place / "baseline.npz", arr_0=images, mu=np.zeros(9), sigma=np.eye(9), extractor=np.str_("inception"))
+    names = ["digits", f"timm:test_resnet@32={place}/0.pth"][::order]
+    found = several_of(config_in(place, fdr={"extractors": names})).measure(images_in(place, "samples"))
+    assert found == pytest.approx(expected)
+
+
 def test_the_protocol_names_every_extractor_and_the_baseline(place):
     told = json.loads(json.dumps(several_of(config_in(place)).protocol()))
     digits, resnet = told["extractors"]
