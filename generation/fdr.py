@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from flowprior.data.image_archive import archive_has_images
 from flowprior.data.image_sizes import ImageSize
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics, frechet_distance
 from flowprior.metrics.extractor_options import split_weights
-from flowprior.metrics.fdr import mean_ratio
+from flowprior.metrics.fdr import baseline_distance, mean_ratio
 from flowprior.metrics.precision_recall import precision_recall
 from generation.config import GenerationConfig
 from generation.reference import Reference, open_reference
@@ -38,13 +40,18 @@ class SeveralExtractors:
         about_baseline = replace(
             config, evaluate=replace(config.evaluate, reference=self.options.baseline, metrics=("fid",))
         )
-        baseline = open_reference(about_baseline, self.extractors[0], size, world)
-        for what, side in (("evaluate.reference", reference), ("evaluate.fdr.baseline", baseline)):
-            if isinstance(side.images, Statistics):
+        file = Path(self.options.baseline)
+        moments_only = file.suffix == ".npz" and file.is_file() and not archive_has_images(file)
+        for what, without_images in (
+            ("evaluate.reference", isinstance(reference.images, Statistics)),
+            ("evaluate.fdr.baseline", moments_only),
+        ):
+            if without_images:
                 raise UserError(
                     f"FDr looks at images by {len(self.extractors)} extractors, and {what} holds moments only"
                 )
-        if baseline.identity == reference.identity:
+        baseline = open_reference(about_baseline, self.extractors[0], size, world, skip_known_moments=True)
+        if _same_images(baseline, reference):
             raise UserError(
                 "the baseline of FDr is the reference itself, at a distance of 0: name other images as evaluate.fdr.baseline"
             )
@@ -59,9 +66,9 @@ class SeveralExtractors:
         }
 
     def baselines(self) -> dict[str, float]:
-        """The baseline's distance from the reference by each extractor."""
+        """The baseline's distance from the reference by each extractor; a :class:`UserError` where it is rounding."""
         return {
-            e.name: frechet_distance(self._moments("baseline", self.baseline, e), self._real(e))
+            e.name: baseline_distance(self._moments("baseline", self.baseline, e), self._real(e), e.name)
             for e in self.extractors
         }
 
@@ -85,6 +92,15 @@ class SeveralExtractors:
         return of.moments(
             extractor, self.folder / f"{side}_{extractor.name.replace(':', '_').replace('/', '_')}.npz", self.world
         )
+
+
+def _same_images(first: Reference, second: Reference) -> bool:
+    """Whether two sides are of the same files, at one size; the crop and moments beside the images make no others of them."""
+    one, other = (
+        {name: value for name, value in side.identity.items() if name not in ("crop", "moments")}
+        for side in (first, second)
+    )
+    return one == other
 
 
 def _of_its_images(reference: Reference) -> Reference:

@@ -83,9 +83,13 @@ def counts_by_name(
 
 
 def open_reference(
-    config: GenerationConfig, extractor: Extractor, size: ImageSize, world: World = ONE_PROCESS
+    config: GenerationConfig,
+    extractor: Extractor,
+    size: ImageSize,
+    world: World = ONE_PROCESS,
+    skip_known_moments: bool = False,
 ) -> Reference:
-    """The reference of ``config.evaluate`` for samples of ``size``.
+    """The reference of ``config.evaluate`` for samples of ``size``; moments that an ``.npz`` holds beside its images are taken or skipped.
 
     Raises:
         UserError: it is of another size or crop, of another extractor, or cannot be read.
@@ -97,7 +101,7 @@ def open_reference(
     if file.suffix != ".npz":
         return _images(config.data.at(config.evaluate.reference, size=size.height), extractor, size, samples, world)
     if file.is_file() and archive_has_images(file):
-        return _archive(file, extractor, size, samples, world)
+        return _archive(file, extractor, size, samples, world, skip_known_moments)
     statistics = _statistics(file, extractor, size, samples)
     crop = statistics.crop_name
     if crop is None and world.is_main:
@@ -180,12 +184,15 @@ def _source(images: ImageSource, size: ImageSize, crop: str, extractor: Extracto
     return Reference(ImageSet.of_source(images, extractor, progress=True, world=world), identity, counts, names)
 
 
-def _archive(file: Path, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
+def _archive(
+    file: Path, extractor: Extractor, size: ImageSize, samples: str, world: World, skip_known_moments: bool
+) -> Reference:
     archive = ImageArchive(file)
     if (stored := ImageSize(*archive.size)) != size:
         raise UserError(f"the images in {file} are {stored} and {samples}: give images of one size")
     known = {}
-    if {"mu.npy", "sigma.npy"} <= set(archive_members(file)) and _may_be_of(file, extractor):
+    has_moments = not skip_known_moments and {"mu.npy", "sigma.npy"} <= set(archive_members(file))
+    if has_moments and _may_be_of(file, extractor):
         statistics = _statistics(file, extractor, size, samples)
         known = {extractor.name: statistics}
         if statistics.spatial is not None:

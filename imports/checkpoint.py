@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from flowprior.run.files import file_sha256, read_tensors
 
 SETS = ("model_ema", "ema", "model", "state_dict")  # the averaged weights come first
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+SCALE = "vae_scaling_factor"
 WHAT = "checkpoint"
 REMEDY = "name a file that is here"
 
@@ -30,7 +32,7 @@ class Checkpoint(NamedTuple):
         file: it was read from.
         tensors: floating-point ones in float32, by their names without what DDP and ``torch.compile`` add.
         taken: name of the set; empty where the file holds one only.
-        numbers: that stand beside the sets, or in the arguments of the run, by name.
+        numbers: that stand beside the sets, or in the arguments of the run, by name; tensors of one element among them.
     """
 
     file: Path
@@ -82,6 +84,19 @@ def read_checkpoint(source: str, wanted: str = "") -> Checkpoint:
     return Checkpoint(file, _plain_names(tensors, file), taken, dict(_numbers(content)))
 
 
+def scale_of(checkpoint: Checkpoint, stated: float) -> float | None:
+    """What features or latents were multiplied by in training: ``stated`` by a person, or 0 for the checkpoint's; None where it has none.
+
+    Raises:
+        UserError: it is not a finite number above 0.
+    """
+    scale = stated or checkpoint.numbers.get(SCALE)
+    if scale is not None and not 0 < scale < math.inf:
+        whose = "scale=" if stated else f"the {SCALE} in {checkpoint.file}"
+        raise UserError(f"{whose} is a finite number above 0, not {scale:g}: write scale=<1 / std>")
+    return scale
+
+
 def find_file(source: str) -> Path:
     """The file that ``source`` names, here or on the hub; a :class:`UserError` where there is none."""
     path = Path(source)
@@ -125,5 +140,7 @@ def _numbers(content: dict[Any, Any]) -> Iterator[tuple[str, float]]:
     arguments = [vars(part) if isinstance(part, argparse.Namespace) else part for part in content.values()]
     for values in (content, *(part for part in arguments if isinstance(part, dict))):
         for name, value in values.items():
+            if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+                value = value.item()
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield str(name), float(value)

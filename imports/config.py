@@ -30,4 +30,4 @@ class ImportConfig(Section):
         "channels of a flow prior's raw features, which its random projection starts from; 0: they were projected before",
         least=0,
     )
-    projection_seed: int = option(42, "seed of that projection")
+    projection_seed: int = option(42, "seed of that projection", least=0, most=2**63 - 1)

@@ -11,13 +11,12 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.notes import note
-from imports.checkpoint import Checkpoint
+from imports.checkpoint import Checkpoint, scale_of
 from imports.config import ImportConfig
 from imports.flow_head import head_parts, head_sizes
 from imports.names import fill_by_names
 
 BEGINNING = "flow_loss.net."
-SCALE = "vae_scaling_factor"
 
 
 def is_flow_prior(checkpoint: Checkpoint) -> bool:
@@ -29,12 +28,12 @@ def import_flow_prior(checkpoint: Checkpoint, options: ImportConfig, out: Path) 
     """Write the checkpoint's prior as a folder that :meth:`~flowprior.flow.prior.FlowPrior.load` reads.
 
     Raises:
-        UserError: tensors are missing, unknown or of other sizes.
+        UserError: tensors are missing, unknown or of other sizes, or the scale is no finite number above 0.
     """
     velocity = VelocityMLP(**head_sizes(checkpoint, BEGINNING, "a flow prior"))
     made = head_parts(list(velocity.state_dict()), BEGINNING)
     fill_by_names(velocity, checkpoint, made, f"a flow prior of {velocity.channels} channels")
-    scale = options.scale or checkpoint.numbers.get(SCALE, 1.0)
+    scale = scale_of(checkpoint, options.scale) or 1.0
     target_map = map_of(velocity.channels, options, scale)
     about = {
         "imported": checkpoint.origin(),

@@ -11,10 +11,9 @@ from flowprior.errors import UserError
 from flowprior.run.config import build_config
 from generation.generator import GeneratorObjective, build_generator
 from generation.saved import save_generator
-from imports.checkpoint import Checkpoint
+from imports.checkpoint import Checkpoint, scale_of
 from imports.config import ImportConfig
 from imports.flow_head import head_parts, head_sizes
-from imports.flow_prior import SCALE
 from imports.names import Made, depth_of, fill_by_names, renamed, size_of
 from mar.config import MARStageConfig
 from tokenizer.autoencoder import Autoencoder
@@ -49,8 +48,8 @@ def import_mar(checkpoint: Checkpoint, options: ImportConfig, out: Path) -> Gene
             sizes.
     """
     shape, sizes = sizes_of(checkpoint)
-    scale = options.scale or checkpoint.numbers.get(SCALE, 0.0)
-    if not scale:
+    scale = scale_of(checkpoint, options.scale)
+    if scale is None:
         raise UserError(
             f"the checkpoint {checkpoint.file} does not say how its latents were scaled: write scale=<1 / their std, in training>"
         )

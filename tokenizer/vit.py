@@ -127,11 +127,6 @@ def patch_pixels(name: str) -> int:
         return build_timm(name).patch_embed.patch_size[0]
 
 
-def whole_patches(size: int, patch: int) -> int:
-    """The multiple of ``patch`` nearest to ``size``, the larger of two."""
-    return max(1, (2 * size + patch) // (2 * patch)) * patch
-
-
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per colour, of images in [0, 1], that timm's weights of this name were trained with.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from flowprior.errors import UserError, one_line
-from flowprior.pretrained.timm_encoder import TimmEncoder, built_at, trained_size
+from flowprior.notes import note
+from flowprior.pretrained.timm_encoder import TimmEncoder, built_at, patch_side, trained_size, whole_patches
 from flowprior.pretrained.timm_models import build_timm, hub_weights
 
 
@@ -23,7 +24,8 @@ class TimmFeatureExtractor(FeatureExtractorBase):
         weights_path: file with the weights, in place of the hub's.
 
     Raises:
-        UserError: timm knows no such model or cannot build it at this size, or its weights cannot be had or do not fit.
+        UserError: timm knows no such model or cannot build it at this size, which its patches must divide unless its weights were trained
+            at it; or its weights cannot be had or do not fit.
     """
 
     def __init__(self, model: str, size: int = 0, weights_path: str | Path | None = None) -> None:
@@ -32,6 +34,7 @@ class TimmFeatureExtractor(FeatureExtractorBase):
         file = Path(weights_path) if weights_path else hub_weights(model, remedy)
         self.size = size or trained_size(model)
         network = built_at(model, self.size, file, seed=0)
+        _check_patches(model, self.size, patch_side(network))
         self.encoder = TimmEncoder(network, "pooled", self.size).requires_grad_(False).eval()
         try:
             self.encoder(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8))
@@ -60,6 +63,19 @@ class TimmFeatureExtractor(FeatureExtractorBase):
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
         return "pooled"
+
+
+def _check_patches(model: str, size: int, patch: int | None) -> None:
+    """A :class:`UserError` where patches leave out the last rows and columns, unless they did so in training, which is said."""
+    unseen = size % patch if patch else 0
+    if unseen and size == trained_size(model):
+        note(f"'{model}' does not see the last {unseen} rows and columns of {size} pixels, as in its training")
+    elif unseen:
+        nearest = whole_patches(size, patch)
+        raise UserError(
+            f"'{model}' sees patches of {patch} pixels, and not the last {unseen} of {size}: write timm:{model}@{nearest}, or "
+            f"evaluate.timm.size={nearest}"
+        )
 
 
 class DINOv2FeatureExtractor(FeatureExtractorBase):

@@ -58,6 +58,20 @@ def norms_late(model: nn.Module) -> bool:
     return late is not None and not isinstance(late, nn.Identity) and isinstance(own, nn.Identity)
 
 
+def patch_side(model: nn.Module) -> int | None:
+    """Pixels on a side of the patches that a model of timm cuts images into; None where it cuts none, or they overlap."""
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    patch = patch[0] if isinstance(patch, tuple | list) else patch
+    stride = getattr(getattr(embed, "proj", None), "stride", (patch,))
+    return patch if isinstance(patch, int) and stride[0] == patch else None
+
+
+def whole_patches(size: int, patch: int) -> int:
+    """The multiple of ``patch`` nearest to ``size``, the larger of two."""
+    return max(1, (2 * size + patch) // (2 * patch)) * patch
+
+
 def trained_size(name: str) -> int:
     """The pixels on a side that the weights of this name were trained at, as timm states them; 224 where it does not.
 

@@ -1,6 +1,7 @@
 """FDr: several extractors in one number."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,17 @@ import torch
 
 from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation
-from flowprior.metrics.fdr import mean_ratio
+from flowprior.metrics import (
+    Extractor,
+    ImageSet,
+    Statistics,
+    StreamingMoments,
+    evaluate_generation,
+    frechet_distance,
+)
+from flowprior.metrics.fdr import baseline_distance, mean_ratio
 from flowprior.run.config import build_config
-from generation.fdr import SeveralExtractors
+from generation.fdr import SeveralExtractors, _same_images
 from generation.reference import open_reference
 from generation.samples import find_samples
 from mar.config import MARStageConfig
@@ -52,11 +60,47 @@ def images_in(place, name):
     return ImageSet.of_archive(place / f"{name}.npz", Extractor("digits"))
 
 
-def test_the_mean_ratio_is_one_of_the_baseline_itself_and_refuses_the_references_own_images():
+def test_the_mean_ratio_is_one_of_the_baseline_itself():
     assert mean_ratio({"a": 3.0, "b": 10.0}, {"a": 2.0, "b": 40.0}) == pytest.approx((1.5 + 0.25) / 2)
     assert mean_ratio({"a": 2.0, "b": 40.0}, {"a": 2.0, "b": 40.0}) == 1
-    with pytest.raises(UserError, match="reference's own"):
-        mean_ratio({"a": 3.0}, {"a": -1e-9})
+
+
+def moments_of(features):
+    moments = StreamingMoments()
+    for batch in features.split(7):
+        moments.update(batch)
+    return moments.statistics()
+
+
+@pytest.mark.parametrize(("count", "dim"), [(24, 64), (200, 64), (40, 300)])
+def test_a_baseline_of_the_references_own_images_in_another_order_is_refused_at_any_scale(count, dim):
+    draw = np.random.default_rng(count)
+    features = torch.from_numpy(draw.normal(3, draw.uniform(0, 2, dim), (count, dim)))
+    for scale in (1e-3, 1, 1e3):
+        reference = moments_of(scale * features)
+        for _ in range(4):  # rounding has either sign
+            reordered = moments_of(scale * features[draw.permutation(count)])
+            with pytest.raises(UserError, match="digits: give images that are not the reference's own"):
+                baseline_distance(reordered, reference, "digits")
+        moved = moments_of(scale * (features + 0.03))
+        assert baseline_distance(moved, reference, "digits") == frechet_distance(moved, reference)
+
+
+@pytest.mark.parametrize("name", ["copy", "reordered"])
+def test_an_archive_of_the_references_images_is_no_baseline(place, name):
+    with np.load(place / "reference.npz") as archive:
+        images = archive["arr_0"]
+    np.savez(place / f"{name}.npz", arr_0=images if name == "copy" else images[::-1])
+    with pytest.raises(UserError, match="not the reference's own"):
+        several_of(config_in(place, fdr={"baseline": f"{place}/{name}.npz"})).measure(images_in(place, "samples"))
+
+
+def test_the_reference_itself_is_no_baseline_by_another_crop_or_with_moments(place):
+    several = several_of(config_in(place))
+    one = several.reference
+    for changes in ({"crop": "centre"}, {"moments": "of the file"}):
+        assert _same_images(one, replace(one, identity=one.identity | changes))
+    assert not _same_images(one, several.baseline)
 
 
 def test_each_extractors_figures_are_those_of_it_alone_and_the_mean_is_of_their_ratios(place):
@@ -99,6 +143,17 @@ def test_all_extractors_look_at_the_same_images_though_the_file_has_moments_of_o
     several = several_of(config)
     assert several.measure(images_in(place, "samples")) == pytest.approx(expected)
     assert several.reference.identity["moments"] == "of its images"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_moments_beside_the_baselines_images_are_skipped_in_any_order_of_extractors(place, order):
+    expected = several_of(config_in(place)).measure(images_in(place, "samples"))
+    with np.load(place / "baseline.npz") as archive:
+        images = archive["arr_0"]
+    np.savez(place / "baseline.npz", arr_0=images, mu=np.zeros(9), sigma=np.eye(9), extractor=np.str_("inception"))
+    names = ["digits", f"timm:test_resnet@32={place}/0.pth"][::order]
+    found = several_of(config_in(place, fdr={"extractors": names})).measure(images_in(place, "samples"))
+    assert found == pytest.approx(expected)
 
 
 def test_the_protocol_names_every_extractor_and_the_baseline(place):

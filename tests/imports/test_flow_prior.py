@@ -1,5 +1,7 @@
 """The paper's flow priors, in the format that they come in."""
 
+import math
+
 import pytest
 import torch
 
@@ -67,6 +69,28 @@ def test_the_scale_is_the_one_beside_the_weights_and_projected_features_stay_as_
     prior = imported(args={"vae_scaling_factor": 0.5})
     torch.testing.assert_close(prior.project(projected), 0.5 * projected)
     assert "multiplies them by 0.5" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", [torch.tensor(64.05), torch.tensor([64.05], dtype=torch.float64)])
+def test_a_scale_that_is_a_tensor_of_one_element_is_taken(imported, value):
+    projected = torch.randn(7, CHANNELS, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(imported(vae_scaling_factor=value).project(projected), 64.05 * projected)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, torch.tensor(0.0)])
+def test_a_scale_that_is_no_finite_number_above_0_is_refused(imported, tmp_path, value):
+    with pytest.raises(UserError, match="vae_scaling_factor in .* is a finite number above 0") as caught:
+        imported(vae_scaling_factor=value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "prior").exists()
+    with pytest.raises(UserError, match="^scale= is a finite number above 0, not inf"):
+        imported("scale=.inf")
+
+
+def test_the_bounds_of_the_projections_seed_are_those_of_a_generator(imported):
+    imported("features=6", f"projection_seed={2**63 - 1}")
+    for seed in (2**70, -(2**70)):
+        with pytest.raises(UserError, match="projection_seed is at"):
+            imported("features=6", f"projection_seed={seed}")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ def test_the_scale_beside_the_weights_is_taken(imported, tmp_path):
     assert json.loads((run / "mar" / "generator" / "config.json").read_text())["shape"]["num_classes"] == 5
 
 
+def test_a_scale_beside_the_weights_that_is_no_number_above_0_is_refused(imported, tmp_path):
+    autoencoder = f"autoencoder={tmp_path / 'run' / 'ae' / 'autoencoder'}"
+    for value in (0.0, -0.25, float("nan")):
+        with pytest.raises(UserError, match="vae_scaling_factor in .* is a finite number above 0"):
+            imported(autoencoder, args=argparse.Namespace(vae_scaling_factor=value))
+
+
 def without(part):
     return lambda state: {name: value for name, value in state.items() if part not in name}
 

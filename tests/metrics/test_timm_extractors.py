@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation, frechet_distance, missing_weights
 from flowprior.metrics.extractor_options import ExtractorOptions, split_weights
+from flowprior.metrics.timm_extractors import _check_patches
+from flowprior.pretrained.timm_encoder import patch_side
 from flowprior.run.config import build_config
 
 IMAGES = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -61,6 +63,27 @@ def test_features_are_what_timms_network_pools_at_the_size_and_normalisation_of_
     config = timm.create_model(name).pretrained_cfg
     assert told["input"].startswith(f"{size} x {size}") and told["normalisation"]["mean"] == list(config["mean"])
     assert (told["name"], told["features"], told["weights"]) == (named, "pooled", extractor.fingerprint)
+
+
+def test_a_size_whose_last_rows_the_model_would_not_see_is_refused_and_the_nearest_is_named(weights, capfd):
+    asked = Extractor("timm:test_vit@40", weights_path=weights("test_vit"))
+    with pytest.raises(
+        UserError, match="not the last 8 of 40: write timm:test_vit@48, or evaluate.timm.size=48"
+    ) as caught:
+        _ = asked.module
+    assert "\n" not in str(caught.value)
+    assert Extractor("timm:test_vit@48", weights_path=weights("test_vit"))(IMAGES[:1]).fid.shape == (1, 64)
+    assert "does not see" not in capfd.readouterr().err
+    _check_patches("vit_so400m_patch14_siglip_384", 384, 14)  # trained at a size that its patches do not divide
+    assert "does not see the last 6 rows and columns of 384 pixels" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("test_vit", 16), ("vit_small_patch14_dinov2", 14), ("test_resnet", None), ("pvt_v2_b0", None)]
+)
+def test_the_side_of_patches_is_known_where_they_do_not_overlap(name, side):
+    with torch.device("meta"):
+        assert patch_side(timm.create_model(name)) == side
 
 
 def slow_distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -8,9 +8,10 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torchvision.transforms import Normalize
 
 from flowprior.errors import UserError
+from flowprior.pretrained.timm_encoder import whole_patches
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.features.timm import TimmFeatures
-from tokenizer.vit import ViTConfig, build_vit, whole_patches
+from tokenizer.vit import ViTConfig, build_vit
 
 NAME = "vit_tiny_patch16_224"
 DEEP = "vit_small_patch14_dinov2"

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowprior.notes import note
+from flowprior.pretrained.timm_encoder import whole_patches
 from flowprior.run.config import Section, option
 from tokenizer.features.base import FeatureModel
 from tokenizer.tokens import PlacedTokens, before_blocks, placed, through_block, through_blocks
-from tokenizer.vit import ViTConfig, build_vit, patch_pixels, pixel_statistics, whole_patches
+from tokenizer.vit import ViTConfig, build_vit, patch_pixels, pixel_statistics
 
 
 @dataclass

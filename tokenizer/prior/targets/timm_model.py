@@ -12,14 +12,13 @@ from flowprior.data.images import open_images
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
 from flowprior.pretrained.package_file import chosen_file
-from flowprior.pretrained.timm_encoder import TimmEncoder, built_at, norms_late
+from flowprior.pretrained.timm_encoder import TimmEncoder, built_at, norms_late, patch_side, whole_patches
 from flowprior.pretrained.timm_models import build_timm, hub_weights, timm_config
 from flowprior.run.config import option
 from flowprior.run.files import file_sha256
 from flowprior.training.randomness import stream_seed
 from tokenizer.prior.targets.base import TargetContext, TargetFeatures
 from tokenizer.prior.targets.extraction import ExtractionOptions, extracted_features
-from tokenizer.vit import whole_patches
 
 REMEDY = "write target.timm.weights=<the file>"
 
@@ -98,9 +97,8 @@ def _facts(name: str, size: int) -> _Facts:
         except UserError:
             timm_config(name)  # what is unknown to timm is said; some models cannot be built without numbers
             return _Facts(size, False)
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    patch = patch[0] if isinstance(patch, tuple | list) else patch
-    return _Facts(whole_patches(size, patch) if isinstance(patch, int) else size, norms_late(model))
+    patch = patch_side(model)
+    return _Facts(whole_patches(size, patch) if patch else size, norms_late(model))
 
 
 def _unseen_border(encoder: TimmEncoder, size: int, device: torch.device) -> str:
