@@ -48,7 +48,8 @@ def main(stage: type[GenerationConfig]) -> None:
             updated = partial(accept_earlier, now=origin["images"], where=manifest)
             if stale := Provenance(manifest, "latent cache", "origin", updated=updated).differing(origin, world):
                 raise UserError(
-                    f"the latent cache {config.cache_folder} was made from another input ({', '.join(stale)}): delete the folder, or write run_dir=<another>"
+                    f"the latent cache {config.cache_folder} was made from another input ({', '.join(stale)}): "
+                    "delete the folder, or write run_dir=<another>"
                 )
             if world.is_main:
                 print(f"latents: complete ({config.cache_folder})")

@@ -195,6 +195,8 @@ def evaluate(
     A metric that cannot be had is null, and ``not_measured`` says why.
     """
     result: dict[str, Any] = {"metrics": {}}
+    if several:
+        result["fdr_baseline"] = several.baselines  # one that is none is found before a set is measured
     for name, images in open_samples(config, extractor, samples, world).items():
         metrics, missing = metrics_of(config, images, reference)
         result["metrics"][name] = metrics | (several.measure(images) if several else {})
@@ -203,8 +205,6 @@ def evaluate(
     if config.evaluate.half_half_splits and config.evaluate.uses_data and isinstance(reference.images, ImageSet):
         splits = [half_half_fid(reference.images, seed) for seed in range(config.evaluate.half_half_splits)]
         result["half_half_fid"] = {"mean": float(np.mean(splits)), "std": float(np.std(splits)), "splits": splits}
-    if several:
-        result["fdr_baseline"] = several.baselines()
     fids = {cfg: metrics.get("fid") for cfg, metrics in result["metrics"].items()}
     if config.evaluate.samples_have_labels and None not in fids.values():
         result["best_cfg"] = min(fids, key=fids.get)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class SeveralExtractors:
             "precision_recall": self.options.precision_recall,
         }
 
+    @functools.cached_property
     def baselines(self) -> dict[str, float]:
         """The baseline's distance from the reference by each extractor; a :class:`UserError` where it is rounding."""
         return {
@@ -78,12 +80,12 @@ class SeveralExtractors:
         for extractor in self.extractors:
             name = extractor.name
             if self.options.precision_recall:  # before the distance, which then takes the features that are there
-                both = precision_recall(images, self.reference.images, extractor)  # type: ignore[arg-type]
+                figures = precision_recall(images, self.reference.images, extractor)  # type: ignore[arg-type]
             distances[name] = frechet_distance(images.statistics(extractor), self._real(extractor))
             metrics[f"fd {name}"] = distances[name]
             if self.options.precision_recall:
-                metrics |= {f"{metric} {name}": value for metric, value in both.items()}
-        return metrics | {f"fdr{len(distances)}": mean_ratio(distances, self.baselines())}
+                metrics |= {f"{metric} {name}": value for metric, value in figures.items()}
+        return metrics | {f"fdr{len(distances)}": mean_ratio(distances, self.baselines)}
 
     def _real(self, extractor: Extractor) -> Statistics:
         return self._moments("reference", self.reference, extractor)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TimmExtractor(Section):
-    """extractor=timm: pooled features of any timm model, resampled and normalised as its weights want it."""
+    """extractor=timm: pooled features of any timm model, of images resampled to its size and normalised as timm states it for the weights."""
 
     model: str = option("vit_small_patch14_dinov2.lvd142m", "any timm model")
     weights: str = option("", "the model's weight file (.safetensors or .pth), in place of the hub")

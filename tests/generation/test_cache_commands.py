@@ -62,7 +62,7 @@ def test_moments_of_a_gaussian_autoencoder_and_ten_crops_are_cached(command, tmp
     assert load_file(tmp_path / "latents" / "latents-00000.safetensors")["latents"].shape == (359, 10, 4, 6)
     assert "complete" in command(cache_latents, *words)[1]
     code, said = command(cache_latents, *words, "cache.posterior=mean")
-    assert code == 2 and "another posterior" in said
+    assert code == 2 and "another input (posterior)" in said
 
 
 def test_moments_of_an_autoencoder_without_a_posterior_are_refused(command, tmp_path):

@@ -105,7 +105,7 @@ def test_the_reference_itself_is_no_baseline_by_another_crop_or_with_moments(pla
 
 def test_each_extractors_figures_are_those_of_it_alone_and_the_mean_is_of_their_ratios(place):
     several = several_of(config_in(place, fdr={"precision_recall": True}))
-    found, baselines = several.measure(images_in(place, "samples")), several.baselines()
+    found, baselines = several.measure(images_in(place, "samples")), several.baselines
     alone = {}
     for extractor in (Extractor("digits"), Extractor("timm:test_resnet@32", weights_path=place / "0.pth")):
         sets = {name: ImageSet.of_archive(place / f"{name}.npz", extractor) for name in SETS}

@@ -233,6 +233,7 @@ def test_weights_of_ones_own_are_not_said_to_be_trained_on_anything(measured, fo
     extractor = Extractor("digits", weights_path=config.evaluate.weights)
     samples = find_samples(config)
     compared = open_reference(config, extractor, samples.size)
+    capsys.readouterr()
     evaluate.warn(config, samples, compared)
     assert capsys.readouterr().err == ""
     assert "not stated" in evaluate.protocol(config, extractor, samples, compared)["extractor"]["trained on"]
