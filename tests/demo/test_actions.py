@@ -8,13 +8,13 @@ from PIL import Image
 
 from demo.actions import encode, generate, prior_picture, read_as_cropped, rebuild, walk
 from demo.trained_run import NOISE, open_run
+from demo_run import SIDE, write_run
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
 from generation.autoencoder import decode_to_uint8
 from generation.generate import main as generate_command
 from mar.config import MARStageConfig
-from small_run import SIDE, write_run
 
 
 @pytest.fixture(scope="module")
