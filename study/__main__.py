@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from flowprior.distributed import World, best_device
-from flowprior.errors import UserError, entry_point
+from flowprior.errors import UserError, entry_point, one_line
 from flowprior.heap import keep_freed_memory
 from flowprior.notes import note
 from flowprior.run.lock import sole_writer
@@ -123,11 +123,10 @@ def run_study(arguments: argparse.Namespace) -> None:
     with sole_writer(plan.runs, World()):
         if arguments.anew:
             put_aside(tasks, [cell_file(results, cell) for cell in left])
-        tflop: dict[tuple[str, ...], float] = {}
 
         def finished(task: Task) -> None:
             if task.cell is not None:
-                keep(plan, task.cell, results, device, tflop)
+                keep(plan, task.cell, results, device)
 
         failed = (
             Runner(tasks, jobs, devices, finished, os.environ.get("PYTHON") or sys.executable).run() if tasks else {}
@@ -200,15 +199,15 @@ def say_plan(plan: Plan, cells: list[Cell], tasks: list[Task], results: Path, de
     )
 
 
-def keep(plan: Plan, cell: Cell, results: Path, device: str, tflop: dict[tuple[str, ...], float]) -> None:
-    """Write the JSON file of a finished cell, with its arithmetic; ``tflop`` remembers what was counted for other seeds."""
+def keep(plan: Plan, cell: Cell, results: Path, device: str) -> None:
+    """Write the JSON file of a finished cell, with its arithmetic; a cell whose arithmetic cannot be counted is kept without it."""
     stages, spent, counted = plan.stages_of(cell), {}, {}
     for stage in stages:
         spent |= {name: value for name, value in spent_on(stage.run_dir).items() if name == stage.name}
-        words = tuple(word for word in stage.words if not word.startswith(("prior=", "train.seed=", "sample.seed=")))
-        if words not in tflop:
-            tflop[words] = count_tflop(stages, stage.name)
-        counted[stage.name] = tflop[words]
+        try:
+            counted[stage.name] = count_tflop(stages, stage.name)
+        except Exception as error:  # whatever a network says to random data: the figures are there
+            note(f"the arithmetic of {cell.name}'s {stage.name} is not counted ({one_line(error)})")
     file = cell_file(results, cell)
     write_cell(file, plan.table.name, cell, stages, spent, counted, device)
     note(f"finished {cell.name}: {file}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.data.latent_scale import LatentNormaliser
@@ -53,7 +54,8 @@ def count_tflop(stages: list[PlannedStage], name: str, world: World | None = Non
     loop, batch = _loop(stages, name, world or World(device=best_device()))
     steps = COUNTED_STEPS if isinstance(loop.objective, GeneratorObjective) else 1
     _step(loop, batch, 0)  # what is computed once and kept is no part of a step
-    with FlopCounterMode(display=False) as counter:
+    # The counter knows no other kernel of attention on a CPU.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for back in range(steps):
             _step(loop, batch, back)
     return counter.get_total_flops() / steps * loop.config.steps / 1e12

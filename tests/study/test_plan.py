@@ -9,6 +9,7 @@ from flowprior.errors import UserError
 from flowprior.run.files import write_json
 from study import page
 from study.__main__ import check_data, make_plan, parse
+from study.cost import count_tflop
 from study.estimate import estimate, known_rate
 from study.kept import cell_file, differences, measuring, read_cell, result_options
 from study.plan import Cell, Plan
@@ -241,3 +242,9 @@ def test_the_page_is_written_between_its_marks_alone(tmp_path, plan):
     assert written.startswith("before\n\n" + page.START) and written.endswith(page.END + "\n\nbehind\n")
     assert "old" not in written and "| none | 1 | 28.0 |" in written
     assert copy.copy(written) == file.read_text() and words_of("a=[1, 2] 'b=c d'") == ["a=[1,", "2]", "b=c d"]
+
+
+def test_the_arithmetic_of_each_generator_is_its_own(plan):
+    stages = plan.stages_of(Cell("none", "trained", 1))
+    sit, mar = (count_tflop(stages, name) for name in ("sit", "mar"))
+    assert 0 < sit != mar > 0
