@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import write_run
+from demo_run import write_run
 
 from demo.trained_run import open_run
 

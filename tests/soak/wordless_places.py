@@ -75,10 +75,10 @@ def in_archives() -> Iterator[Case]:
             said=("2 of these classes",),
         )
         yield case("no labels", LABELLED[::2], used=(["set"], [0, 0]), said=("says no labels",))
-        yield case("one label alone", LABELLED[:3], refused=("1 of 2 images", "1.png"))
+        yield case("one label alone", LABELLED[:3], refused=("of 2 images", "1.png"))
         yield case("an image twice", [*LABELLED, ("0.jpg", A)], refused=("sample 0", "two images"))
         yield case("a label twice", [*LABELLED[:2], ("0.cls", b"1")], refused=("sample 0", "two labels"))
-        yield case("a label below 0", [*LABELLED[:3], ("1.cls", b"-1")], refused=("-1", "1 of 2 images"))
+        yield case("a label below 0", [*LABELLED[:3], ("1.cls", b"-1")], refused=("-1", "of 2 images"))
         yield case("images beside class folders", [*FOLDERS, ("3.png", A)], refused=("beside the class folders x, y",))
         yield case("splits", [("train/x/0.png", A), ("val/x/0.png", B)], refused=("train and val",))
         yield case("no images", [("a.gif", b"x"), ("b.heic", b"x")], refused=("1 .gif", "1 .heic"))
@@ -136,7 +136,7 @@ def in_lists() -> Iterator[Case]:
         "an image that is named twice", of("0.png,a\n1.png,b\n0.png,a\n"), used=used, said=("1 images more than once",)
     )
     yield Case("paths alone", of("0.png\n1.png\n"), used=(["list"], [0, 0]), said=("says no labels",))
-    yield Case("a label that is missing", of("path,label\n0.png,a\n1.png,\n"), refused=("1 of 2 images", "row 3"))
+    yield Case("a label that is missing", of("path,label\n0.png,a\n1.png,\n"), refused=("of 2 images", "row 3"))
     yield Case("an image that is missing", of("path,label\n9.png,a\n"), refused=("9.png",))
     yield Case(
         "two columns of labels", of("path,label,class\n0.png,a,b\n"), refused=("label, class", "data.label_column")
