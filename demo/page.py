@@ -227,6 +227,6 @@ def _said_in_the_browser(action: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return action(*values)
         except UserError as error:
-            raise gr.Error(one_line(error)) from error
+            raise gr.Error(one_line(error), print_exception=False) from error
 
     return guarded

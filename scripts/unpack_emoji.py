@@ -44,6 +44,8 @@ def main() -> None:
     lines, counts = [], Counter()
     for package in packages:
         vendor, made = unpack(package, temporary)
+        if any(line.startswith(f"{vendor}_") for line in lines):
+            raise UserError(f"{package} is a second package of {vendor}'s images: name one of each vendor")
         counts += made
         lines.append(f"{vendor}_*.png: {LICENCES[vendor]} ({package.name} of npm; laid on white)")
     (temporary / "LICENSES").write_text("\n".join(lines) + "\n")
@@ -73,7 +75,7 @@ def unpack(package: Path, folder: Path) -> tuple[str, Counter[str]]:
                 place.mkdir(parents=True, exist_ok=True)
                 image.save(place / f"{vendor}_{name}")
                 counts[category] += 1
-    except (OSError, tarfile.TarError, ValueError, KeyError) as error:
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{package} is no package of emoji-datasource ({error}): fetch it again") from error
     return vendor, counts
 

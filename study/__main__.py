@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from flowprior.data.images import open_images
 from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, entry_point, one_line
 from flowprior.heap import keep_freed_memory
@@ -78,6 +79,9 @@ def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     """The plan of a command line, and its cells."""
     own = Path(arguments.data)
     file = own if own.suffix in (".yaml", ".yml") else TABLES / f"{arguments.data}.yaml"
+    shipped = TABLES / f"{file.stem}.yaml"
+    if shipped.is_file() and file.is_file() and file.resolve() != shipped.resolve():
+        raise UserError(f"{file} has the name of a study that comes with the project: give it another")
     if not file.is_file():
         there = ", ".join(sorted(known.stem for known in TABLES.glob("*.yaml")))
         raise UserError(f"there is no study '{arguments.data}': there is {there}, or write the path of a .yaml file")
@@ -110,17 +114,19 @@ def run_study(arguments: argparse.Namespace) -> None:
     for cell in cells:  # words that a stage would refuse are said before anything starts
         for stage in plan.stages_of(cell):
             stage.config()
-    device, jobs, devices = device_name(best_device()), arguments.jobs, visible_devices()
-    jobs = jobs or len(devices) or os.cpu_count() or 1
-    left = cells_left(plan, cells, results, arguments.anew)
-    tasks = plan.tasks(left)
-    say_plan(plan, cells, tasks, results, device, jobs)
+    device, devices = best_device(), visible_devices()
+    jobs = arguments.jobs or len(devices) or os.cpu_count() or 1
     if arguments.dry_run:
+        tasks = plan.tasks(cells_left(plan, cells, results, arguments.anew))
         for task in tasks:
             for _, command in task.commands:
                 print(f"{task.name}: python -m {' '.join(command)}")
+        say_plan(plan, cells, tasks, results, device, jobs)
         return
     with sole_writer(plan.runs, World()):
+        left = cells_left(plan, cells, results, arguments.anew)
+        tasks = plan.tasks(left)
+        say_plan(plan, cells, tasks, results, device, jobs)
         if arguments.anew:
             put_aside(tasks, [cell_file(results, cell) for cell in left])
 
@@ -131,7 +137,7 @@ def run_study(arguments: argparse.Namespace) -> None:
         failed = (
             Runner(tasks, jobs, devices, finished, os.environ.get("PYTHON") or sys.executable).run() if tasks else {}
         )
-    print(markdown(plan.table, read_cells(results)))
+    print(markdown(plan.table, read_cells(results, plan.table.name)))
     if arguments.results is None and own_table(plan):
         put_into()
     if failed:
@@ -156,14 +162,24 @@ def cells_left(plan: Plan, cells: list[Cell], results: Path, anew: bool) -> list
     """The cells that have no JSON file yet, and with ``anew`` those whose file was made from other options.
 
     Raises:
-        UserError: without ``anew``, where there are such files.
+        UserError: without ``anew``, where there are such files, or files of other images.
     """
-    left, stale = [], []
+    left, stale, images = [], [], {}
+
+    def images_now(cell: Cell) -> str:
+        data = next(stage for stage in plan.stages_of(cell) if stage.name == "autoencoder").config().data
+        if repr(data) not in images:
+            images[repr(data)] = open_images(data).fingerprint()
+        return images[repr(data)]
+
     for cell in cells:
         file = cell_file(results, cell)
         if not file.is_file():
             left.append(cell)
-        elif told := differences(read_cell(file), plan.stages_of(cell)):
+            continue
+        kept = read_cell(file, plan.table.name)
+        told = differences(kept, plan.stages_of(cell)) or ["other images"] * (kept["data"] != images_now(cell))
+        if told:
             stale.append(f"{file} ({'; '.join(told[:3])})")
             left.append(cell)
     if stale and not anew:
@@ -174,13 +190,13 @@ def cells_left(plan: Plan, cells: list[Cell], results: Path, anew: bool) -> list
     return left
 
 
-def say_plan(plan: Plan, cells: list[Cell], tasks: list[Task], results: Path, device: str, jobs: int) -> None:
+def say_plan(plan: Plan, cells: list[Cell], tasks: list[Task], results: Path, device: torch.device, jobs: int) -> None:
     """How much there is, how much is left, and how long that will take."""
     left = [task for task in tasks if task.cell]
     print(f"study {plan.table.name}: {len(cells)} cells, {len(cells) - len(left)} finished ({results})")
     if not left:
         return
-    kept = read_cells(results)
+    kept, device_shown = read_cells(results, plan.table.name), device_name(device)
 
     def measure(stages: list[PlannedStage], name: str) -> float:
         config = next(stage.config() for stage in stages if stage.name == name)
@@ -190,16 +206,16 @@ def say_plan(plan: Plan, cells: list[Cell], tasks: list[Task], results: Path, de
         return plan.stages_of(task.cell) if task.cell else list(task.stages)
 
     pending = [task for task in tasks if task.cell or not (task.run_dir / PRIOR.folder / "result.json").is_file()]
-    time, source = estimate(pending, kept, device, stages_of, measure)
+    time, source = estimate(pending, kept, device_shown, stages_of, measure)
     print(
         f"left: {', '.join(task.name for task in left)}\n"
         f"{len(left)} cells and {len(pending) - len(left)} flow priors: about {duration(time)} one at a time, "
-        f"{duration(time / jobs)} where {jobs} at a time are as fast as one ({device}; by {source})",
+        f"{duration(time / jobs)} where {jobs} at a time are as fast as one ({device_shown}; by {source})",
         flush=True,
     )
 
 
-def keep(plan: Plan, cell: Cell, results: Path, device: str) -> None:
+def keep(plan: Plan, cell: Cell, results: Path, device: torch.device) -> None:
     """Write the JSON file of a finished cell, with its arithmetic; a cell whose arithmetic cannot be counted is kept without it."""
     stages, spent, counted = plan.stages_of(cell), {}, {}
     for stage in stages:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from flowprior.errors import UserError
 from flowprior.notes import note
+from flowprior.run.files import read_json
 from flowprior.run.run_folder import RunFolder
-from study.plan import Task
+from study.plan import PlannedStage, Task
 
 
 def put_aside(tasks: list[Task], files: list[Path]) -> None:
@@ -15,18 +16,30 @@ def put_aside(tasks: list[Task], files: list[Path]) -> None:
     for file in files:
         if file.is_file():
             note(f"{file} is made anew; what it said is now in {_rename(file)}")
-    for task in tasks:
-        if reason := _of_other_options(task):
+    renamed = set()
+    for task in tasks:  # priors come before the cells that take them
+        reason = _of_other_options(task)
+        if task.after in renamed and task.run_dir.is_dir():
+            reason = reason or f"is put aside with its prior {task.after}"
+        if reason:
+            renamed.add(task.name)
             note(f"{task.run_dir} {reason}: it is now {_rename(task.run_dir)}")
 
 
 def _of_other_options(task: Task) -> str:
     for stage in task.stages:
         try:
-            RunFolder(stage.run_dir, stage.stage.folder).check(stage.config(), {})
+            RunFolder(stage.run_dir, stage.stage.folder).check(stage.config(), _prior_of(stage))
         except UserError as error:
             return f"is put aside ({error})"
     return ""
+
+
+def _prior_of(stage: PlannedStage) -> dict[str, str]:
+    """The fingerprint of the prior that an autoencoder would take, where that is trained already."""
+    prior = getattr(stage.config(), "prior", "")
+    result = Path(prior).parent / "result.json"
+    return {"prior": read_json(result, "result")["fingerprint"]} if prior and result.is_file() else {}
 
 
 def _rename(path: Path) -> Path:

@@ -60,10 +60,13 @@ def known_rate(kept: list[dict[str, Any]], device: str, stage: str, row: str) ->
 
     They are the processor's on a CPU, which other work on the machine does not stretch, and the clock's on a GPU.
     """
-    clock = "seconds" if "GPU" in device else "cpu_seconds"
+    clocks = {"cpu": "cpu_seconds", "cuda": "seconds"}
     of_device = [cell for cell in kept if cell.get("device") == device and stage in cell.get("spent", {})]
     rates = [
-        (cell["row"] == row, cell["spent"][stage][clock] / cell["made_from"][stage]["train"]["steps"])
+        (
+            cell["row"] == row,
+            cell["spent"][stage][clocks[cell["device_type"]]] / cell["made_from"][stage]["train"]["steps"],
+        )
         for cell in of_device
     ]
     own = [rate for is_own, rate in rates if is_own]

@@ -10,16 +10,26 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowprior.errors import UserError
 from flowprior.run.config import changed_options, to_dict
 from flowprior.run.files import json_text, read_json, write_json
+from flowprior.run.machine import device_name
 from flowprior.run.reporting import read_log
 from study.plan import Cell, PlannedStage
 from study.stages import GENERATORS
 
 FORMAT_VERSION = 1
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "torch-fidelity")
-UNFELT = {"batch", "preview_images", "preview_cfg", "online_count", "online_epochs", "weights"}  # by any figure
+UNFELT = {
+    "batch",
+    "preview_images",
+    "preview_cfg",
+    "online_count",
+    "online_epochs",
+    "weights",
+}  # by any figure, at any depth
 OF_LATENTS = ("latent_std", "target_std", "latent_effective_rank", "target_effective_rank")
 OF_LATENTS += ("latent_sliced_wasserstein", "latent_sliced_wasserstein_floor", "alignment_knn_correlation")
 
@@ -47,9 +57,12 @@ def to_dict_of(values: dict[str, Any]) -> dict[str, Any]:
 
 def measuring(stage: PlannedStage) -> dict[str, dict[str, Any]]:
     """How a stage's result is sampled and measured, by section: options that its run folder lets change."""
+    return {name: _felt(to_dict(section)) for name, section in measuring_sections(stage).items()}
+
+
+def _felt(options: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: {key: value for key, value in to_dict(section).items() if key not in UNFELT}
-        for name, section in measuring_sections(stage).items()
+        key: _felt(value) if isinstance(value, dict) else value for key, value in options.items() if key not in UNFELT
     }
 
 
@@ -68,7 +81,7 @@ def measured_otherwise(kept: dict[str, Any], stage: PlannedStage) -> list[str]:
     """The options of :func:`measuring` that ``kept`` says otherwise; one that it does not know yet counts as its default."""
     told, now = [], measuring(stage)
     for name, section in measuring_sections(stage).items():
-        before = to_dict(type(section)()) | (kept.get(name) or {})
+        before = _felt(to_dict(type(section)())) | (kept.get(name) or {})
         told += [f"{name}.{key}: {before[key]} -> {value}" for key, value in now[name].items() if before[key] != value]
     return told
 
@@ -90,19 +103,30 @@ def differences(kept: dict[str, Any], stages: list[PlannedStage]) -> list[str]:
     return told
 
 
-def read_cell(file: Path) -> dict[str, Any]:
-    """A :class:`UserError` for a file that is damaged or no cell's."""
+def read_cell(file: Path, study: str) -> dict[str, Any]:
+    """A :class:`UserError` for a file that is damaged, no cell's, of another study than ``study``, or called as another cell."""
     kept = read_json(file, "finished cell")
-    if kept.get("format") != FORMAT_VERSION or not {"row", "length", "seed", "figures"} <= kept.keys():
+    needed = {"study", "row", "length", "seed", "figures", "data", "device", "device_type"}
+    if kept.get("format") != FORMAT_VERSION or not needed <= kept.keys():
         raise UserError(
             f"{file} is no finished cell of this version: delete it, or copy it again from where it was made"
+        )
+    name = cell_of(kept).name
+    if (kept["study"], name) != (study, file.stem):
+        raise UserError(
+            f"{file} holds the cell {name} of the study {kept['study']}: give it its own name again, or delete it"
         )
     return kept
 
 
-def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """All finished cells in a folder, by name."""
-    return [read_cell(file) for file in sorted(folder.glob("*.json"))]
+def read_cells(folder: Path, study: str) -> list[dict[str, Any]]:
+    """All finished cells of a study in a folder, by name."""
+    return [read_cell(file, study) for file in sorted(folder.glob("*.json"))]
+
+
+def cell_of(kept: dict[str, Any]) -> Cell:
+    """Which cell a file says that it is of."""
+    return Cell(kept["row"], kept["length"], kept["seed"])
 
 
 def write_cell(
@@ -112,7 +136,7 @@ def write_cell(
     stages: list[PlannedStage],
     spent: dict[str, dict[str, float]],
     tflop: dict[str, float],
-    device: str,
+    device: torch.device,
 ) -> None:
     """Gather a finished cell's figures from its run folder and write its file, whole or not at all.
 
@@ -123,7 +147,7 @@ def write_cell(
         stages: all that its figures depend on.
         spent: seconds by stage: ``seconds`` of the clock and ``cpu_seconds``.
         tflop: counted arithmetic of each stage's training.
-        device: in words.
+        device: that the stages ran on.
     """
     made_from = {stage.name: result_options(stage.config()) for stage in stages}
     measured = {stage.name: how for stage in stages if (how := measuring(stage))}
@@ -138,13 +162,21 @@ def write_cell(
             "figures": {stage.name: figures(stage) for stage in stages},
             "spent": spent,
             "tflop": tflop,
-            "device": device,
+            "data": images_of(stages),
+            "device": device_name(device),
+            "device_type": device.type,
             "versions": versions(),
             "words": {stage.name: shlex.join(stage.words) for stage in stages},
             "measured": measured,
             "made_from": made_from,
         },
     )
+
+
+def images_of(stages: list[PlannedStage]) -> str:
+    """Fingerprint of the images that the cell's autoencoder was trained on."""
+    [stage] = [stage for stage in stages if stage.name == "autoencoder"]
+    return str(read_json(stage.run_dir / stage.stage.folder / "inputs.json", "list of inputs")["data"])
 
 
 def figures(stage: PlannedStage) -> dict[str, Any]:

@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from study.kept import read_cells
+from flowprior.errors import UserError
+from flowprior.notes import note
+from flowprior.run.files import write_bytes
+from study.kept import cell_of, differences, read_cells
+from study.plan import Plan
 from study.stages import GENERATORS
 from study.table import TABLES, StudyTable, read_table
 
@@ -31,12 +35,17 @@ def figure(stage: str, name: str) -> Callable[[Record], float | None]:
     return lambda cell: cell["figures"].get(stage, {}).get(name)
 
 
-def seconds(stage: str) -> Callable[[Record], float | None]:
-    return lambda cell: cell.get("spent", {}).get(stage, {}).get("cpu_seconds")
-
-
 def tflop(stage: str) -> Callable[[Record], float | None]:
     return lambda cell: cell.get("tflop", {}).get(stage)
+
+
+def cost_columns(stage: str, cells: Sequence[Record]) -> tuple[Column, ...]:
+    """What a stage took: seconds where all cells ran on one device, and the arithmetic of its training."""
+    arithmetic = Column("TFLOP", tflop(stage), 1)
+    if len({cell["device"] for cell in cells}) != 1:
+        return (arithmetic,)
+    title, clock = ("CPU seconds", "cpu_seconds") if cells[0]["device_type"] == "cpu" else ("seconds", "seconds")
+    return Column(title, lambda cell: cell["spent"].get(stage, {}).get(clock), 0), arithmetic
 
 
 AUTOENCODER = (
@@ -46,8 +55,6 @@ AUTOENCODER = (
     Column("rFID under noise of 0.2", figure("autoencoder", "rfid_noise_0.2")),
     Column("std of the latents", figure("autoencoder", "latent_std"), 2),
     Column("correlation with kNN distance", figure("autoencoder", "alignment_knn_correlation"), 2),
-    Column("CPU seconds", seconds("autoencoder"), 0),
-    Column("TFLOP", tflop("autoencoder"), 1),
 )
 
 
@@ -70,8 +77,6 @@ def generator_columns(name: str, scales: dict[str, str]) -> tuple[Column, ...]:
         Column("guidance", lambda cell: float(scales[cell["row"]]) if cell["row"] in scales else None, 2),
         Column("FID with it", at("fid", True)),
         Column("recognised with it", at("recognised", True), 1, True),
-        Column("CPU seconds", seconds(name), 0),
-        Column("TFLOP", tflop(name), 1),
     )
 
 
@@ -81,25 +86,58 @@ def chosen_scales(table: StudyTable, cells: list[Record], name: str) -> dict[str
     for cell in cells:
         sets = cell["figures"].get(name, {}).get("by_guidance", {})
         fids = {scale: figures["fid"] for scale, figures in sets.items() if float(scale) > 1}
-        if cell["seed"] == table.selection_seed and fids and None not in fids.values():
+        if selects(table, cell) and fids and None not in fids.values():
             chosen[cell["row"]] = min(fids, key=fids.get)  # type: ignore[arg-type]
     return chosen
 
 
+def selects(table: StudyTable, cell: Record) -> bool:
+    """Whether guidance scales and weights are chosen by the cell."""
+    return cell["seed"] == table.selection_seed and table.lengths[cell["length"]].selects
+
+
+def current_cells(table: StudyTable, cells: list[Record]) -> list[Record]:
+    """Those of ``cells`` that the table would make again; each of the others is named.
+
+    Raises:
+        UserError: these were not all made from the same images.
+    """
+    plan, current = Plan(table, Path()), []
+    for kept in cells:
+        cell = cell_of(kept)
+        there = cell.row in table.rows and cell.length in table.lengths
+        told = differences(kept, plan.stages_of(cell)) if there else ["the table has no such row or length"]
+        if told:
+            note(f"{cell.name} was made from other options than the table's, and is not shown ({'; '.join(told[:3])})")
+        else:
+            current.append(kept)
+    one_of_each = {kept["data"]: cell_of(kept).name for kept in current}
+    if len(one_of_each) > 1:
+        raise UserError(
+            f"the cells {' and '.join(list(one_of_each.values())[:2])} of the study {table.name} were made from different images: move those of "
+            "one of the data sets elsewhere"
+        )
+    return current
+
+
 def markdown(table: StudyTable, cells: list[Record]) -> str:
     """The tables of one study: autoencoders, then each generator, at every length, then the weights that were tried."""
-    parts = []
+    parts, cells = [], current_cells(table, cells)
     for length in table.lengths:
         reported = [c for c in cells if c["length"] == length and c["seed"] != table.selection_seed]
-        reported = [cell for cell in reported if cell["row"] in table.rows]
         if reported:
             steps = reported[0]["made_from"]["autoencoder"]["train"]["steps"]
-            where = f"{table.name}, {length} ({steps:,} steps)"
-            parts.append(f"**{where}: autoencoders**\n\n{grid(table, reported, AUTOENCODER)}")
+            devices = {cell["device"] for cell in reported}
+            on = devices.pop() if len(devices) == 1 else f"{len(devices)} kinds of devices"
+            where = f"{table.name}, {length}: autoencoders of {steps:,} steps, on {on}"
+            parts.append(
+                f"**{where}**\n\n{grid(table, reported, (*AUTOENCODER, *cost_columns('autoencoder', reported)))}"
+            )
             for name in GENERATORS:
                 if of_name := [cell for cell in reported if name in cell["figures"]]:
                     columns = generator_columns(name, chosen_scales(table, cells, name))
-                    parts.append(f"**{where}: {SHOWN[name]}**\n\n{grid(table, of_name, columns)}")
+                    columns += cost_columns(name, of_name)
+                    parts.append(f"**{SHOWN[name]} on the latents of {where}**\n\n{grid(table, of_name, columns)}")
     if weights := weights_tried(table, cells):
         parts.append(f"**{table.name}: weights, on the selection seed, FID by SiT without guidance**\n\n{weights}")
     return "\n\n".join(parts)
@@ -117,18 +155,19 @@ def grid(table: StudyTable, cells: list[Record], columns: Sequence[Column]) -> s
 
 
 def entry(column: Column, cells: list[Record]) -> str:
-    """Mean, and the standard deviation where there are several seeds with the figure."""
+    """Mean, and the standard deviation where there are several seeds with the figure; how many have it, where not all do."""
     scale = 100 if column.percent else 1
     values = [scale * value for cell in cells if (value := column.value(cell)) is not None]
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.{column.digits}f}" if len(set(values)) > 1 else ""
-    return f"{statistics.fmean(values):.{column.digits}f}{spread}{' %' * column.percent}"
+    share = f" ({len(values)} of {len(cells)})" if len(values) < len(cells) else ""
+    return f"{statistics.fmean(values):.{column.digits}f}{spread}{' %' * column.percent}{share}"
 
 
 def weights_tried(table: StudyTable, cells: list[Record]) -> str:
     """PSNR and FID of every weight of the rows that try some; empty where none is finished."""
-    by_row = {cell["row"]: cell for cell in cells if cell["seed"] == table.selection_seed}
+    by_row = {cell["row"]: cell for cell in cells if selects(table, cell)}
     fid, psnr = generator_columns("sit", {})[0], AUTOENCODER[0]
     lines = [("", "weight", "PSNR (dB)", "FID")]
     for name, row in table.rows.items():
@@ -148,12 +187,15 @@ def page_tables(results: Path = RESULTS, tables: Path = TABLES) -> str:
     """The tables of all studies that have a finished cell, with the marks around them."""
     made = []
     for file in sorted(tables.glob("*.yaml")):
-        if (results / file.stem).is_dir() and (cells := read_cells(results / file.stem)):
+        if (results / file.stem).is_dir() and (cells := read_cells(results / file.stem, file.stem)):
             made.append(markdown(read_table(file), cells))
-    return "\n\n".join([START, *(made or ["No cell is finished yet."]), END])
+    return "\n\n".join([START, *(list(filter(None, made)) or ["No cell is finished yet."]), END])
 
 
 def put_into(page: Path = PAGE, results: Path = RESULTS) -> None:
-    """Replace what stands between the marks."""
-    before, rest = page.read_text().split(START)
-    page.write_text(before + page_tables(results) + rest.split(END)[1])
+    """Replace what stands between the marks; a :class:`UserError` where they do not stand there once each."""
+    text = page.read_text()
+    if (text.count(START), text.count(END)) != (1, 1) or text.index(START) > text.index(END):
+        raise UserError(f"{page} has not one '{START}' and one '{END}' behind it: restore them")
+    before, behind = text[: text.index(START)], text[text.index(END) + len(END) :]
+    write_bytes(page, (before + page_tables(results) + behind).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +107,16 @@ def read_table(file: Path) -> StudyTable:
         raise UserError(f"the study {file} has no '{min(unknown)}': it has {', '.join(sorted(known))}")
     rows = with_grids(_sections(Row, values, "rows", file))
     targets, lengths = (_sections(cls, values, name, file) for cls, name in ((Target, "targets"), (Length, "lengths")))
-    groups = {name: tuple(words.split()) for name, words in values.get("groups", {}).items()}
+    options = _texts(values, "options", file)
+    if unknown := set(options) - (known := {"prior", "autoencoder", *GENERATORS}):
+        raise UserError(f"the study {file} has options of '{min(unknown)}': its stages are {', '.join(sorted(known))}")
+    if len(selecting := [name for name, length in lengths.items() if length.selects]) > 1:
+        raise UserError(
+            f"the lengths {' and '.join(selecting)} of {file} both select: one chooses weights and guidance"
+        )
+    if type(seed := values.get("selection_seed", 0)) is not int or seed < 0:
+        raise UserError(f"selection_seed in {file} is a whole number from 0 on, not {seed!r}")
+    groups = {name: tuple(words.split()) for name, words in _texts(values, "groups", file).items()}
     groups["grid"] = tuple(name for name, row in rows.items() if row.seeds == "selection")
     groups["all"] = tuple(name for name, row in rows.items() if row.seeds == "all")
     groups.setdefault("minimum", groups["all"])
@@ -119,8 +129,8 @@ def read_table(file: Path) -> StudyTable:
     return StudyTable(
         file.stem,
         str(values.get("preset", file.stem)),
-        {str(stage): str(words) for stage, words in values.get("options", {}).items()},
-        int(values.get("selection_seed", 0)),
+        options,
+        seed,
         rows,
         targets,
         lengths,
@@ -132,7 +142,19 @@ def _sections(cls: type[P], values: dict[str, Any], name: str, file: Path) -> di
     entries = values.get(name)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"the study {file} has no {name}")
+    if odd := [key for key in map(str, entries) if not re.fullmatch(r"[\w.-]+", key)]:
+        raise UserError(
+            f"'{odd[0]}' among the {name} of {file} becomes a folder's name: write letters, digits, _ . and - only"
+        )
     return {str(key): build_config(cls, entry or {}, f"{name}.{key}") for key, entry in entries.items()}
+
+
+def _texts(values: dict[str, Any], name: str, file: Path) -> dict[str, str]:
+    """A section of lines of words, by key; empty where there is none."""
+    entries = values.get(name) or {}
+    if not isinstance(entries, dict) or not all(isinstance(text, str) for text in entries.values()):
+        raise UserError(f"the {name} of the study {file} are lines of words by name, such as `name: one two`")
+    return {str(key): text for key, text in entries.items()}
 
 
 def with_grids(rows: dict[str, Row]) -> dict[str, Row]:
@@ -150,5 +172,8 @@ def with_grids(rows: dict[str, Row]) -> dict[str, Row]:
 
 
 def words_of(options: str) -> list[str]:
-    """Options as a shell reads them."""
-    return shlex.split(options)
+    """Options as a shell reads them; a :class:`UserError` for a quote without end."""
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"the options {options!r} cannot be read ({error})") from None

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from PIL import Image
-from demo_run import write_run
 
 from demo.trained_run import open_run
+from demo_run import write_run
 
 gradio = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402

@@ -69,7 +69,7 @@ def test_some_tokens_are_as_many_of_every_image_and_each_its_own():
     chosen = some_tokens(latents, 20).squeeze(-1)
     assert chosen.shape == (6, 3) and torch.equal(chosen // 5, torch.arange(6).unsqueeze(1).expand(6, 3))
     assert all(len(row.unique()) == 3 for row in chosen) and torch.equal(some_tokens(latents, 30), latents)
-    assert len(some_tokens(latents, 4).unique() // 5) == 4
+    assert len((some_tokens(latents, 4) // 5).unique()) == 4
 
 
 def test_normalised_latents_have_one_deviation_for_all_channels():

@@ -121,3 +121,18 @@ def test_where_npm_is_missing_a_line_says_so_and_a_folder_that_is_there_needs_no
     (tmp_path / "emoji" / "LICENSES").write_text("")
     done = subprocess.run(**command, capture_output=True, timeout=240)
     assert done.returncode == 0 and done.stdout.strip() == f"emoji: {tmp_path / 'emoji'}"
+
+
+def test_an_index_of_another_shape_and_a_vendor_twice_are_a_line(unpack, tmp_path):
+    first = package(tmp_path / "first.tgz")
+    code, _, errors = unpack(tmp_path / "emoji", first, package(tmp_path / "second.tgz"))
+    assert code == 2 and "second.tgz is a second package of twitter's" in errors
+    odd = tmp_path / "odd.tgz"
+    with tarfile.open(odd, "w:gz") as archive:
+        for name, content in {"package.json": b'{"name": "emoji-datasource-twitter"}', "emoji.json": b"[3]"}.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    code, _, errors = unpack(tmp_path / "emoji", odd)
+    assert code == 2 and "odd.tgz is no package of emoji-datasource" in errors and len(errors.splitlines()) == 1
+    assert not (tmp_path / "emoji").exists()

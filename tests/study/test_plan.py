@@ -1,19 +1,19 @@
 """What a study plans, keeps and shows, without a run."""
 
-import copy
 import json
 
 import pytest
 
+from flowprior.data.images import open_images
 from flowprior.errors import UserError
 from flowprior.run.files import write_json
 from study import page
-from study.__main__ import check_data, make_plan, parse
+from study.__main__ import cells_left, check_data, make_plan, parse
 from study.cost import count_tflop
 from study.estimate import estimate, known_rate
 from study.kept import cell_file, differences, measuring, read_cell, result_options
 from study.plan import Cell, Plan
-from study.table import TABLES, read_table, words_of
+from study.table import TABLES, read_table
 
 STUDIES = sorted(file.stem for file in TABLES.glob("*.yaml"))
 
@@ -30,11 +30,14 @@ def kept_of(plan, cell, **changes):
     figures = {"autoencoder": {"psnr": 27.0 + cell.seed}, "sit": {"by_guidance": sets}}
     made = {
         "format": 1,
+        "study": "mnist",
         "row": cell.row,
         "length": cell.length,
         "seed": cell.seed,
         "figures": figures,
+        "data": "f00d",
         "device": "2 cores",
+        "device_type": "cpu",
         "spent": {stage.name: {"seconds": 90.0, "cpu_seconds": 36.0} for stage in stages},
         "made_from": {stage.name: result_options(stage.config()) for stage in stages},
         "measured": {stage.name: how for stage in stages if (how := measuring(stage))},
@@ -115,6 +118,12 @@ def test_a_row_that_is_not_there_is_named_beside_those_that_are(plan, rows, said
         ("rows: {a: {}}\ngroups: {minimum: b}", "names b"),
         ("rows: {a: {}}\ncolumns: 3", "'columns'"),
         ("preset: digits", "no rows"),
+        ("rows: {a: {}}\noptions: {ae: train.steps=1}", "options of 'ae': its stages are autoencoder, mar, prior, sit"),
+        ("rows: {a: {}}\ngroups: {g: [a]}", "groups of the study .* are lines of words"),
+        ("rows: {a: {}}\ngroups: [a]", "groups of the study .* are lines of words"),
+        ("rows: {a: {}}\nselection_seed: x", "selection_seed .* not 'x'"),
+        ("rows: {a/b: {}}", "'a/b' among the rows"),
+        ("rows: {a: {options: 'x=\"1', weight: y, weights: [1]}}", "cannot be read .No closing quotation"),
     ],
 )
 def test_a_mistake_in_a_table_is_named(tmp_path, text, said):
@@ -160,7 +169,64 @@ def test_a_file_that_is_no_finished_cell_is_refused(tmp_path):
     file = cell_file(tmp_path, Cell("none", "trained", 1))
     write_json(file, {"format": 99})
     with pytest.raises(UserError, match="none_trained_seed1.json is no finished cell"):
-        read_cell(file)
+        read_cell(file, "mnist")
+
+
+def test_a_file_under_another_cells_name_or_of_another_study_is_refused(tmp_path, plan):
+    kept = kept_of(plan, Cell("none", "trained", 1))
+    own, copied = (cell_file(tmp_path, Cell("none", "trained", seed)) for seed in (1, 3))
+    for file in (own, copied):
+        write_json(file, kept)
+    assert read_cell(own, "mnist") == kept
+    with pytest.raises(UserError, match="seed3.json holds the cell none_trained_seed1 of the study mnist"):
+        read_cell(copied, "mnist")
+    with pytest.raises(UserError, match="of the study mnist"):
+        read_cell(own, "emoji")
+
+
+def test_a_table_shows_what_it_would_make_again_and_names_the_rest(plan, capsys):
+    cells = [kept_of(plan, Cell("none", "trained", seed)) for seed in (1, 2)]
+    cells[1]["made_from"]["autoencoder"]["optim"]["lr"] = 0.5
+    gone = kept_of(plan, Cell("none", "trained", 3), row="forgotten")
+    made = page.markdown(plan.table, [*cells, gone])
+    assert "| none | 1 | 28.0 |" in made and "forgotten" not in made
+    said = capsys.readouterr().err
+    assert "none_trained_seed2 was made from other options" in said and "optim.lr: 0.5 ->" in said
+    assert "forgotten_trained_seed3" in said and "no such row" in said
+
+
+def test_cells_of_different_images_are_no_table_and_none_of_other_images_counts_as_finished(plan, tmp_path):
+    cells = [kept_of(plan, Cell("none", "trained", seed), data=f"images {seed}") for seed in (1, 2)]
+    with pytest.raises(UserError, match="none_trained_seed1 and none_trained_seed2 .* made from different images"):
+        page.markdown(plan.table, cells)
+    cell = Cell("none", "trained", 1)
+    write_json(cell_file(tmp_path, cell), cells[0])
+    with pytest.raises(UserError, match=r"seed1.json \(other images\)"):
+        cells_left(plan, [cell], tmp_path, anew=False)
+    assert cells_left(plan, [cell], tmp_path, anew=True) == [cell]
+    now = open_images(plan.stages_of(cell)[0].config().data).fingerprint()
+    write_json(cell_file(tmp_path, cell), cells[0] | {"data": now})
+    assert cells_left(plan, [cell], tmp_path, anew=False) == []
+
+
+def test_seconds_are_shown_of_one_device_alone_and_a_figure_that_not_all_seeds_have_says_how_many(plan):
+    cells = [kept_of(plan, Cell("none", "trained", seed)) for seed in (1, 2)]
+    assert "CPU seconds" in page.markdown(plan.table, cells) and "on 2 cores" in page.markdown(plan.table, cells)
+    cells[1] |= {"device": "NVIDIA H100", "device_type": "cuda"}
+    cells[1]["figures"]["autoencoder"]["psnr"] = None
+    made = page.markdown(plan.table, cells)
+    assert "seconds" not in made and "on 2 kinds of devices" in made and "| none | 2 | 28.0 (1 of 2) |" in made
+    assert known_rate(cells, "NVIDIA H100", "sit", "none") * 4400 == pytest.approx(90 * 4400 / _steps(cells[1], "sit"))
+
+
+def _steps(kept, stage):
+    return kept["made_from"][stage]["train"]["steps"]
+
+
+def test_a_study_of_ones_own_is_not_called_as_one_of_the_projects(tmp_path):
+    (tmp_path / "mnist.yaml").write_text((TABLES / "mnist.yaml").read_text())
+    with pytest.raises(UserError, match="has the name of a study that comes with the project"):
+        make_plan(parse(["--data", str(tmp_path / "mnist.yaml")]))
 
 
 def test_what_is_left_takes_what_finished_cells_of_this_device_took_of_its_own_row_where_there_is_one(plan):
@@ -241,7 +307,10 @@ def test_the_page_is_written_between_its_marks_alone(tmp_path, plan):
     written = file.read_text()
     assert written.startswith("before\n\n" + page.START) and written.endswith(page.END + "\n\nbehind\n")
     assert "old" not in written and "| none | 1 | 28.0 |" in written
-    assert copy.copy(written) == file.read_text() and words_of("a=[1, 2] 'b=c d'") == ["a=[1,", "2]", "b=c d"]
+    file.write_text("no marks")
+    with pytest.raises(UserError, match="study.md has not one"):
+        page.put_into(file, results)
+    assert file.read_text() == "no marks"
 
 
 def test_the_arithmetic_of_each_generator_is_its_own(plan):

@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from flowprior.distributed import World
+from flowprior.run.files import write_json
 from flowprior.run.run_folder import RunFolder
 from study import aside
 from study.plan import Cell, Plan, PlannedStage, Task
@@ -93,3 +94,27 @@ def test_only_what_was_made_from_other_options_is_put_aside_and_nothing_is_lost(
     assert there == ["kl_trained_seed1.before-1", "none_trained_seed1"]
     assert (tmp_path / "runs" / "kl_trained_seed1.before-1" / "ae" / "result.json").is_file()
     assert (tmp_path / "kl_trained_seed1.json.before-1").read_text() == "{}" and not file.exists()
+
+
+def test_what_was_made_with_a_prior_that_is_put_aside_or_was_trained_again_goes_aside_as_well(tmp_path):
+    tasks = Plan(read_table(TABLES / "mnist.yaml"), tmp_path / "runs").tasks([Cell("flow_semantic", "trained", 1)])
+    prior, cell = tasks
+    for task, inputs in ((prior, {}), (cell, {"prior": "before"})):
+        stage = task.stages[0]
+        config = stage.config()
+        folder = RunFolder(stage.run_dir, stage.stage.folder)
+        folder.open(config, World(), inputs)
+        folder.complete({"fingerprint": "before"})
+    aside.put_aside(tasks, [])
+    assert prior.run_dir.is_dir() and cell.run_dir.is_dir()
+    write_json(prior.run_dir / "flowhead" / "result.json", {"fingerprint": "after"})  # by another study's --anew
+    aside.put_aside(tasks, [])
+    assert prior.run_dir.is_dir() and not cell.run_dir.exists()
+    (cell.run_dir.with_name(f"{cell.name}.before-1")).rename(cell.run_dir)
+    config = prior.stages[0].config()
+    config.optim.lr *= 2
+    (prior.run_dir / "flowhead" / "result.json").unlink()
+    RunFolder(prior.run_dir, "flowhead").open(config, World())
+    write_json(prior.run_dir / "flowhead" / "result.json", {"fingerprint": "before"})
+    aside.put_aside(tasks, [])
+    assert not prior.run_dir.exists() and not cell.run_dir.exists()
