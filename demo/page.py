@@ -53,7 +53,9 @@ def serve(page: gr.Blocks, port: int) -> None:
     """Serve the page on this machine alone until Ctrl-C; a :class:`UserError` where the port is taken."""
     try:
         font = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]  # none that a browser fetches from elsewhere
-        page.queue().launch(server_name="127.0.0.1", server_port=port, theme=gr.themes.Default(font=font))
+        page.queue().launch(
+            server_name="127.0.0.1", server_port=port, show_error=True, theme=gr.themes.Default(font=font)
+        )
     except OSError as error:
         raise UserError(f"port {port} is taken: write --port <another>") from error
 
@@ -81,9 +83,15 @@ def _generator_tab(name: str, generator: TrainedGenerator) -> None:
     def run_it(classes: list[int], per_class: int, cfg: float, seed: int, *values: Any) -> tuple[np.ndarray, str]:
         words = [f"{field.name}={_word(value)}" for field, value in zip(shown, values)]
         generator.sample_by(build_config(type(generator.sampler), apply_overrides({}, words)))
-        images, seconds = generate(generator, classes, _whole(per_class, "images of each"), cfg, _whole(seed, "seed"))
+        images, seconds = generate(
+            generator,
+            classes,
+            int(per_class),
+            cfg,
+            _whole(seed),
+        )
         told = f"{len(images)} images in {seconds:.1f} s, {seconds / len(images):.3f} s each"
-        return _sheet_of_classes(images, _whole(per_class, "images of each")), told
+        return _sheet_of_classes(images, int(per_class)), told
 
     names = ["classes", "per_class", "cfg", "seed", *(field.name for field in shown)]  # what "Use via API" calls them
     run_it.__signature__ = inspect.Signature(
@@ -118,7 +126,7 @@ def _rebuild_tab(run: TrainedRun, examples: list[str]) -> None:
 
     @_said_in_the_browser
     def run_it(file: str | None, noise: float, seed: int) -> tuple[np.ndarray, str]:
-        found = rebuild(run, read_as_cropped(run, file), noise, _whole(seed, "seed"))
+        found = rebuild(run, read_as_cropped(run, file), noise, _whole(seed))
         return _sheet(found.images, 3), "PSNR {:.2f} dB, with noise {:.2f} dB".format(*found.psnr)
 
     button.click(run_it, [image, noise, seed], [sheet, said], api_name="rebuild", **ONE_AT_A_TIME)
@@ -137,7 +145,7 @@ def _walk_tab(run: TrainedRun, examples: list[str]) -> None:
     @_said_in_the_browser
     def run_it(first: str | None, last: str | None, steps: int) -> np.ndarray:
         images = torch.cat([read_as_cropped(run, file) for file in (first, last)])
-        return _sheet(walk(run, images, _whole(steps, "steps")), _whole(steps, "steps"))
+        return _sheet(walk(run, images, int(steps)), int(steps))
 
     button.click(run_it, [*ends, steps], sheet, api_name="walk", **ONE_AT_A_TIME)
 
@@ -153,8 +161,8 @@ def _prior_tab(run: TrainedRun, files: Path) -> None:
     @_said_in_the_browser
     def run_it(count: int, steps: int, seed: int) -> tuple[str, str]:
         file = files / "prior.png"
-        seconds = prior_picture(run, _whole(count, "samples"), _whole(steps, "steps"), _whole(seed, "seed"), file)
-        return str(file), f"{_whole(count, 'samples')} samples in {seconds:.2f} s"
+        seconds = prior_picture(run, int(count), int(steps), _whole(seed), file)
+        return str(file), f"{int(count)} samples in {seconds:.2f} s"
 
     button.click(run_it, [count, steps, seed], [picture, said], api_name="prior", **ONE_AT_A_TIME)
 
@@ -190,11 +198,11 @@ def _option(field: dataclasses.Field, sampler: Any) -> gr.components.Component:
     return gr.Textbox(str(list(value)) if isinstance(value, tuple) else str(value), **labels)
 
 
-def _whole(value: float | None, name: str) -> int:
-    """What a field holds; a :class:`UserError` where it is empty."""
-    if value is None:
-        raise UserError(f"{name} is empty: write a whole number")
-    return int(value)
+def _whole(seed: float | None) -> int:
+    """What a seed's field holds; a :class:`UserError` where it is empty."""
+    if seed is None:
+        raise UserError("seed is empty: write a whole number")
+    return int(seed)
 
 
 def _word(value: Any) -> str:
