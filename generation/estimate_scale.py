@@ -20,21 +20,21 @@ from generation.config import GenerationConfig
 
 
 def main(stage: type[GenerationConfig]) -> None:
-    folder, samples = parse(stage, sys.argv[1:])
+    folder, samples, per = parse(stage, sys.argv[1:])
     with sole_writer(folder, World(), may_be_read_only=True):
         cache = LatentCache(folder, verify=False, made_by=stage.command("cache_latents"))
         statistics = cache.manifest.get("statistics")
         kept = statistics if isinstance(statistics, dict) else {}
-        if kept.get("images") != min(samples, len(cache)) or "token_std" not in kept:
+        if kept.get("images") != min(samples, len(cache)) or (per == "token" and "token_std" not in kept):
             statistics = measure_statistics(cache, samples)
             store_statistics(folder, statistics)
             cache.manifest["statistics"] = statistics
-        check_statistics(cache, stage.command("estimate_scale"), "token")
+        check_statistics(cache, stage.command("estimate_scale"), per)
     print(describe(statistics))
 
 
-def parse(stage: type[GenerationConfig], words: list[str]) -> tuple[Path, int]:
-    """The cache's folder and how many images to measure, in either form of the command."""
+def parse(stage: type[GenerationConfig], words: list[str]) -> tuple[Path, int, str]:
+    """The cache's folder, how many images to measure, and the scale that is wanted, in either form of the command: the first wants all."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_samples", "--num-samples", type=int)
     parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help shows how)"))  # type: ignore
@@ -42,9 +42,9 @@ def parse(stage: type[GenerationConfig], words: list[str]) -> tuple[Path, int]:
     if arguments.num_samples is not None and arguments.num_samples < 1:
         raise UserError(f"--num_samples is at least 1, not {arguments.num_samples}")
     if len(rest) == 1 and "=" not in rest[0] and not rest[0].startswith("-"):
-        return Path(rest[0]), arguments.num_samples or 10_000
+        return Path(rest[0]), arguments.num_samples or 10_000, "token"
     config = stage.read(__doc__, rest)
-    return config.cache_folder, arguments.num_samples or config.cache.scale_samples
+    return config.cache_folder, arguments.num_samples or config.cache.scale_samples, config.cache.scale_per
 
 
 def describe(statistics: dict[str, Any]) -> str:

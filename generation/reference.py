@@ -76,10 +76,9 @@ def counts_by_name(
     if not counts or not of or not names or list(of) == list(names):
         return counts
     by_name = dict(zip(of, counts))
-    same_names = sorted(of) == sorted(names) and len(by_name) == len(
-        of
-    )  # of classes that share a name, none can be told by it
-    return tuple(by_name[name] for name in names) if same_names else None
+    # Of classes that share a name, none can be told by it.
+    told_by_name = len(by_name) == len(of) and sorted(of) == sorted(names)
+    return tuple(by_name[name] for name in names) if told_by_name else None
 
 
 def open_reference(

@@ -36,7 +36,9 @@ def test_starflows_is_the_tilted_gaussian_where_that_exists(scale, mean, log_sca
     points = torch.tensor([-1.5, 0.2, 2.0], dtype=torch.float64)
 
     def log_density(affine):
-        return torch.distributions.Normal(affine.mean.item(), affine.log_scale.exp().item()).log_prob(points)
+        return torch.distributions.Normal(affine.mean.squeeze(), affine.log_scale.exp().squeeze()).log_prob(
+            points
+        )  # in float64
 
     wanted = scale * log_density(conditional) + (1 - scale) * log_density(unconditional)
     torch.testing.assert_close(log_density(guided).diff(), wanted.diff(), rtol=1e-6, atol=1e-6)

@@ -45,8 +45,10 @@ class Case:
                 return f"{type(error).__name__}: {line}"
             missing = [word for word in self.refused if word not in line]
             return f"{missing} not named: {line}" if missing else None
-        # Where labels come from is always said, and is no remark on unusual input.
-        origin = re.compile(r"note: the labels of .* come from .*: \d+ class(es)?$")
+        # Where labels come from, or that there are none, is always said, and is no remark on unusual input.
+        origin = re.compile(
+            r"note: (the labels of .* come from .*: \d+ class(es)?|.* says no labels: its .* one class.*)$"
+        )
         said = printed.getvalue().splitlines()
         wanted = [line for line in said if self.said and all(word in line for word in self.said)]
         lines = [line for line in said if line in wanted or not origin.match(line)]

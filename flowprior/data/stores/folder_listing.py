@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowprior.errors import UserError
-from flowprior.notes import note
+from flowprior.notes import counted, note
 
 SPLITS = {"train", "val", "valid", "validation", "test"}
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -70,6 +70,8 @@ def list_images(root: Path) -> ImageFolder:
         )
     if unread := sum((part.unread for part in found), here.unread):
         note(f"in {root} are not read: {kinds_in_words(unread)} (images are {READ})")
+    if not folders:
+        note(f"{root} says no labels: its {counted(len(here.images), 'image is', 'images are')} one class")
     for name, alike in _alike(folders):
         note(
             f"in {root} the class folders {name} and {alike} differ in case or in Unicode's form only, and are two classes"
