@@ -9,12 +9,12 @@ samples lie beside the target's features.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from demo.trained_run import open_run
 from flowprior.errors import UserError, entry_point
+from flowprior.run.presets import Parser
 
 
 @entry_point
@@ -31,12 +31,9 @@ def main() -> None:
 
 def parse(words: list[str]) -> tuple[Path, int]:
     """The run's folder and the port."""
-    parser = argparse.ArgumentParser(
-        prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="demo", description=__doc__)
     parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run")
     parser.add_argument("--port", type=int, default=7860, help="where the page is, http://127.0.0.1:PORT [7860]")
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help shows how)"))  # type: ignore
     arguments = parser.parse_args(words)
     if arguments.run is None:
         raise UserError("name a run: bash scripts/demo.sh runs/digits")

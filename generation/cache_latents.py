@@ -56,12 +56,16 @@ def main(stage: type[GenerationConfig]) -> None:
             return
         reference = Path(config.evaluate.reference)
         if world.is_main:  # before hours of training, rather than after them
-            from flowprior.metrics import missing_weights  # brings torch-fidelity: not for a cache that is complete
+            # They bring torch-fidelity, which a cache that is complete does not need.
+            from flowprior.metrics import missing_weights
+            from generation.fdr import named_extractor
 
             if reference.suffix == ".npz" and not reference.is_file():
                 note(f"the evaluation's reference {reference} is not there yet (fid_stats/README.md)")
-            if missing := missing_weights(config.evaluate.open_extractor()):
-                note(f"the evaluation after training will stop: {missing}")
+            further = [named_extractor(text) for text in config.evaluate.fdr.extractors]
+            for extractor in (config.evaluate.open_extractor(), *further):
+                if missing := missing_weights(extractor):
+                    note(f"the evaluation after training will stop: {missing}")
         stopwatch = Stopwatch(config.cache_folder)
         encode = make_encode(autoencoder, config.cache, world.device)
         write_latent_cache(config.cache_folder, images, encode, config.cache, origin, world, config.data.size)

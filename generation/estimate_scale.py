@@ -6,7 +6,6 @@ python -m <generator> estimate_scale [--preset digits] [option=value ...]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from flowprior.data.latent_scale import check_statistics, measure_statistics, st
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.lock import sole_writer
+from flowprior.run.presets import Parser
 from generation.config import GenerationConfig
 
 
@@ -35,9 +35,8 @@ def main(stage: type[GenerationConfig]) -> None:
 
 def parse(stage: type[GenerationConfig], words: list[str]) -> tuple[Path, int, str]:
     """The cache's folder, how many images to measure, and the scale that is wanted, in either form of the command: the first wants all."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--num_samples", "--num-samples", type=int)
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help shows how)"))  # type: ignore
     arguments, rest = parser.parse_known_args(words)
     if arguments.num_samples is not None and arguments.num_samples < 1:
         raise UserError(f"--num_samples is at least 1, not {arguments.num_samples}")

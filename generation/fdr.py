@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowprior.data.image_archive import archive_has_images
 from flowprior.data.image_sizes import ImageSize
 from flowprior.distributed import World
@@ -18,6 +20,12 @@ from flowprior.metrics.fdr import baseline_distance, mean_ratio
 from flowprior.metrics.precision_recall import precision_recall
 from generation.config import GenerationConfig
 from generation.reference import Reference, open_reference
+
+
+def named_extractor(text: str, device: str | torch.device = "cpu") -> Extractor:
+    """The extractor that an entry of ``evaluate.fdr.extractors`` names; its weights are read when it is first used."""
+    name, file = split_weights(text)
+    return Extractor(name, device=device, weights_path=file)
 
 
 class SeveralExtractors:
@@ -36,8 +44,7 @@ class SeveralExtractors:
 
     def __init__(self, config: GenerationConfig, reference: Reference, size: ImageSize, world: World) -> None:
         self.options, self.folder, self.world = config.evaluate.fdr, config.folder / "fdr", world
-        named = (split_weights(text) for text in self.options.extractors)
-        self.extractors = [Extractor(name, device=world.device, weights_path=file) for name, file in named]
+        self.extractors = [named_extractor(text, world.device) for text in self.options.extractors]
         about_baseline = replace(
             config, evaluate=replace(config.evaluate, reference=self.options.baseline, metrics=("fid",))
         )

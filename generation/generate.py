@@ -38,6 +38,7 @@ from flowprior.run.config import to_dict
 from flowprior.run.files import read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.pictures import save_sheet
+from flowprior.run.presets import Parser
 from flowprior.run.provenance import Provenance
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig, SampleConfig
@@ -79,12 +80,11 @@ def draw_sets(config: GenerationConfig, world: World) -> None:
 
 def parse(words: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The second form's options that are there, and the other words."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--classes", nargs="+")
     parser.add_argument("--cfg", type=float)
     parser.add_argument("--n", type=int)
     parser.add_argument("--out", type=Path)
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help shows how)"))  # type: ignore
     arguments, rest = parser.parse_known_args(words)
     chosen = vars(arguments)
     overrides = [word for word in chosen.get("classes", []) if "=" in word]  # they may follow the list of classes

@@ -9,13 +9,13 @@ without a word, and what does not fit is refused.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flowprior.errors import UserError, entry_point
-from flowprior.run.config import apply_overrides, build_config, list_options
+from flowprior.run.config import apply_overrides, build_config
+from flowprior.run.presets import Parser
 from imports.autoencoder import import_autoencoder, is_autoencoder
 from imports.checkpoint import Checkpoint, read_checkpoint
 from imports.config import ImportConfig
@@ -38,22 +38,12 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> tuple[str, Path, ImportConfig]:
     """Source, folder and options of a command line."""
-    width = max(len(name) for name, _, _ in list_options(ImportConfig))
-    options = "\n".join(
-        f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(ImportConfig)
-    )
-    parser = argparse.ArgumentParser(
-        prog="imports",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"options, with their defaults:\n{options}",
-    )
+    parser = Parser(prog="imports", description=__doc__, options_of=ImportConfig)
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, required=True, help="to be written; it must not be there yet"
     )
     parser.add_argument("options", nargs="*", metavar="option=value")
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
     words = parser.parse_intermixed_args(argv)
     return words.source, words.out, build_config(ImportConfig, apply_overrides({}, words.options))
 

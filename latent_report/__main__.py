@@ -9,7 +9,6 @@ names. Writes report.html and report.json into the folder out.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,9 @@ from torch import Tensor
 from flowprior.errors import UserError, entry_point
 from flowprior.heap import keep_freed_memory
 from flowprior.notes import note
-from flowprior.run.config import apply_overrides, build_config, list_options, to_dict
+from flowprior.run.config import apply_overrides, build_config, to_dict
 from flowprior.run.files import write_bytes, write_json
+from flowprior.run.presets import Parser
 from latent_report.bootstrap import Estimate
 from latent_report.config import ReportConfig
 from latent_report.figures import FIGURES
@@ -53,18 +53,8 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> tuple[list[str], ReportConfig]:
     """The tokenizers of a command line and its options, ``option=value``."""
-    width = max(len(name) for name, _, _ in list_options(ReportConfig))
-    options = "\n".join(
-        f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(ReportConfig)
-    )
-    parser = argparse.ArgumentParser(
-        prog="latent_report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"options, with their defaults:\n{options}",
-    )
+    parser = Parser(prog="latent_report", description=__doc__, options_of=ReportConfig)
     parser.add_argument("words", nargs="*", metavar="TOKENIZER or option=value")
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
     words = parser.parse_args(argv).words
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     names = [word for word in words if word not in overrides]

@@ -22,6 +22,7 @@ from flowprior.heap import keep_freed_memory
 from flowprior.notes import note
 from flowprior.run.lock import sole_writer
 from flowprior.run.machine import device_name
+from flowprior.run.presets import Parser
 from study.aside import put_aside
 from study.cost import count_tflop, measure_pace
 from study.estimate import duration, estimate
@@ -46,9 +47,7 @@ def main() -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line; what argparse objects to becomes a :class:`UserError`."""
-    parser = argparse.ArgumentParser(
-        prog="bash scripts/study.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="bash scripts/study.sh", description=__doc__)
     there = ", ".join(sorted(file.stem for file in TABLES.glob("*.yaml")))
     parser.add_argument("--rows", nargs="+", default=["minimum"], help="rows or groups of rows, all say [minimum]")
     parser.add_argument("--lengths", nargs="+", default=[], help="lengths of the autoencoders' training [all]")
@@ -65,10 +64,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--docs", action="store_true", help="run nothing: write the tables of docs/study.md anew")
 
-    def refuse(message: str) -> None:
-        raise UserError(f"{message} (--help lists every option)")
-
-    parser.error = refuse  # type: ignore[assignment]
     arguments = parser.parse_args(words)
     if arguments.seeds < 0 or arguments.jobs < 0:
         raise UserError("--seeds and --jobs are whole numbers from 0 on")

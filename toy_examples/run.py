@@ -36,10 +36,10 @@ from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, entry_point
 from flowprior.flow.prior import Alignment
 from flowprior.heap import keep_freed_memory
-from flowprior.run.config import apply_overrides, build_config, list_options
+from flowprior.run.config import apply_overrides, build_config
 from flowprior.run.files import write_json
 from flowprior.run.lock import sole_writer
-from flowprior.run.presets import find_preset, read_preset
+from flowprior.run.presets import Parser, find_preset, read_preset
 from toy_examples.animation import draw_animation
 from toy_examples.config import MapConfig, ToyConfig
 from toy_examples.density import negative_log_likelihood
@@ -81,12 +81,11 @@ FLAGS = {
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; what argparse objects to becomes a :class:`UserError`."""
-    fields = "\n".join(f"  {name}  {meaning}" for name, _, meaning in list_options(ToyConfig))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="toy_examples/run.py",
         description="The paper's toy experiments.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"every option:\n{fields}",
+        options_of=ToyConfig,
+        before=" before the preset is applied",
     )
     parser.add_argument("--distribution", default="spiral", help=f"one of {', '.join(DISTRIBUTIONS)}, or all [spiral]")
     parser.add_argument(
@@ -110,10 +109,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{flag}", help=f"{meaning} ({dotted})")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="any option by its dotted name")
 
-    def refuse(message: str) -> None:
-        raise UserError(f"{message} (--help lists every option)")
-
-    parser.error = refuse  # type: ignore[assignment]
     return parser.parse_intermixed_args(argv)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, list_options, read_yaml
@@ -65,6 +65,27 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {**values, **changes, **both}
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose description keeps its lines and whose objections are a :class:`UserError`.
+
+    Args:
+        options_of: a config, whose options ``--help`` lists below the rest.
+        before: when the defaults are these, for that list's heading.
+    """
+
+    def __init__(self, *, options_of: type | None = None, before: str = "", **more: Any) -> None:
+        options = list_options(options_of) if options_of else []
+        width = max((len(name) for name, _, _ in options), default=0)
+        lines = [f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in options]
+        more = {"formatter_class": argparse.RawDescriptionHelpFormatter, **more}
+        heading = f"options, with their defaults{before}:"
+        super().__init__(epilog="\n".join([heading, *lines]) if options else None, **more)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(f"{message} (--help lists every option)")
+
+
 def config_from_command_line(
     cls: type[C],
     presets: Path,
@@ -78,13 +99,7 @@ def config_from_command_line(
     ``run_dir``, which every stage's config has, is ``runs/<preset>`` unless it is given. A yes-or-no option of the top level, ``dry_run`` say,
     is also a flag, ``--dry-run``. The preset is ``default`` where none is named.
     """
-    width = max(len(name) for name, _, _ in list_options(cls))
-    fields = "\n".join(f"  {name:<{width}}  {meaning} [{default}]" for name, default, meaning in list_options(cls))
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"options, with their defaults before the preset is applied:\n{fields}",
-    )
+    parser = Parser(description=description, options_of=cls, before=" before the preset is applied")
     parser.add_argument(
         "--preset", default=default, help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [{default}]"
     )
@@ -96,7 +111,6 @@ def config_from_command_line(
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}", action="store_true", help=field.metadata.get("help", "")
             )
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (--help lists every option)"))  # type: ignore
     try:
         arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
     except AttributeError as error:  # a signal that came within argparse, whose cleaning up then fails

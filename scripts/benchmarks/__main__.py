@@ -25,6 +25,7 @@ from flowprior.errors import UserError, entry_point
 from flowprior.heap import keep_freed_memory
 from flowprior.run.files import write_json
 from flowprior.run.machine import device_name
+from flowprior.run.presets import Parser
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.measure import Effort, measure
 from scripts.benchmarks.table import PAGE, put_into, terminal
@@ -55,9 +56,7 @@ def main() -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line; what argparse objects to becomes a :class:`UserError`."""
-    parser = argparse.ArgumentParser(
-        prog="bash scripts/benchmark.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="bash scripts/benchmark.sh", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller batches and fewer rounds: under 3 minutes")
     parser.add_argument("--tiny", action="store_true", help="networks of toy size, to see that everything runs")
     parser.add_argument("--profile", action="store_true", help="also say which operators take most of the time")
@@ -65,10 +64,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"), help="[runs/benchmark.json]")
     parser.add_argument("--docs", action="store_true", help="measure nothing: write the tables of docs/speed.md")
 
-    def refuse(message: str) -> None:
-        raise UserError(f"{message} (--help lists every option)")
-
-    parser.error = refuse  # type: ignore[assignment]
     return parser.parse_args(words)
 
 

@@ -21,6 +21,7 @@ import torch
 from flowprior.distributed import best_device
 from flowprior.errors import UserError, entry_point
 from flowprior.run.files import read_json, write_json
+from flowprior.run.presets import Parser
 from scripts.gpu_check.cuda_lines import sort_lines
 from scripts.gpu_check.parts import PARTS, REHEARSAL
 from scripts.gpu_check.runner import Runner, compile_cache, executed_lines, temporary_folder
@@ -77,9 +78,7 @@ def main() -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line; what argparse objects to becomes a :class:`UserError`."""
-    parser = argparse.ArgumentParser(
-        prog="bash scripts/gpu_check.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="bash scripts/gpu_check.sh", description=__doc__)
     parser.add_argument("--minutes", type=float, default=6.0, help="after which everything has ended [6]")
     parser.add_argument(
         "--only", nargs="+", choices=[*PARTS, *REHEARSAL], metavar="NAME", help=f"of {', '.join(PARTS)}"
@@ -95,10 +94,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to rehearse the check on any machine")
 
-    def refuse(message: str) -> None:
-        raise UserError(f"{message} (--help lists every option)")
-
-    parser.error = refuse  # type: ignore[assignment]
     arguments = parser.parse_args(words)
     if not arguments.minutes > 0:
         raise UserError(f"--minutes is a number above 0, not {arguments.minutes:g}")
