@@ -113,11 +113,12 @@ def entry(name: str, path: str, latents: Latents, results: Results) -> dict[str,
 def short_names(paths: list[str]) -> list[str]:
     """What tells tokenizers apart: their paths without the parts that begin or end all of them."""
     parts = [[part for part in path.split("/") if part not in ("", ".")] for path in paths]
+    roots = ["/" * path.startswith("/") for path in paths]
     while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
-        parts = [part[1:] for part in parts]
+        parts, roots = [part[1:] for part in parts], [""] * len(paths)
     while len(parts) > 1 and min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
         parts = [part[:-1] for part in parts]
-    return ["/".join(part) for part in parts]
+    return [root + "/".join(part) for root, part in zip(roots, parts)]
 
 
 def print_table(report: dict[str, Any]) -> None:

@@ -186,6 +186,7 @@ def test_tokenizers_are_called_by_what_tells_them_apart():
     assert short_names(["runs/a/ae/autoencoder", "runs/b/ae/autoencoder"]) == ["a", "b"]
     assert short_names(["runs/a"]) == ["a"] and short_names(["x/one.npz", "user/name"]) == ["x/one.npz", "user/name"]
     assert short_names(["a", "a/b"]) == ["a", "a/b"]
+    assert short_names(["/tmp/run", "/data/a/ae"]) == ["/tmp/run", "/data/a/ae"]  # as they can be typed again
 
 
 def test_a_plot_leaves_out_what_its_axis_cannot_show_and_is_empty_where_nothing_is_left():
