@@ -15,8 +15,9 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.notes import note
-from flowprior.run.config import build_config, read_yaml
+from flowprior.run.config import build_config
 from flowprior.run.files import read_tensors
+from flowprior.run.written import read_yaml
 from generation.config import GenerationConfig
 from generation.generate import load_drawer
 from generation.sample_drawer import SampleDrawer

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flowprior.data.images import open_images, shared_fingerprint
-from flowprior.data.latent_cache import CacheConfig, write_latent_cache
+from flowprior.data.latent_writer import CacheConfig, write_latent_cache
 from flowprior.distributed import distributed_world
 from flowprior.errors import UserError
 from flowprior.notes import note

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from flowprior.data.image_archive import archive_has_images
 from flowprior.data.images import ImageConfig
-from flowprior.data.latent_cache import CacheConfig
+from flowprior.data.latent_writer import CacheConfig
 from flowprior.data.stores.recognise import may_hold_images
 from flowprior.metrics.extractor_options import ExtractorOptions
 from flowprior.metrics.registry import EXTRACTORS, METRICS, check_extractor, choose_metrics

@@ -8,9 +8,10 @@ from typing import Any
 
 from flowprior.errors import UserError
 from flowprior.notes import note
-from flowprior.run.config import option, read_yaml, registry_section
+from flowprior.run.config import option, registry_section
 from flowprior.run.files import read_json
 from flowprior.run.run_folder import RunFolder
+from flowprior.run.written import read_yaml
 from generation.config import GenerationConfig
 from mar.distillation import DistilConfig
 from mar.flow_map import FlowMap

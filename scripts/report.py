@@ -10,14 +10,15 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-import io
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
-BLUE, RED, GREEN, GREY = "#2b6cb0", "#c53030", "#2f855a", "#718096"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.report_reading import GENERATORS, classes_text, measured_generators, read, read_rows, two_scales  # noqa: E402
+
 FORMS = {
     "psnr": ("PSNR", ".2f", " dB"),
     "ssim": ("SSIM", ".4f", ""),
@@ -26,24 +27,6 @@ FORMS = {
     "inception_score": ("IS", ".2f", ""),
     "recognised": ("recognised", ".2%", ""),
 }  # label, format, unit
-GENERATORS = {"mar": "MAR", "sit": "SiT", "simflow": "autoregressive flow"}  # folders of a run, and what they hold
-
-
-def measured_generators(run: Path) -> list[str]:
-    """The folders of the run's generators that were measured; the first of all where none was."""
-    return [name for name in GENERATORS if (run / name / "evaluation.json").is_file()] or list(GENERATORS)[:1]
-
-
-def read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        print(f"error: {path} is not there: finish the run with `bash scripts/quickstart.sh`", file=sys.stderr)
-        sys.exit(2)
-    return json.loads(path.read_text())
-
-
-def read_rows(path: Path, *names: str) -> list[dict[str, float]]:
-    """The log's rows that have all of ``names``."""
-    return [row for row in map(json.loads, path.read_text().splitlines()) if all(name in row for name in names)]
 
 
 def metrics_text(metrics: dict[str, float | None]) -> str:
@@ -140,170 +123,18 @@ class Page:
         path.write_text(text)
 
 
-def figure_png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, bbox_inches="tight")
-    return buffer.getvalue()
-
-
-def prior_points(run: Path) -> dict[str, Any]:
-    """Equally many target features and prior samples on the two principal axes of the target, each ``(n, 2)``."""
-    import numpy as np
-    from safetensors.numpy import load_file
-
-    target = load_file(run / "flowhead" / "target_samples.safetensors")["samples"]
-    samples = load_file(run / "flowhead" / "prior_samples.safetensors")["samples"]
-    target = target[np.random.default_rng(0).permutation(len(target))[: len(samples)]]
-    mean = target.mean(0)
-    _, _, axes = np.linalg.svd(target - mean, full_matrices=False)
-    return {"target features": (target - mean) @ axes[:2].T, "prior samples": (samples - mean) @ axes[:2].T}
-
-
-def draw_prior(axes: Any, run: Path) -> None:
-    """Target features and prior samples side by side, in the same window."""
-    points = prior_points(run)
-    low, high = points["target features"].min(0), points["target features"].max(0)
-    for axis, (label, plane), colour in zip(axes, points.items(), (BLUE, RED)):
-        axis.scatter(plane[:, 0], plane[:, 1], s=2, alpha=0.4, color=colour, linewidths=0)
-        axis.set(
-            xlabel="first principal axis",
-            ylabel="second principal axis",
-            title=label,
-            xlim=(low[0], high[0]),
-            ylim=(low[1], high[1]),
-        )
-
-
-def draw_prior_together(axis: Any, run: Path) -> None:
-    """Target features and prior samples in one panel, drawn in random order so that neither hides the other."""
-    import numpy as np
-
-    points = prior_points(run)
-    plane, colours = np.concatenate(list(points.values())), np.repeat([BLUE, RED], [len(p) for p in points.values()])
-    order = np.random.default_rng(0).permutation(len(plane))
-    axis.scatter(plane[order, 0], plane[order, 1], s=2, alpha=0.4, c=colours[order], linewidths=0)
-    for label, colour in zip(points, (BLUE, RED)):
-        axis.scatter([], [], color=colour, label=label)
-    axis.set(xlabel="first principal axis", ylabel="second principal axis", title="flow prior")
-    axis.legend(frameon=False, loc="best")
-
-
-def draw_losses(axes: Any, run: Path) -> None:
-    """The loss of every stage against the step."""
-    for axis, (stage, title) in zip(
-        axes,
-        (
-            ("flowhead", "flow prior: flow matching"),
-            ("ae", "autoencoder"),
-            *((name, GENERATORS[name]) for name in measured_generators(run)),
-        ),
-    ):
-        rows = read_rows(run / stage / "log.jsonl", "loss")
-        names = [
-            n
-            for n in rows[0]
-            if n not in ("step", "grad_norm", "lr", "steps_per_second", "waiting_for_data") and "/" not in n
-        ]
-        for name, colour in zip(names, (BLUE, RED, GREEN, GREY)):
-            axis.plot([row["step"] for row in rows], [row[name] for row in rows], color=colour, label=name, linewidth=1)
-        axis.set(yscale="log", xlabel="step", title=title)
-        axis.legend(frameon=False)
-
-
-def draw_alignment(axes: Any, run: Path) -> None:
-    """Alignment loss and kNN distance over training, and against each other (Fig. 4 of the paper)."""
-    import numpy as np
-
-    rows = read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance")
-    steps, alignment, distance = ([row[name] for row in rows] for name in ("step", "alignment", "knn_log_distance"))
-    axes[0].plot(steps, alignment, color=BLUE, label="alignment loss")
-    axes[0].set(xlabel="step", title="over training")
-    axes[0].set_ylabel("alignment loss", color=BLUE)
-    other = axes[0].twinx()
-    other.plot(steps, distance, color=RED, linestyle="--", label="mean log kNN distance")
-    other.set_ylabel("mean log kNN distance", color=RED)
-    lines = axes[0].get_lines() + other.get_lines()
-    axes[0].legend(lines, [line.get_label() for line in lines], frameon=False)
-    axes[1].scatter(alignment, distance, c=steps, cmap="viridis", s=18)
-    correlation = np.corrcoef(alignment, distance)[0, 1] if len(rows) > 2 else float("nan")
-    axes[1].set(xlabel="alignment loss", ylabel="mean log kNN distance", title=f"Pearson correlation {correlation:.3f}")
-    axes[1].yaxis.tick_right()  # on the left its label would stand against that of the other panel's second scale
-    axes[1].yaxis.set_label_position("right")
-
-
-def draw_latents(axes: Any, run: Path) -> None:
-    """Latent statistics over training, and the channels' standard deviations in the cache."""
-    rows = read_rows(run / "ae" / "log.jsonl", "latent_std")
-    steps = [row["step"] for row in rows]
-    for name, label, colour in (("latent_std", "standard deviation", BLUE), ("latent_mean", "mean", GREY)):
-        axes[0].plot(steps, [row[name] for row in rows], label=label, color=colour)
-    axes[0].set(xlabel="step", title="latents")
-    axes[0].legend(frameon=False)
-    axes[1].plot(steps, [row["latent_effective_rank"] for row in rows], color=GREEN)
-    axes[1].set(xlabel="step", title="effective rank of the latents")
-    statistics = read(run / "latents" / "manifest.json")["statistics"]
-    axes[2].bar(range(len(statistics["channel_std"])), statistics["channel_std"], color=BLUE)
-    axes[2].set(xlabel="channel", title=f"cached std per channel, scale {statistics['scale']:.3f}")
-
-
-def curves(run: Path, draw: Any, panels: int) -> bytes:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), layout="constrained")
-    draw(axes, run)
-    png = figure_png(figure)
-    plt.close(figure)
-    return png
-
-
-def two_scales(run: Path, name: str) -> list[str]:
-    """A generator's sets without guidance (or the smallest) and with the best of the others; the largest where FID was not measured."""
-    metrics = read(run / name / "evaluation.json")["metrics"]
-    first, *others = sorted(metrics, key=float)
-
-    def fid(cfg: str) -> float:
-        value = metrics[cfg].get("fid")
-        return math.inf if value is None else value
-
-    return [first] + ([min(reversed(others), key=fid)] if others else [])
-
-
-def classes_text(run: Path, name: str) -> str:
-    """How a generator's sheets of images, ten columns wide at most, are ordered."""
-    notes = [read(note)["protocol"].get("labels", "") for note in (run / name / "samples").glob("cfg_*.json")]
-    in_turn = all(labels.startswith("i mod") for labels in notes)
-    return ", one class a column" if in_turn and read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
-
-
-def last_picture(folder: Path, pattern: str) -> bytes:
-    return sorted(folder.glob(pattern))[-1].read_bytes()
-
-
-def overview(run: Path, path: Path) -> None:
-    """One picture of the whole run, for a README."""
-    import matplotlib.image as image
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1.1, 1.2, 1))
-    draw_prior_together(axes[0], run)
-    reconstructions = io.BytesIO(last_picture(run / "ae" / "pictures", "reconstructions_*.png"))
-    axes[1].imshow(image.imread(reconstructions))
-    axes[1].set_title("inputs (rows 1, 3) and their reconstructions (rows 2, 4)")
-    name = measured_generators(run)[0]
-    cfg = two_scales(run, name)[-1]
-    axes[2].imshow(image.imread(run / name / "samples" / f"cfg_{cfg}.png"))
-    axes[2].set_title(f"generated{classes_text(run, name)} (cfg {cfg})")
-    for axis in axes[1:]:
-        axis.axis("off")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def write_report(run: Path) -> Path:
     """Write ``report.html`` and ``overview.png``; returns the page's path."""
-    import matplotlib
+    from scripts.report_pictures import (  # matplotlib is slow to import, and the table on the terminal needs none
+        curves,
+        draw_alignment,
+        draw_latents,
+        draw_losses,
+        draw_prior,
+        last_picture,
+        overview,
+    )
 
-    matplotlib.use("Agg")
     page = Page(f"flowprior: {run.name}")
     page.table(summary(run))
     page.section(

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowprior.errors import UserError, entry_point
-from flowprior.run.config import build_config, option, read_yaml, registry_section
+from flowprior.run.config import build_config, option, registry_section
 from flowprior.run.run_folder import RunFolder
+from flowprior.run.written import read_yaml
 from simflow.config import SimFlowStageConfig
 from simflow.regulariser import JointFlowConfig
 from tokenizer.config import AEConfig

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from flowprior.errors import UserError
-from flowprior.run.config import Section, build_config, option, read_yaml
+from flowprior.run.config import Section, build_config, option
+from flowprior.run.written import read_yaml
 from study.stages import GENERATORS
 
 TABLES = Path(__file__).parent / "tables"

@@ -12,12 +12,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flowprior.errors import UserError
-from flowprior.notes import note
 from flowprior.run.config import Section, build_config, option
 from flowprior.run.files import build_saved, read_json, read_tensors, tensors_fingerprint, write_json, write_tensors
 from flowprior.run.hub import push_folder, saved_folder
 from flowprior.run.norms import norm_eps, set_norm_eps
 from tokenizer.latent_maps import LatentMapConfig
+from tokenizer.saved_before import as_saved_before
 from tokenizer.tokens import placed, through_blocks
 from tokenizer.vit import ViTConfig, build_vit, pixel_statistics
 
@@ -246,10 +246,7 @@ class Autoencoder(nn.Module):
         if self.config.encoder.pretrained:
             sizes["input_mean"], sizes["input_std"] = self.config.input_statistics()
         for part in ("encoder", "decoder"):
-            sizes[part] |= {
-                "pretrained": False,
-                "weights": "",
-            }  # the weights lie here: nothing is to be fetched to load them
+            sizes[part] |= {"pretrained": False, "weights": ""}  # they lie here: nothing is to be fetched
         write_json(
             folder / "config.json",
             {
@@ -275,7 +272,7 @@ class Autoencoder(nn.Module):
         sizes, about = build_config(AutoencoderConfig, config.get("sizes"), str(folder)), config["about"]
         tensors = read_tensors(folder / "model.safetensors", "autoencoder's weights")
         if "norm_eps" not in config:
-            _as_saved_before(sizes, tensors, folder)
+            as_saved_before(sizes, tensors, folder)
         model = build_saved(lambda: cls(sizes, about), config["sizes"], tensors, f"the autoencoder in {folder}")
         if "norm_eps" in config:
             set_norm_eps(model, config["norm_eps"], str(folder / "config.json"))
@@ -300,16 +297,3 @@ class Autoencoder(nn.Module):
             UserError: the hub cannot be reached, or refuses.
         """
         return push_folder(self.save, name, "autoencoder", private=private, token=token)
-
-
-def _as_saved_before(sizes: AutoencoderConfig, tensors: dict[str, Tensor], folder: Path) -> None:
-    """What was no question when an autoencoder without ``norm_eps`` was saved: timm's transformers had the eps that they have, and those
-    with pooling kept it; where their last norm lay behind it, tokens passed none."""
-    without = []
-    for part in ("encoder", "decoder"):
-        late = any(name.startswith(f"{part}.vit.fc_norm.") for name in tensors)
-        if late or any(name.startswith(f"{part}.vit.attn_pool.") for name in tensors):
-            getattr(sizes, part).keep_pooling = True
-        without += [part] * late
-    ends = f"; {' and '.join(without)}: without the norm behind the pooling, as trained" if without else ""
-    note(f"the autoencoder in {folder} states no eps of its norms: they have what timm gives such transformers{ends}")

@@ -8,16 +8,12 @@ import operator
 import types
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
-from flowprior.errors import UserError, one_line
-from flowprior.run.written import Written, WrittenFloat, WrittenInt, WrittenSection, as_written, construct, read_written
+from flowprior.errors import UserError
+from flowprior.run.written import Written, WrittenFloat, WrittenInt, WrittenSection, as_written, read_written
 
 C = TypeVar("C")
-LARGEST_YAML_BYTES = 1 << 20
 AS_DEFAULT = object()
 BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "least": (operator.ge, "at least"),
@@ -176,37 +172,6 @@ def _coerce(hint: Any, value: Any, dotted: str) -> Any:
         pass
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word (in quotes, in a YAML file)"}
     raise UserError(f"option '{dotted}' is {names.get(hint, hint)}, not {value!r}")
-
-
-def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
-    """The mapping in a YAML file, constructed by ``loader``; a :class:`UserError` if there is none."""
-    try:
-        if path.stat().st_size > LARGEST_YAML_BYTES:
-            raise ValueError(f"it has {path.stat().st_size} bytes")
-        values = construct(path.read_text(), loader)
-        if _unfolded_size(values) > LARGEST_YAML_BYTES:
-            raise ValueError("its aliases unfold without end")
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
-        raise UserError(f"cannot read the config {path}: {one_line(error, limit=None)}") from error
-    if values is not None and not isinstance(values, dict):
-        raise UserError(f"the config {path} must hold 'option: value' lines")
-    return values or {}
-
-
-def _unfolded_size(value: Any, known: dict[int, int] | None = None) -> int:
-    """Values in ``value``, every alias counted as often as it is used; a RecursionError where one holds itself."""
-    known = {} if known is None else known
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in known:
-        parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_unfolded_size(part, known) for part in parts)
-    return known[id(value)]
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

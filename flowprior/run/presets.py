@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from flowprior.errors import UserError
-from flowprior.run.config import apply_overrides, build_config, list_options, read_yaml
-from flowprior.run.written import NumbersAsWritten
+from flowprior.run.config import apply_overrides, build_config, list_options
+from flowprior.run.written import NumbersAsWritten, read_yaml
 
 C = TypeVar("C")
 

@@ -13,10 +13,11 @@ import yaml
 
 from flowprior.distributed import World
 from flowprior.errors import UserError
-from flowprior.run.config import changed_options, read_yaml, to_dict
+from flowprior.run.config import changed_options, to_dict
 from flowprior.run.files import read_json, write_bytes, write_json
 from flowprior.run.fingerprints import accept_earlier
 from flowprior.run.lock import sole_writer
+from flowprior.run.written import read_yaml
 
 
 class RunFolder:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from flowprior.errors import UserError
+from flowprior.errors import UserError, one_line
 
+LARGEST_YAML_BYTES = 1 << 20
 FLOAT_WORDS = {"inf": "inf", "+inf": "inf", "-inf": "-inf", "nan": "nan"}
 YES_OR_NO = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULLS = {"", "~", "null", "Null", "NULL"}
@@ -153,3 +155,34 @@ def _flow(text: str) -> Any:
     if isinstance(value, (dict, list)) and not text.rstrip().endswith(("]", "}")):
         raise ValueError("something stands behind the brackets")
     return value
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
+    """The mapping in a YAML file, constructed by ``loader``; a :class:`UserError` if there is none."""
+    try:
+        if path.stat().st_size > LARGEST_YAML_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
+        values = construct(path.read_text(), loader)
+        if _unfolded_size(values) > LARGEST_YAML_BYTES:
+            raise ValueError("its aliases unfold without end")
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
+        raise UserError(f"cannot read the config {path}: {one_line(error, limit=None)}") from error
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"the config {path} must hold 'option: value' lines")
+    return values or {}
+
+
+def _unfolded_size(value: Any, known: dict[int, int] | None = None) -> int:
+    """Values in ``value``, every alias counted as often as it is used; a RecursionError where one holds itself."""
+    known = {} if known is None else known
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded_size(part, known) for part in parts)
+    return known[id(value)]

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from flowprior.data.images import ImageConfig, open_images
-from flowprior.data.latent_cache import CacheConfig, LatentCache, write_latent_cache
+from flowprior.data.latent_cache import LatentCache
+from flowprior.data.latent_writer import CacheConfig, write_latent_cache
 from flowprior.data.loader import training_batches
 from flowprior.distributed import World
 from flowprior.metrics import Extractor, ImageSet, evaluate_generation

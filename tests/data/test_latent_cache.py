@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowprior.data.images import to_model
-from flowprior.data.latent_cache import CacheConfig, LatentCache, write_latent_cache
+from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import LatentNormaliser, check_statistics, measure_statistics, store_statistics
+from flowprior.data.latent_writer import CacheConfig, write_latent_cache
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError

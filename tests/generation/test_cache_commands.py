@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowprior.data.latent_cache import CacheConfig
+from flowprior.data.latent_writer import CacheConfig
 from flowprior.errors import UserError
 from generation.cache_latents import make_encode
 from mar import cache_latents, estimate_scale

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from flowprior.data.images import ImageConfig, open_images, to_model
-from flowprior.data.latent_cache import CacheConfig, write_latent_cache
+from flowprior.data.latent_writer import CacheConfig, write_latent_cache
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from hub import hub_client, serving

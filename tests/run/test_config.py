@@ -15,11 +15,11 @@ from flowprior.run.config import (
     changed_options,
     list_options,
     option,
-    read_yaml,
     registry_section,
     to_dict,
 )
 from flowprior.run.presets import config_from_command_line
+from flowprior.run.written import read_yaml
 from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 from tokenizer.config import AEConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowprior.data.latent_cache import CacheConfig
+from flowprior.data.latent_writer import CacheConfig
 from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, changed_options, option, to_dict
 from flowprior.run.presets import config_from_command_line, read_preset

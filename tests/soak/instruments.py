@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowprior.data import image_archive, latent_cache
+from flowprior.data import image_archive, latent_writer
 from flowprior.data.stores import index
 from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.run import files
@@ -68,7 +68,7 @@ def slow_steps(seconds: float) -> Instrument:
 
 def no_room_check() -> None:
     """Room is not looked for before a save, so that the disk is full in its midst."""
-    for module in (checkpoint, latent_cache, image_archive):
+    for module in (checkpoint, latent_writer, image_archive):
         module.require_room = lambda *arguments: None
 
 

@@ -29,12 +29,13 @@ from flowprior.data.stores.recognise import open_store
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.statistics import Statistics
 from flowprior.pretrained.weights import read_weights
-from flowprior.run.config import build_config, read_yaml
+from flowprior.run.config import build_config
 from flowprior.run.files import file_sha256, read_json
 from flowprior.run.lock import NAME as LOCK
 from flowprior.run.lock import FolderLock
 from flowprior.run.reporting import RunLog, read_log
 from flowprior.run.run_folder import Stopwatch
+from flowprior.run.written import read_yaml
 from image_sets import pictures, write_folder, write_parquet, write_saved, write_shards, write_zip
 from soak.saves import SmallRun
 from soak.stages import Soak

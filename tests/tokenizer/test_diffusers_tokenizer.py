@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowprior.data.images import ImageConfig, open_images, to_model
-from flowprior.data.latent_cache import CacheConfig
+from flowprior.data.latent_writer import CacheConfig
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import build_config

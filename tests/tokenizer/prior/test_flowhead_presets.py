@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.run.config import build_config, read_yaml
+from flowprior.run.config import build_config
 from flowprior.run.presets import config_from_command_line
+from flowprior.run.written import read_yaml
 from tokenizer.prior.train_flowhead import FlowPriorConfig
 
 FOLDER = Path(__file__).resolve().parents[3] / "tokenizer" / "prior" / "configs"
