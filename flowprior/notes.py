@@ -9,7 +9,7 @@ _said: set[str] = set()
 
 
 def note(line: str) -> None:
-    """Print ``note: <line>`` on stderr, in the first of torchrun's processes only, and once: a place may be opened twice."""
+    """Print ``note: <line>`` on stderr, in the first of torchrun's processes only, and once a command: a place may be opened twice."""
     line = " ".join(line.splitlines())
     if os.environ.get("RANK", "0") == "0" and line not in _said:
         _said.add(line)
@@ -17,7 +17,7 @@ def note(line: str) -> None:
 
 
 def forget_notes() -> None:
-    """Let every note be printed anew, as in a new process."""
+    """Let every note be printed anew, as a new command does."""
     _said.clear()
 
 

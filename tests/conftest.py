@@ -20,7 +20,7 @@ settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True)
-def notes_as_in_a_new_process() -> None:
+def notes_as_of_a_new_command() -> None:
     forget_notes()
 
 

@@ -101,6 +101,13 @@ class ImageConfig:
         return self.source in EMBEDDED
 
     @property
+    def place(self) -> str:
+        """Where images of source=files lie, in a form that does not depend on the working directory; else the source's name."""
+        if self.source != "files":
+            return self.source
+        return os.path.realpath(self.path) if os.path.exists(self.path) else self.path
+
+    @property
     def has_subsets(self) -> bool:
         """Whether ``subset=train`` leaves out images that ``subset=val`` has."""
         return self.source != "files"
