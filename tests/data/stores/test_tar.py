@@ -16,7 +16,6 @@ from flowprior.data.stores.base import ImageStore, StoreOptions
 from flowprior.data.stores.recognise import open_store
 from flowprior.data.stores.tar import TarArchive
 from flowprior.errors import UserError
-from flowprior.notes import forget_notes
 from image_sets import Picture, encoded, pictures, write_gnu_tar, write_shards, write_tar
 
 SOME = pictures(8)
@@ -134,9 +133,12 @@ def test_images_without_labels_are_one_class_and_it_is_said_once(tmp_path, capsy
     store = opened(write_shards(tmp_path / "shards", SOME, label=""))
     assert store.class_names == ["shards"] and np.asarray(store.labels).tolist() == [0] * 8
     assert capsys.readouterr().err.count("says no labels: its 8 images are one class") == 1
-    forget_notes()
-    opened(tmp_path / "shards")
-    assert capsys.readouterr().err.count("says no labels: its 8 images are one class") == 1  # from the index
+    (tmp_path / "shards").rename(tmp_path / "moved")
+    index = next((tmp_path / "moved").glob(".flowprior-*.index"))
+    before = index.stat()
+    opened(tmp_path / "moved")
+    assert capsys.readouterr().err.count(f"{tmp_path}/moved says no labels: its 8 images are one class") == 1  # from the index
+    assert index.stat().st_mtime_ns == before.st_mtime_ns and index.stat().st_ino == before.st_ino
 
 
 def test_a_brace_pattern_is_its_shards_in_their_order(tmp_path):
