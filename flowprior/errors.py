@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flowprior.notes import forget_notes
+
 LOST_PROCESS_EXIT = 1
 USER_ERROR_EXIT = 2
 NON_FINITE_EXIT = 3
@@ -59,6 +61,7 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def guarded() -> None:
+        forget_notes()
         try:
             with _sigterm_raises():
                 main()

@@ -149,11 +149,10 @@ def classes_of_file(file: Path) -> tuple[tuple[int, ...] | None, tuple[str, ...]
 def _data(config: GenerationConfig, extractor: Extractor, size: ImageSize, samples: str, world: World) -> Reference:
     wanted = config.data.size
     if size != (wanted, wanted):
-        remedy = f"write data.size={size.height}, or" if size.height == size.width else "write"
-        raise UserError(
-            f"{samples} and the data that they are compared with are cropped to {wanted}: "
-            f"{remedy} another evaluate.reference"
-        )
+        square = size.height == size.width
+        of_file = _reference_by_file(size, extractor, config.data.path or config.data.source)
+        remedy = f"write data.size={size.height}, or {of_file}" if square else "write another evaluate.reference"
+        raise UserError(f"{samples} and the data that they are compared with are cropped to {wanted}: {remedy}")
     return _source(open_images(config.data), size, "centre", extractor, world)
 
 
@@ -168,7 +167,8 @@ def _images(config: ImageConfig, extractor: Extractor, size: ImageSize, samples:
     [common, *others] = sizes
     if not others and common.height == common.width:
         raise UserError(
-            f"the images in {where} are {common} and {samples}: to compare with them resized to {size}, {cropped}"
+            f"the images in {where} are {common} and {samples}: to compare with them resized to {size}, {cropped}, or "
+            f"{_reference_by_file(size, extractor, where)}"
         )
     if world.is_main:
         small = sum(count for other, count in sizes.items() if min(other) < size.height)
@@ -188,7 +188,10 @@ def _archive(
 ) -> Reference:
     archive = ImageArchive(file)
     if (stored := ImageSize(*archive.size)) != size:
-        raise UserError(f"the images in {file} are {stored} and {samples}: give images of one size")
+        remedy = "give images of one size"
+        if size.height == size.width:
+            remedy += f", or write {_reference_by_file(size, extractor, '<their files>')}"
+        raise UserError(f"the images in {file} are {stored} and {samples}: {remedy}")
     known = {}
     has_moments = not skip_known_moments and {"mu.npy", "sigma.npy"} <= set(archive_members(file))
     if has_moments and _may_be_of(file, extractor):
@@ -207,6 +210,12 @@ def _archive(
     return Reference(
         images, identity | {"moments": "of the file" if known else "of its images"}, *classes_of_file(file)
     )
+
+
+def _reference_by_file(size: ImageSize, extractor: Extractor, images: str) -> str:
+    """The option that names moments of ``images`` at the samples' size, and the command that makes them, for a message."""
+    command = f"python fid_stats/compute.py {images} --extractor {extractor.name} --size {size.height} --out stats.npz"
+    return f"evaluate.reference=stats.npz, which `{command}` makes"
 
 
 def _may_be_of(file: Path, extractor: Extractor) -> bool:
@@ -233,6 +242,6 @@ def _statistics(file: Path, extractor: Extractor, size: ImageSize, samples: str)
     if statistics.crop not in (None, f"centre {size.height}") or (statistics.crop and size.height != size.width):
         raise UserError(
             f"the statistics {file} are of images cropped '{statistics.crop}' and {samples}: make them anew with "
-            f"`python fid_stats/compute.py <source> --size {size.height}`"
+            f"`python fid_stats/compute.py <images> --extractor {extractor.name} --size {size.height} --out stats.npz`"
         )
     return statistics

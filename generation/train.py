@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
+from flowprior.data.images import open_images, shared_fingerprint
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import LatentNormaliser, check_statistics
 from flowprior.data.loader import training_batches
 from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError
+from flowprior.notes import counted
 from flowprior.run.files import tensors_fingerprint
 from flowprior.run.pictures import save_sheet
 from flowprior.run.provenance import differing
@@ -38,6 +40,7 @@ def main(stage: type[GenerationConfig]) -> None:
     with distributed_world() as world, folder.held(world):
         autoencoder = load_autoencoder(config, world.device)
         cache = open_cache(config, autoencoder, world)
+        check_images(config, cache, world)
         normaliser = LatentNormaliser.from_statistics(cache.manifest["statistics"], config.cache.scale_per)
         made_from = {
             "autoencoder": autoencoder.fingerprint,
@@ -70,6 +73,19 @@ def open_cache(config: GenerationConfig, autoencoder: Tokenizer, world: World) -
     return cache
 
 
+def check_images(config: GenerationConfig, cache: LatentCache, world: World) -> None:
+    """A :class:`UserError` where ``data.path`` names another place than the cache was made from, and other images lie there."""
+    place = cache.manifest.get("place")
+    if place is None or config.data.has_subsets or place == config.data.place:
+        return
+    images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
+    if shared_fingerprint(images, world) != cache.manifest["origin"].get("images"):
+        raise UserError(
+            f"the latent cache {config.cache_folder} was made from the images in {place}, and those in {config.data.path} are others: "
+            f"write data.path={place}, or run_dir=<another> and `{config.command('cache_latents')}` first"
+        )
+
+
 def train(
     config: GenerationConfig,
     folder: RunFolder,
@@ -90,6 +106,10 @@ def train(
     objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(world.device)
     if start is not None:
         start_from(objective, start, config.start)
+    if world.is_main:
+        print(
+            f"{config.cache_folder} has latents of {len(cache)} images of {counted(cache.num_classes, 'class', 'classes')}"
+        )
     loop = TrainingLoop(
         objective,
         objective.model,

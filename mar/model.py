@@ -85,7 +85,7 @@ class MARConfig:
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
-        apply_size(self, SIZES, "mar_base")
+        apply_size(self, SIZES, "mar_base", "model.mar")
         sizes = (
             self.width,
             self.encoder_depth,

@@ -56,7 +56,7 @@ class SiTConfig(Section):
     sampler: SamplerConfig = option(SamplerConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
-        apply_size(self, SIZES, "B")
+        apply_size(self, SIZES, "B", "model.sit")
         super().__post_init__()
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width {self.width} is odd or does not divide into {self.heads} heads")

@@ -149,7 +149,8 @@ def train(
     stopwatch = Stopwatch(folder.path)
     objective = build_objective(config, folder.path, world, images.num_classes, prior)
     if world.is_main:
-        print(f"data: {len(images)} images; classes: {images.num_classes}")
+        if config.data.has_subsets:  # of others, their place has said so
+            print(f"{config.data.source} has {len(images)} images of {images.num_classes} classes")
         if order := images.says_of_order():
             print(f"order: {order}")
         note_missing_weights(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -30,6 +31,8 @@ from flowprior.training.randomness import stream_seed
 
 FORMER_SOURCES = {"folder": "files"}
 BLOCKS_LOOKED_AT = 16
+REMEDY = re.compile(r"(.*): ((?:mend|save|get|write) .*)", re.DOTALL)  # at the end of what is said of an image
+NOT_OF_ONE_IMAGE = ("run the same command again", "start again")  # but of a file that changed meanwhile
 
 
 @dataclass
@@ -96,6 +99,13 @@ class ImageConfig:
     def embedded(self) -> bool:
         """Whether the images come inside a Python package."""
         return self.source in EMBEDDED
+
+    @property
+    def place(self) -> str:
+        """Where images of source=files lie, in a form that does not depend on the working directory; else the source's name."""
+        if self.source != "files":
+            return self.source
+        return os.path.realpath(self.path) if os.path.exists(self.path) else self.path
 
     @property
     def has_subsets(self) -> bool:
@@ -193,8 +203,9 @@ class StoredImages:
         several = np.array_split(epoch_order(self.seed, 0, len(self), blocks), count)[:BLOCKS_LOOKED_AT]
         classes = np.mean([len(np.unique(self.labels[block])) for block in several])
         return (
-            f"{blocks.mixed} {self.store.part}s at a time, about {len(self) * blocks.mixed // len(blocks.starts)} images of {classes:.0f} of "
-            f"{self.num_classes} classes, are shuffled among themselves; data.shuffle_block=0 shuffles all {len(self)}"
+            f"images are shuffled within blocks of {blocks.mixed} {self.store.part}s; a block has about "
+            f"{len(self) * blocks.mixed // len(blocks.starts)} of the {len(self)} images, from {classes:.0f} of the {self.num_classes} classes; "
+            f"data.shuffle_block=0 shuffles all images together"
         )
 
     def fingerprint(self) -> str:
@@ -228,11 +239,15 @@ class StoredImages:
 
 @contextlib.contextmanager
 def telling_of_skip_bad() -> Iterator[None]:
-    """Within, an image that cannot be read is refused with the option that leaves such images out."""
+    """Within, an image that cannot be read is refused with the option that leaves such images out, before any other remedy."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{error}; data.skip_bad=true leaves such images out") from error
+        if str(error).endswith(NOT_OF_ONE_IMAGE):
+            raise
+        first = "write data.skip_bad=true, which leaves such images out"
+        what, remedy = match.groups() if (match := REMEDY.fullmatch(str(error))) else (error, "")
+        raise UserError(f"{what}: {first}, or {remedy}" if remedy else f"{what}: {first}") from error
 
 
 def shared_fingerprint(images: ImageSource, world: World) -> str:

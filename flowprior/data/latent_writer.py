@@ -109,6 +109,7 @@ def write_latent_cache(
     origin: dict[str, Any],
     world: World,
     size: int | None = None,
+    images_at: str = "",
 ) -> None:
     """Encode every image and write the cache; shards that an interrupted run left whole are kept.
 
@@ -121,6 +122,7 @@ def write_latent_cache(
         origin: fingerprints of encoder and images: what a reader must agree with.
         world: shards are dealt out to all processes.
         size: H; the images' own if not given.
+        images_at: where the images lie, for the manifest.
 
     Raises:
         UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has too little room.
@@ -154,7 +156,7 @@ def write_latent_cache(
             write_tensors(files[shard], tensors, _metadata(mark, tensors))
     world.barrier()
     if world.is_main:
-        write_json(folder / "manifest.json", _manifest(files, images, config, origin))
+        write_json(folder / "manifest.json", _manifest(files, images, config, origin, images_at))
     world.barrier()
 
 
@@ -176,7 +178,9 @@ def _encoded(
     return latents
 
 
-def _manifest(files: list[Path], images: ImageSource, config: CacheConfig, origin: dict[str, Any]) -> dict[str, Any]:
+def _manifest(
+    files: list[Path], images: ImageSource, config: CacheConfig, origin: dict[str, Any], images_at: str
+) -> dict[str, Any]:
     """What ``manifest.json`` says of the shards that lie there."""
     with safe_open(files[0], "pt") as first:
         _, views, tokens, channels = first.get_slice("latents").get_shape()
@@ -192,6 +196,7 @@ def _manifest(files: list[Path], images: ImageSource, config: CacheConfig, origi
         "kind": images.kind,
         "num_classes": images.num_classes,
         "class_names": images.class_names,
+        "place": images_at or None,
         "origin": origin,
         "shards": [
             {"file": file.name, "rows": _rows(shard, config, images), "sha256": file_sha256(file)}

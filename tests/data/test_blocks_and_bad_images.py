@@ -63,10 +63,8 @@ def test_with_a_block_size_shards_and_row_groups_come_a_few_at_a_time(kind, tmp_
         *((np.flatnonzero(part_of == part).min(), np.flatnonzero(part_of == part).max()) for part in range(len(starts)))
     )
     assert max(sum(b <= place <= e for b, e in zip(begin, end)) for place in range(24)) == 2
-    assert (
-        "2 shards at a time, about 9 images of " in images.says_of_order()
-        or "2 row groups at a time, about 4 images" in images.says_of_order()
-    )
+    block = "2 shards; a block has about 9" if kind == "tar" else "2 row groups; a block has about 4"
+    assert f"images are shuffled within blocks of {block} of the 24 images, from " in images.says_of_order()
 
 
 def test_without_one_any_image_may_follow_any_but_in_parquet_which_says_so(kind, tmp_path):
@@ -77,7 +75,7 @@ def test_without_one_any_image_may_follow_any_but_in_parquet_which_says_so(kind,
     assert whole.blocks is None and (first_epoch(plain) == first_epoch(whole)) == (kind != "parquet")
     if kind == "parquet":
         assert plain.says_of_order().startswith(
-            "4 row groups at a time, about 8 images of 3 of 3 classes, are shuffled among themselves"
+            "images are shuffled within blocks of 4 row groups; a block has about 8 of the 24 images, from 3 of the 3 classes"
         )
 
 
@@ -159,7 +157,9 @@ def test_a_place_without_any_image_that_can_be_read_is_refused(kind, tmp_path):
 
 def test_it_is_off_by_default_and_named_where_an_image_cannot_be_read(kind, tmp_path):
     images = opened(WRITE[kind](tmp_path, MIXED))
-    with pytest.raises(UserError, match="cannot be read .*; data.skip_bad=true leaves such images out") as refusal:
+    with pytest.raises(
+        UserError, match="cannot be read .*: write data.skip_bad=true, which leaves such images out, or mend"
+    ) as refusal:
         images.batch([SampleKey(3, -1)])
     assert images.store.name(3) in str(refusal.value)
 

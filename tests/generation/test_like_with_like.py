@@ -13,6 +13,7 @@ from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, StreamingMoments, evaluate_generation, frechet_distance
 from flowprior.metrics.digit_networks import weights_file
 from flowprior.metrics.registry import EXTRACTORS, foreign_images
+from flowprior.notes import forget_notes
 from flowprior.run.config import build_config
 from flowprior.run.files import write_json
 from generation import evaluate
@@ -129,6 +130,9 @@ def test_pictures_of_64_pixels_are_compared_with_themselves_at_64_whatever_data_
 def test_a_reference_of_another_size_is_refused(measured, forms, samples, reference):
     with pytest.raises(UserError, match="64 x 64") as caught:
         measured(forms[samples], forms[reference])
+    assert "python fid_stats/compute.py " in str(
+        caught.value
+    ) and "--extractor digits --size 64 --out stats.npz" in str(caught.value)
     assert all(str(forms[name]) in str(caught.value) for name in (samples, reference)) and "\n" not in str(caught.value)
 
 
@@ -217,6 +221,7 @@ def test_what_the_extractor_was_trained_on_is_said_and_stated(measured, forms, c
     result = measured(forms["npz"], forms["folder"])
     assert "was trained on scikit-learn's 1,797 handwritten digits" in capsys.readouterr().err
     assert result["protocol"]["extractor"]["trained on"] == "scikit-learn's 1,797 handwritten digits"
+    forget_notes()
     small = measured(forms["small npz"], "data")  # the reference are the digits, but whose images are these?
     assert "was trained on" in capsys.readouterr().err and small["protocol"]["reference"]["crop"] == "centre"
 
@@ -283,6 +288,7 @@ def test_a_references_shares_are_compared_by_name(own_sets, tmp_path, capsys):
     for counts, differ in (((10, 20), False), ((20, 10), True)):  # ants and bees
         reference = replace(data, class_counts=counts, class_names=("ant", "bee"))
         capsys.readouterr()
+        forget_notes()
         evaluate.warn(config, samples, reference)
         said = capsys.readouterr().err
         assert "names in another order (class 0 is bee here and ant there)" in said

@@ -13,7 +13,7 @@ from PIL import Image
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.distributed import World
 from flowprior.run.files import write_tensors
-from mar import cache_latents, evaluate
+from mar import cache_latents, estimate_scale, evaluate, train_mar
 from tokenizer import evaluate as evaluate_autoencoder
 from tokenizer import train_ae
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
@@ -45,10 +45,14 @@ def images(tmp_path):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Run a command on the images; its exit code and what it said on stderr."""
+    """Run a command on the images; its exit code and what it said on stderr, besides how many images there are."""
     torch.manual_seed(0)
     vit = ViTConfig(width=12, depth=1, heads=3)
     Autoencoder(AutoencoderConfig(32, 16, 4, 3, False, vit, vit)).save(tmp_path / "ae" / "autoencoder")
+
+    def remarks() -> str:
+        said = capsys.readouterr().err.splitlines(keepends=True)
+        return "".join(line for line in said if "whose labels come from" not in line)
 
     def call(module, *words: object) -> tuple[int, str]:
         own = ["data.source=folder", f"data.path={tmp_path / 'images'}", f"run_dir={tmp_path}"]
@@ -56,8 +60,8 @@ def command(tmp_path, monkeypatch, capsys):
         try:
             module.main()
         except SystemExit as stop:
-            return stop.code, capsys.readouterr().err
-        return 0, capsys.readouterr().err
+            return stop.code, remarks()
+        return 0, remarks()
 
     return call
 
@@ -73,6 +77,22 @@ def test_a_latent_cache_of_other_pictures_is_refused(command, images, tmp_path):
     images(1)
     code, said = command(cache_latents)
     assert code == 2 and "was made from another input (images)" in said and str(tmp_path / "latents") in said
+
+
+def test_training_on_cached_latents_refuses_other_images_at_another_place_and_takes_a_copy(command, images, tmp_path):
+    small = ["train={steps: 2, global_batch: 4, eval_steps: 0, tensorboard: false}", "sample.preview_images=1"]
+    assert [command(step)[0] for step in (cache_latents, estimate_scale)] == [0, 0]
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    shutil.copytree(tmp_path / "images", tmp_path / "others")
+    (tmp_path / "others" / "class0" / "00.bmp").unlink()
+    for complete in (False, True):
+        code, said = command(train_mar, *small, f"data.path={tmp_path / 'others'}")
+        assert (
+            code == 2
+            and f"from the images in {tmp_path / 'images'}, and those in {tmp_path / 'others'} are others" in said
+        )
+        assert complete or command(train_mar, *small)[0] == 0
+    assert command(train_mar, *small, f"data.path={tmp_path / 'copy'}")[0] == 0
 
 
 def test_a_latent_cache_of_an_earlier_version_is_accepted_with_a_line_and_left_as_it_is(command, images, tmp_path):

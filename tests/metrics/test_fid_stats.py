@@ -83,7 +83,7 @@ def test_an_unreadable_picture_is_named_in_one_line_and_nothing_is_written(run, 
     (folder / "b" / "broken.jpg").write_bytes(b"no picture")
     code, message = run(folder, "--extractor", "digits", "--size", 32, "--out", tmp_path / "stats.npz")
     [line] = [line for line in message.splitlines() if not line.startswith("note: ")]
-    assert code == 2 and "broken.jpg" in line and "; --skip-bad leaves such images out" in line
+    assert code == 2 and "broken.jpg" in line and ": write --skip-bad, which leaves such images out, or mend" in line
     assert not (tmp_path / "stats.npz").exists()
     good = folder / "b" / "good.png"
     good.write_bytes(next(picture_folder.glob("*/*.png")).read_bytes())

@@ -208,6 +208,11 @@ def _earlier(soak: Soak) -> str | None:
     kept["origin"]["images"] = open_images(ImageConfig("folder", str(soak.data / "images"), 16)).fingerprint().before
     manifest.write_text(json.dumps(kept))
     process = soak.start("cache", run)
-    said = [line for line in process.said().splitlines() if "note:" in line] if process.wait() == 0 else []
+    code, lines = process.wait(), process.said().splitlines()
+    said = [line for line in lines if "note:" in line and "whose labels come from" not in line]
     shutil.rmtree(run)
-    return None if len(said) == 1 and str(manifest) in said[0] else f"exit code {process.code}: {process.said()[-300:]}"
+    return (
+        None
+        if code == 0 and len(said) == 1 and str(manifest) in said[0]
+        else f"exit code {process.code}: {process.said()[-300:]}"
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowprior.errors import UserError
+from flowprior.notes import forget_notes
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Case:
     def problem(self, folder: Path) -> str | None:
         """What is wrong with what comes of it."""
         printed = io.StringIO()
+        forget_notes()
         try:
             with contextlib.redirect_stderr(printed):
                 value = self.act(folder)
@@ -45,9 +47,9 @@ class Case:
                 return f"{type(error).__name__}: {line}"
             missing = [word for word in self.refused if word not in line]
             return f"{missing} not named: {line}" if missing else None
-        # Where labels come from, or that there are none, is always said, and is no remark on unusual input.
+        # How many images there are and where labels come from, or that there are none, is always said, and is no remark on unusual input.
         origin = re.compile(
-            r"note: (the labels of .* come from .*: \d+ class(es)?|.* says no labels: its .* one class.*)$"
+            r"note: (.* has \d+ images?.* of \d+ class(es)?, whose labels come from .*|.* says no labels: its .* one class.*)$"
         )
         said = printed.getvalue().splitlines()
         wanted = [line for line in said if self.said and all(word in line for word in self.said)]

@@ -46,7 +46,7 @@ def in_archives() -> Iterator[Case]:
     def of(kind: str, members: Members, **options: Any) -> Callable[[Path], Any]:
         return lambda folder: classes_and_labels(archive(folder, kind, members), **options)
 
-    folders = ("are its 2 folders",)
+    folders = ("has 3 images of 2 classes, whose labels come from its folders",)
     for kind in ("tar", "zip"):
 
         def case(

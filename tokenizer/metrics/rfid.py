@@ -74,7 +74,8 @@ def read_reference(context: MeterContext, extractor: metrics.Extractor) -> metri
         if stated != expected:
             raise UserError(
                 f"the rFID reference {context.reference} has another {what} ({stated or 'not stated'}, where {expected} is wanted): make one with "
-                f"`python fid_stats/compute.py`, or write evaluate.reference= to compare with the originals themselves"
+                f"`python fid_stats/compute.py <images> --extractor {context.extractor} --size {context.image_size} --out stats.npz`, "
+                "or write evaluate.reference= to compare with the originals themselves"
             )
     return statistics
 

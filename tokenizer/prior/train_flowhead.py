@@ -170,7 +170,7 @@ def train(
     normalisation = describe_normalisation(config, target, target_map)
     if world.is_main:
         say_normalisation(target, split, normalisation)
-        for sentence in odd_about(normalisation):
+        for sentence in odd_about(normalisation, is_codebook=config.target.source == "codebook"):
             note(sentence)
 
     generator = torch.Generator().manual_seed(stream_seed(config.train.seed, "velocity"))
@@ -246,12 +246,16 @@ def say_normalisation(target: TargetFeatures, split: RowSplit, about: dict[str, 
     )
 
 
-def odd_about(about: dict[str, Any]) -> list[str]:
-    """What is unusual about a target of which :func:`describe_normalisation` says this: nothing to mend, but to know."""
+def odd_about(about: dict[str, Any], is_codebook: bool) -> list[str]:
+    """What is unusual about a target of which :func:`describe_normalisation` says this: nothing to mend, but to know.
+
+    A codebook may well have fewer entries than channels.
+    """
     count, features, channels = about["count"], about["feature_channels"], about["channels"]
     rank, rows, different = about["projected_effective_rank"], about["rows_looked_at"], about["different_rows"]
     sentences = {
-        f"the table has {count} rows of {features} channels: rows are the samples; is it transposed?": count < features,
+        f"the table has {count} rows of {features} channels: each row counts as a sample, so save it as (samples, channels) if it lies the "
+        "other way round": count < features and not is_codebook,
         f"the target has {features} channels and the flow {channels}: it fills a subspace": features < channels,
         f"the projected target varies along {rank:.1f} of {channels} directions: the largest channels hide the others": (
             rank < 1.5 and min(features, channels) > 2

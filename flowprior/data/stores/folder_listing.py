@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowprior.data.stores.labels import origin
 from flowprior.errors import UserError
 from flowprior.notes import counted, note
 
@@ -72,6 +73,8 @@ def list_images(root: Path) -> ImageFolder:
         note(f"in {root} are not read: {kinds_in_words(unread)} (images are {READ})")
     if not folders:
         note(f"{root} says no labels: its {counted(len(here.images), 'image is', 'images are')} one class")
+    else:
+        note(origin(str(root), sum(len(part.images) for part in found), len(folders), "its sub-folders"))
     for name, alike in _alike(folders):
         note(
             f"in {root} the class folders {name} and {alike} differ in case or in Unicode's form only, and are two classes"

@@ -15,7 +15,7 @@ import numpy as np
 from flowprior.data.stores.archive import Archive
 from flowprior.data.stores.folder_listing import READ, SPLITS, kinds_in_words, some_of
 from flowprior.data.stores.index import COLUMNS, DTYPES, Columns
-from flowprior.data.stores.labels import NO_LABEL, Classes, classes_of_words, sorted_classes, unlabelled
+from flowprior.data.stores.labels import NO_LABEL, Classes, classes_of_words, origin, sorted_classes, unlabelled
 from flowprior.data.stores.sample_rule import SampleRule, choose_rule
 from flowprior.data.stores.samples import ShardSamples, collect_samples
 from flowprior.errors import UserError
@@ -138,5 +138,5 @@ def _folder_classes(folders: list[str], where: str, images: int) -> Classes:
         raise UserError(f"{where} holds {' and '.join(names)}, which are no classes: pack {names[0]} by itself")
     classes = sorted_classes(names)
     places = dict(zip(names, classes.places.tolist()))
-    note = f"the classes of {where} are its {len(names)} folders" + (f" below {'/'.join(shared)}" if shared else "")
+    note = origin(where, images, len(names), "its folders" + (f" below {'/'.join(shared)}" if shared else ""))
     return Classes(classes.names, np.array([places[name] for name in below], np.int32), [note])

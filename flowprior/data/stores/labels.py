@@ -21,6 +21,7 @@ MOST_CLASSES = 1 << 20
 NAMES_SAID = 5
 # Texts that nearly every sample has to itself are captions; so many numbers are not classes either.
 MANY_WORDS, MANY_NUMBERS, WORDS_HELD = 100, 1000, 1 << 16
+SEVERAL = 10  # labels from which on it is odd that nearly every sample has its own
 
 
 class WrittenLabels:
@@ -76,13 +77,18 @@ def classes_of(words: Sequence[str], counts: np.ndarray, source: str, where: str
     numbers = all(NUMBER.fullmatch(word) for word in words)
     if guessed and len(words) > (MANY_NUMBERS if numbers else MANY_WORDS) and 2 * len(words) > total:
         raise captions(len(words), total, source, where)
+    notes = []
+    if len(words) >= SEVERAL and 2 * len(words) > total:
+        notes.append(
+            f"nearly every image has a label of its own ({len(words)} labels for {total} images): where these are captions, "
+            f"data.label_column={NO_LABEL} reads the images without them"
+        )
     if numbers:
         places = np.array([int(word) for word in words])
         if (most := int(places.max())) >= MOST_CLASSES:
             raise UserError(
                 f"{here} go up to {most}, and would be that many classes: number them from 0, or write words"
             )
-        notes = []
         if missing := sorted(set(range(most + 1)) - set(places.tolist())):
             named = ", ".join(map(str, missing[:NAMES_SAID])) + (" and more" if len(missing) > NAMES_SAID else "")
             notes.append(
@@ -93,7 +99,7 @@ def classes_of(words: Sequence[str], counts: np.ndarray, source: str, where: str
         raise UserError(
             f"{here} are -1, which is none, for {counts[list(words).index(MINUS_ONE)]} of {total} images: leave these out"
         )
-    return sorted_classes(words)
+    return sorted_classes(words)._replace(notes=notes)
 
 
 def sorted_classes(words: Sequence[str]) -> Classes:
@@ -112,9 +118,17 @@ def captions(words: int, total: int, source: str, where: str) -> UserError:
 
 
 def classes_of_words(
-    words: Sequence[str], counts: np.ndarray, source: str, where: str, first_without: str, guessed: bool
+    words: Sequence[str],
+    counts: np.ndarray,
+    source: str,
+    where: str,
+    first_without: str,
+    guessed: bool,
+    images_from: str = "",
 ) -> Classes:
     """:func:`classes_of` words of which the empty one stands for no label; without any label all images are one class.
+
+    ``images_from`` names the column of the images, where that was guessed.
 
     Raises:
         UserError: as there, or some of the samples have no label, ``first_without`` being the first of them, or none has although somebody
@@ -124,7 +138,7 @@ def classes_of_words(
     if list(words) == [""]:
         if not guessed:
             raise UserError(f"the images in {where} have no label in the {source}, which data.label_column asks for")
-        return unlabelled(where, total, 1)
+        return unlabelled(where, total, 1, images_from=images_from)
     if "" in words:
         missing = counts[list(words).index("")]
         raise UserError(
@@ -133,19 +147,21 @@ def classes_of_words(
         )
     made = classes_of(words, counts, source, where, guessed)
     if not made.names:
-        return unlabelled(where, total, len(words))
-    return made._replace(notes=[origin(made.names, source, where), *made.notes])
+        return unlabelled(where, total, len(words), images_from=images_from)
+    return made._replace(notes=[origin(where, total, len(made.names), source, images_from), *made.notes])
 
 
-def origin(names: Sequence[str], source: str, where: str) -> str:
-    """What a person should know of labels that were found: where, and how many classes they are."""
-    return f"the labels of {where} come from {source}: {counted(len(names), 'class', 'classes')}"
+def origin(where: str, images: int, classes: int, source: str, images_from: str = "") -> str:
+    """What a place holds: how many images of how many classes, where the labels stand, and where the images, if that was guessed."""
+    there = counted(images, "image", "images") + (f" ({images_from})" if images_from else "")
+    return f"{where} has {there} of {counted(classes, 'class', 'classes')}, whose labels come from {source}"
 
 
-def unlabelled(where: str, images: int, words: int, name: str = "") -> Classes:
+def unlabelled(where: str, images: int, words: int, name: str = "", images_from: str = "") -> Classes:
     """One class, called as the place is unless it has a name."""
-    name = name or place_name(where)
-    said = f"{where} says no labels: its {counted(images, 'image is', 'images are')} one class, '{name}'"
+    name, column = name or place_name(where), f" ({images_from})" if images_from else ""
+    of_one = "is" if images == 1 else "are"
+    said = f"{where} says no labels: its {counted(images, 'image', 'images')}{column} {of_one} one class, '{name}'"
     return Classes([name], np.zeros(words, np.int32), [said])
 
 

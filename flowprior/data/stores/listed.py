@@ -36,6 +36,7 @@ class _Row(NamedTuple):
     path: str
     label: str  # empty where there is none
     source: str  # column of the labels, in words
+    images_from: str = ""  # column of the paths, where it was guessed
 
 
 class ListStore(FilesStore):
@@ -57,9 +58,9 @@ class ListStore(FilesStore):
             raise UserError(f"{where} stands for {len(files)} lists: join them into one")
         self.root, self.where = files[0].parent, where
         names, ends, labels, hashes = bytearray(), array("q"), WrittenLabels(), array("q")
-        first_without, source = 0, ""
+        first_without, source, images_from = 0, "", ""
         for row in _rows(files[0], options):
-            source = row.source
+            source, images_from = row.source, row.images_from
             if "\0" in row.path:
                 raise UserError(f"line {row.number} of the list {where} has a null byte in its path")
             names += os.fsencode(row.path)
@@ -78,6 +79,7 @@ class ListStore(FilesStore):
             where,
             f"row {first_without}",
             guessed=options.label_column in ("", NO_LABEL),
+            images_from=images_from,
         )
         self.class_names, self.labels = classes.names, classes.places[codes]
         for line in classes.notes:
@@ -112,11 +114,12 @@ def _of_table(file: Path, options: StoreOptions) -> Iterator[_Row]:
                     continue
             if len(cells) <= max(path, label if label is not None else 0) or not cells[path]:
                 raise UserError(f"the list {file} has no path or no label in line {rows.line_num}")
+            named = [f"column '{name}'" for name in header] or [f"column {place}" for place in (1, 2)]
+            images_from = "" if options.image_column else named[path]
             if label is None:
-                yield _Row(rows.line_num, cells[path], "", "")
+                yield _Row(rows.line_num, cells[path], "", "", images_from)
             else:
-                source = f"column '{header[label]}'" if header else f"column {label + 1}"
-                yield _Row(rows.line_num, cells[path], cells[label].strip(), source)
+                yield _Row(rows.line_num, cells[path], cells[label].strip(), named[label], images_from)
 
 
 def _columns_of_table(first: list[str], file: Path, options: StoreOptions) -> tuple[int, int | None, list[str]]:
@@ -152,10 +155,14 @@ def _of_json(file: Path, options: StoreOptions) -> Iterator[_Row]:
                 path = choose_column(names, options.image_column, PATH_NAMES, where, "data.image_column", needed=True)
                 label = choose_column(names, options.label_column, LABEL_NAMES, where, "data.label_column")
             if not isinstance(fields.get(path), str) or not fields[path]:
-                raise UserError(f"line {number} of the list {file} has no '{path}' that is a path")
+                there = ", ".join(fields) or "none"
+                raise UserError(
+                    f"line {number} of the list {file} has no '{path}' that is a path; its fields are {there}"
+                )
             yield _Row(
                 number,
                 fields[path],
                 written_label(fields.get(label), f"'{label}' in line {number} of {file}") if label else "",
                 f"column '{label}'",
+                "" if options.image_column else f"column '{path}'",
             )

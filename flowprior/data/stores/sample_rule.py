@@ -10,6 +10,7 @@ import os
 from typing import NamedTuple
 
 from flowprior.data.stores.archive import Archive, Member, data_members, named
+from flowprior.data.stores.base import printable
 from flowprior.data.stores.folder_listing import EXTENSIONS
 from flowprior.data.stores.labels import LABEL_NAMES, NO_LABEL, written_label
 from flowprior.errors import UserError, one_line
@@ -113,10 +114,15 @@ def choose_rule(archive: Archive, image: str, label: str) -> SampleRule:
 
 
 def label_of(archive: Archive, member: Member, rule: SampleRule) -> str:
-    """The label that a member beside an image says; empty where it says none."""
+    """The label that a member beside an image says; empty where it says none, unless somebody has named the field."""
     if rule.label == "json":
-        value = _json_object(archive, member).get(rule.field, "")
-        return written_label(value, f"'{rule.field}' in {named(archive, member)}")
+        fields = _json_object(archive, member)
+        if rule.field not in fields and not rule.guessed:
+            there = ", ".join(map(printable, fields))[:160] or "none"
+            raise UserError(
+                f"{named(archive, member)} has no field '{rule.field}', which data.label_column asks for; its fields are {there}"
+            )
+        return written_label(fields.get(rule.field, ""), f"'{rule.field}' in {named(archive, member)}")
     return _text(archive, member, LONGEST_LABEL).strip()
 
 

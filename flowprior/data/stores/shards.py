@@ -21,6 +21,8 @@ from flowprior.data.stores.tar import TarArchive
 from flowprior.data.stores.zip import ZipArchive, read_member
 from flowprior.notes import note
 
+HERE = "{where}"  # in the index: its place may be named otherwise, or moved
+
 
 class ShardStore(ImageStore):
     """Images in archives, which are looked through once.
@@ -47,7 +49,7 @@ class ShardStore(ImageStore):
         self.index_files = places(self.home, ".index", self.kind, names, chosen)
         self._use(kept_or_made(self.index_files, self._read_index, lambda: self._look_through(options)))
         for line in self.index.notes:
-            note(line)
+            note(line.replace(HERE, where))
 
     def _read_index(self, file: Path) -> ShardIndex | None:
         return read_index(file, self.made_from, [stamp.size for stamp in self.files.stamps])
@@ -56,6 +58,7 @@ class ShardStore(ImageStore):
         columns, class_names, notes = index_shards(
             self.shards, type(self).open_archive, options.image_column, options.label_column, self.where
         )
+        notes = [line.replace(self.where, HERE) for line in notes]
         about = {"made_from": self.made_from, "class_names": class_names, "notes": notes}
         return lambda file: write_index(file, columns, about)
 

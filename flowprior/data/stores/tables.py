@@ -13,7 +13,6 @@ import numpy as np
 from flowprior.data.stores.base import StoreOptions
 from flowprior.data.stores.labels import LABEL_NAMES, NO_LABEL, Classes, classes_of_words, origin, unlabelled
 from flowprior.errors import UserError, one_line
-from flowprior.notes import note
 
 if TYPE_CHECKING:
     import pyarrow
@@ -53,24 +52,24 @@ class TableColumns(NamedTuple):
         image: column of encoded images: bytes, or Hugging Face's structs of bytes and path.
         label: column of labels; empty where there is none.
         class_names: those that the table itself keeps; None where it keeps none.
+        guessed: whether nobody has named the column of images.
     """
 
     image: str
     label: str
     class_names: list[str] | None
+    guessed: bool = True
 
 
 def choose_columns(schema: pyarrow.Schema, options: StoreOptions, where: str) -> TableColumns:
-    """The columns that the options name, or the only ones that can be meant, which is said.
+    """The columns that the options name, or the only ones that can be meant.
 
     Raises:
         UserError: a column is not there or of another type, several can be meant, or none holds images.
     """
     features = _features(schema)
     image, label = _image_column(schema, features, options, where), _label_column(schema, features, options, where)
-    if not options.image_column:
-        note(f"the images of {where} are its column '{image}'")
-    return TableColumns(image, label, _class_names(features).get(label))
+    return TableColumns(image, label, _class_names(features).get(label), guessed=not options.image_column)
 
 
 def check_classes(schema: pyarrow.Schema, file: Path, of: pyarrow.Schema, first: Path) -> None:
@@ -224,8 +223,9 @@ class TableLabels:
         self, columns: TableColumns, where: str, count: int, guessed: bool, name: Callable[[int], str]
     ) -> tuple[list[str], np.ndarray, list[str]]:
         """Names of the classes, labels ``(N,)`` int32, and what a person should know of them; ``name`` says where a row lies."""
+        images_from = f"column '{columns.image}'" if columns.guessed else ""
         if not columns.label:
-            made = unlabelled(where, count, 1)
+            made = unlabelled(where, count, 1, images_from=images_from)
             return made.names, np.zeros(count, np.int32), made.notes
         codes, words, source = np.concatenate(self.codes), list(self.words), f"column '{columns.label}'"
         if len(codes) != count:
@@ -233,9 +233,11 @@ class TableLabels:
         counts = np.bincount(codes, minlength=len(words))
         words, counts, codes = _used(words, counts, codes)
         first_without = name(self.first_without) if self.first_without >= 0 else ""
-        made = classes_of_words(words, counts, source, where, first_without, guessed)
+        made = classes_of_words(words, counts, source, where, first_without, guessed, images_from)
         if columns.class_names is not None and made.names and all(word.isdecimal() for word in words):
-            made = _named_classes(words, columns.class_names, source, where)
+            places = _named_places(words, columns.class_names, source, where)
+            said = origin(where, count, len(columns.class_names), source, images_from)
+            made = Classes(columns.class_names, places, [said])
         return made.names, made.places[codes], made.notes
 
 
@@ -245,9 +247,9 @@ def _used(words: list[str], counts: np.ndarray, codes: np.ndarray) -> tuple[list
     return [word for word, count in zip(words, counts) if count], counts[counts > 0], places[codes]
 
 
-def _named_classes(words: list[str], names: list[str], source: str, where: str) -> Classes:
-    """Numbers of classes whose names the table keeps."""
+def _named_places(words: list[str], names: list[str], source: str, where: str) -> np.ndarray:
+    """The numbers of classes whose names the table keeps, int32."""
     places = list(map(int, words))
     if max(places) >= len(names):
         raise UserError(f"the labels of {where} ({source}) go up to {max(places)}, and it names {len(names)} classes")
-    return Classes(names, np.array(places, np.int32), [origin(names, source, where)])
+    return np.array(places, np.int32)

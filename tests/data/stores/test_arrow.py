@@ -60,7 +60,7 @@ def test_saved_and_named_data_sets_hold_the_same_bits_as_the_folder(tmp_path, sa
         assert store.kind == "arrow" and sorted(contents(store)) == sorted(contents(folder)), kind
         assert kind == "a folder of images by name" or contents(store) == contents(folder), kind
         assert store.class_names == ["ant", "bee", "cat"] and store.where == place
-        assert "its column 'image'" in capsys.readouterr().err
+        assert "11 images (column 'image') of 3 classes" in capsys.readouterr().err
         assert store.lengths(2, 9) == [len(store.read(index)) for index in range(2, 9)]
         assert store.facts(0, 11) == store.facts(0, 4) + store.facts(4, 11)
     assert open_store(str(saved)).name(7) == f"{saved}: row 7"
@@ -109,7 +109,7 @@ def test_two_columns_of_classes_are_told_apart_by_name(tmp_path, capsys):
     made.save_to_disk(str(tmp_path / "two"))
     assert "the columns coarse, fine, each of which may hold the labels" in refusal(tmp_path / "two")
     assert open_store(str(tmp_path / "two"), StoreOptions("", "fine")).class_names[10] == "f10"
-    assert "come from column 'fine': 11 classes\n" in capsys.readouterr().err
+    assert "of 11 classes, whose labels come from column 'fine'\n" in capsys.readouterr().err
 
 
 def test_an_image_that_is_missing_or_only_named_is_refused_before_training(tmp_path):

@@ -38,8 +38,9 @@ def contents(store) -> list[tuple[bytes, str]]:
 def test_a_list_is_its_images_in_its_order(folder, suffix, order, capsys):
     store = opened(folder, "".join(map(ROWS[suffix], SOME[::order])), suffix)
     assert contents(store) == [(image.data, image.label) for image in SOME[::order]]
-    column = "'label'" if suffix == ".jsonl" else "2"
-    assert f"the labels of {store.where} come from column {column}: 2 classes\n" in capsys.readouterr().err
+    paths, column = ("'file_name'", "'label'") if suffix == ".jsonl" else ("1", "2")
+    said = f"{store.where} has 6 images (column {paths}) of 2 classes, whose labels come from column {column}\n"
+    assert said in capsys.readouterr().err
     assert store.kind == "list" and store.name(0) == str(folder / SOME[::order][0].file)
     assert store.lengths(1, 3) == [len(image.data) for image in SOME[::order][1:3]]
 
@@ -52,7 +53,9 @@ def test_columns_are_found_by_their_usual_names(folder, header, cells, capsys):
     text = "\ufeff" + "\r\n".join([header, *(cells.format(i=image) for image in SOME), ""])
     assert contents(opened(folder, text)) == [(image.data, image.label) for image in SOME]
     name = "Class" if "Class" in header else "label"
-    assert f"come from column '{name}': 2 classes" in capsys.readouterr().err
+    paths = next(column for column in header.split(",") if column.lower() in ("path", "filename", "file_name"))
+    said = f"6 images (column '{paths}') of 2 classes, whose labels come from column '{name}'\n"
+    assert said in capsys.readouterr().err
 
 
 def test_columns_of_other_names_are_named(folder):
@@ -72,9 +75,25 @@ def test_absolute_paths_are_taken_as_they_are(folder, tmp_path_factory):
 def test_numbers_are_classes_and_a_list_of_paths_alone_is_one_class(folder, capsys):
     store = opened(folder, "".join(f"{image.file},{number}\n" for number, image in enumerate(SOME)))
     assert np.asarray(store.labels).tolist() == list(range(6))
-    assert capsys.readouterr().err == f"note: the labels of {store.where} come from column 2: 6 classes\n"
+    assert (
+        capsys.readouterr().err
+        == f"note: {store.where} has 6 images (column 1) of 6 classes, whose labels come from column 2\n"
+    )
     assert opened(folder, "".join(f"{image.file}\n" for image in SOME)).class_names == ["list"]
-    assert capsys.readouterr().err.count("says no labels: its 6 images are one class, 'list'") == 1
+    assert capsys.readouterr().err.count("says no labels: its 6 images (column 1) are one class, 'list'") == 1
+
+
+def test_labels_that_nearly_every_image_has_to_itself_are_said_to_be_captions_perhaps(folder, capsys):
+    for texts, said in ((12, True), (6, False), (3, False)):
+        opened(folder, "".join(f"{SOME[n % 6].file},caption {n % texts}\n" for n in range(12)))
+        expected = f"nearly every image has a label of its own ({texts} labels for 12 images): where these are captions, data.label_column=none"
+        assert (expected in capsys.readouterr().err) == said, texts
+
+
+def test_a_line_is_said_once_in_a_process(folder, capsys):
+    text = "".join(f"{image.file},{image.label}\n" for image in SOME)
+    opened(folder, text), opened(folder, text)
+    assert capsys.readouterr().err.count("has 6 images") == 1
 
 
 def test_images_that_are_named_twice_are_counted(folder, capsys):
@@ -97,7 +116,8 @@ REFUSED = {
     "no UTF-8": (".csv", "path,label\n\udcff,1\n", "cannot be read"),
     "no JSON": (".jsonl", "{\n", "line 1 of the list .* is no JSON"),
     "a list in place of an object": (".jsonl", "[1]\n", "line 1 of the list .* is no JSON object"),
-    "a path that is none": (".jsonl", f'{{"path": "{FILE}"}}\n{{"path": 3}}\n', "line 2 of the list .* has no 'path'"),
+    "a path that is none": (".jsonl", f'{{"path": "{FILE}"}}\n{{"path": 3}}\n', "line 2 .* has no 'path' .*; its fields are path$"),
+    "fields of other names": (".jsonl", f'{{"path": "{FILE}"}}\n{{"url": "x", "w": 3}}\n', "line 2 .* has no 'path' .*; its fields are url, w$"),
     "a label that is none": (".jsonl", f'{{"path": "{FILE}", "label": 1.5}}\n', "'label' in line 1 .* is no number and no word"),
 }  # fmt: skip
 

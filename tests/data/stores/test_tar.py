@@ -39,19 +39,23 @@ def test_shards_of_webdatasets_writer_hold_the_images_in_order_with_their_words(
     assert contents(store) == as_pictures(SOME) and store.class_names == ["ant", "bee"]
     assert store.starts.tolist() == [0, 3, 6] and store.kind == "tar" and len(store.shards) == 3
     source = "field 'label' of .json files" if label == "json" else ".txt files"
-    assert f"the labels of {tmp_path}/shards come from {source}: 2 classes\n" in capsys.readouterr().err
+    assert f"{tmp_path}/shards has 8 images of 2 classes, whose labels come from {source}\n" in capsys.readouterr().err
 
 
 def test_numbers_beside_the_images_are_their_classes(tmp_path, capsys):
     store = opened(write_shards(tmp_path / "shards", SOME))
     assert store.class_names == ["0", "1"] and np.asarray(store.labels).tolist() == [0] * 4 + [1] * 4
     assert store.name(4) == f"{tmp_path}/shards/set-000001.tar: {SOME[4].key}.png"
-    assert capsys.readouterr().err == f"note: the labels of {store.where} come from .cls files: 2 classes\n"
+    assert (
+        capsys.readouterr().err == f"note: {store.where} has 8 images of 2 classes, whose labels come from .cls files\n"
+    )
 
 
 def test_one_class_is_said_as_one(tmp_path, capsys):
     opened(write_tar(tmp_path / "a.tar", [A, ("a.cls", b"0")]))
-    assert capsys.readouterr().err == f"note: the labels of {tmp_path}/a.tar come from .cls files: 1 class\n"
+    assert (
+        capsys.readouterr().err == f"note: {tmp_path}/a.tar has 1 image of 1 class, whose labels come from .cls files\n"
+    )
 
 
 def test_a_class_without_images_is_counted_and_named(tmp_path, capsys):
@@ -72,7 +76,7 @@ def test_class_folders_packed_by_gnu_tar_are_classes(tmp_path, options, capsys):
     file = write_gnu_tar(tmp_path / "set.tar", SOME, tmp_path / "folder", *options)
     store = opened(file)
     assert sorted(contents(store)) == sorted(as_pictures(SOME)) and store.class_names == ["ant", "bee"]
-    assert f"the classes of {file} are its 2 folders" in capsys.readouterr().err
+    assert f"{file} has 8 images of 2 classes, whose labels come from its folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -129,8 +133,12 @@ def test_images_without_labels_are_one_class_and_it_is_said_once(tmp_path, capsy
     store = opened(write_shards(tmp_path / "shards", SOME, label=""))
     assert store.class_names == ["shards"] and np.asarray(store.labels).tolist() == [0] * 8
     assert capsys.readouterr().err.count("says no labels: its 8 images are one class") == 1
-    opened(tmp_path / "shards")
-    assert capsys.readouterr().err.count("says no labels: its 8 images are one class") == 1  # from the index
+    (tmp_path / "shards").rename(tmp_path / "moved")
+    index = next((tmp_path / "moved").glob(".flowprior-*.index"))
+    before = index.stat()
+    opened(tmp_path / "moved")
+    assert capsys.readouterr().err.count(f"{tmp_path}/moved says no labels: its 8 images are one class") == 1  # from the index
+    assert index.stat().st_mtime_ns == before.st_mtime_ns and index.stat().st_ino == before.st_ino
 
 
 def test_a_brace_pattern_is_its_shards_in_their_order(tmp_path):
@@ -199,9 +207,12 @@ def test_a_thousand_numbers_are_classes_though_each_comes_once(tmp_path):
 
 def test_labels_that_are_asked_for_and_missing_are_refused(tmp_path):
     file = write_tar(tmp_path / "a.tar", [A, ("a.json", b'{"label": 1}')])
-    for label in ("cls", "other"):
-        with pytest.raises(UserError, match=f"have no label in the .*{label}.*, which data.label_column asks for"):
-            opened(file, label=label)
+    with pytest.raises(UserError, match="have no label in the .cls files, which data.label_column asks for"):
+        opened(file, label="cls")
+    with pytest.raises(
+        UserError, match="a.json .*has no field 'other', which data.label_column asks for; its fields are label$"
+    ):
+        opened(file, label="other")
 
 
 def test_a_field_of_json_that_may_be_no_label_is_said(tmp_path, capsys):

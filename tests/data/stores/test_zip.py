@@ -42,7 +42,9 @@ def test_a_folder_that_holds_everything_is_no_class(tmp_path, capsys):
     store = open_store(str(tmp_path / "set.zip"))
     assert store.class_names == ["ant", "bee"] and len(store) == 8
     said = capsys.readouterr().err
-    assert "its 2 folders below images/pets" in said and "are not read: 1 .txt" in said
+    assert (
+        "of 2 classes, whose labels come from its folders below images/pets" in said and "are not read: 1 .txt" in said
+    )
 
 
 def test_labels_beside_the_images_are_read_as_in_tar(tmp_path):

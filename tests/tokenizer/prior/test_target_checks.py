@@ -218,7 +218,7 @@ def test_a_codebook_is_not_made_of_a_table_with_nan_in_rows_that_are_not_drawn(t
     [
         (normal(60, 8), ""),
         (normal(60, 2), "the target has 2 channels and the flow 4: it fills a subspace"),
-        (normal(20, 60), "the table has 20 rows of 60 channels: rows are the samples; is it transposed?"),
+        (normal(20, 60), "the table has 20 rows of 60 channels: each row counts as a sample"),
         (normal(4, 8).repeat(20, 0), "76 of the 80 rows looked at repeat others"),
         (
             normal(60, 8) * np.array([1e6] + [1] * 7, np.float32),
@@ -230,3 +230,10 @@ def test_what_is_odd_about_a_target_is_said_in_one_line_and_the_usual_in_none(st
     code, said = stage_1(table, "channels=4")
     notes = [line for line in said.splitlines() if line.startswith("note: ")]
     assert code == 0 and len(notes) == bool(told) and told in said
+
+
+def test_a_codebook_may_have_fewer_entries_than_channels_without_a_word(stage_1, tmp_path):
+    np.save(tmp_path / "codes.npy", normal(64, 512))
+    words = ("target.source=codebook", f"target.codebook.path={tmp_path / 'codes.npy'}", "channels=4")
+    code, said = stage_1(normal(5, 5), *words)
+    assert code == 0 and "note: " not in said
