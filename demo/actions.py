@@ -44,9 +44,12 @@ def generate(generator: TrainedGenerator, classes: list[int], per_class: int, cf
         seed: of the samples.
 
     Raises:
-        UserError: more than ``MOST_IMAGES`` images, or none, or a guidance that is no scale.
+        UserError: more than ``MOST_IMAGES`` images, or none, a class that there is not, or a guidance that is no scale.
     """
-    numbers = classes or list(range(len(generator.class_names)))
+    known = range(len(generator.class_names))
+    if unknown := [number for number in classes if number not in known]:
+        raise UserError(f"there is no class {unknown[0]}: they are 0 to {known[-1]}")
+    numbers = classes or list(known)
     count = len(numbers) * per_class
     if not 0 < count <= MOST_IMAGES:
         raise UserError(f"{count} images are asked for: 1 to {MOST_IMAGES} are drawn at a time")

@@ -65,13 +65,15 @@ def _generator_tab(name: str, generator: TrainedGenerator) -> None:
     with gr.Row():
         with gr.Column(scale=1):
             classes = gr.Dropdown(
-                [(name, number) for number, name in enumerate(generator.class_names)],
+                # by words in the API as well, which calls every choice a string
+                [(name, str(number)) for number, name in enumerate(generator.class_names)],
                 multiselect=True,
                 label="classes",
                 info="none chosen: all",
             )
             per_class = gr.Slider(1, 16, 4, step=1, label="images of each")
             cfg = gr.Slider(0, 6, generator.config.sample.preview_cfg, step=0.05, label="guidance", info="1: none")
+            classes.preprocess = lambda chosen: chosen or []  # what is no class is said by generate
             seed = gr.Number(generator.config.sample.seed, precision=0, label="seed")
             with gr.Accordion("sampler", open=False):
                 options = [_option(field, generator.sampler) for field in shown]
@@ -80,18 +82,12 @@ def _generator_tab(name: str, generator: TrainedGenerator) -> None:
             sheet, said = _picture(), gr.Markdown()
 
     @_said_in_the_browser
-    def run_it(classes: list[int], per_class: int, cfg: float, seed: int, *values: Any) -> tuple[np.ndarray, str]:
+    def run_it(classes: list[str], per_class: int, cfg: float, seed: int, *values: Any) -> tuple[np.ndarray, str]:
         words = [f"{field.name}={_word(value)}" for field, value in zip(shown, values)]
         generator.sample_by(build_config(type(generator.sampler), apply_overrides({}, words)))
-        images, seconds = generate(
-            generator,
-            classes,
-            int(per_class),
-            cfg,
-            _whole(seed),
-        )
+        images, seconds = generate(generator, [_class(one) for one in classes], int(per_class), cfg, _whole(seed))
         told = f"{len(images)} images in {seconds:.1f} s, {seconds / len(images):.3f} s each"
-        return _sheet_of_classes(images, int(per_class)), told
+        return _sheet_of_classes(images, int(per_class)), ". ".join(filter(None, [told, generator.otherwise()]))
 
     names = ["classes", "per_class", "cfg", "seed", *(field.name for field in shown)]  # what "Use via API" calls them
     run_it.__signature__ = inspect.Signature(
@@ -182,7 +178,15 @@ def _picture() -> gr.Image:
 
 def _upload(label: str) -> gr.Image:
     """Where a person puts an image; its file is read as every image of a data set is."""
-    return gr.Image(type="filepath", label=label, image_mode=None, sources=["upload", "clipboard"], height=260)
+    image = gr.Image(type="filepath", label=label, image_mode=None, sources=["upload", "clipboard"], height=260)
+    read_by_gradio = image.preprocess
+
+    def preprocess(payload: Any) -> str | None:
+        """The path of the file as it is: gradio's own opens it, and its objection to what is no image is a dozen lines."""
+        return payload.path if payload is not None and payload.path else read_by_gradio(payload)
+
+    image.preprocess = preprocess
+    return image
 
 
 def _option(field: dataclasses.Field, sampler: Any) -> gr.components.Component:
@@ -198,10 +202,19 @@ def _option(field: dataclasses.Field, sampler: Any) -> gr.components.Component:
     return gr.Textbox(str(list(value)) if isinstance(value, tuple) else str(value), **labels)
 
 
+def _class(chosen: str) -> int:
+    """A class's number; a :class:`UserError` where it is none."""
+    if not str(chosen).isdecimal():
+        raise UserError(f"classes are given by number, not as {chosen!r}")
+    return int(chosen)
+
+
 def _whole(seed: float | None) -> int:
-    """What a seed's field holds; a :class:`UserError` where it is empty."""
+    """What a seed's field holds; a :class:`UserError` where it is empty or below 0, which elsewhere asks for a random one."""
     if seed is None:
         raise UserError("seed is empty: write a whole number")
+    if seed < 0:
+        raise UserError(f"seed is 0 or more, not {seed:g}: the same seed draws the same again")
     return int(seed)
 
 

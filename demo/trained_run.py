@@ -68,6 +68,13 @@ class TrainedGenerator:
         config.equip(self.drawer.bundle.model, self.saved)
         self.drawer.bundle.model.to(self.drawer.world.device).config.sampler = sampler
 
+    def otherwise(self) -> str:
+        """A sentence on what is drawn otherwise than the sampler's options say; empty where nothing is."""
+        if not hasattr(self.sampler, "ar_steps"):
+            return ""
+        steps, tokens = self.sampler.ar_steps, self.drawer.bundle.model.tokens
+        return f"Of ar_steps={steps} there are {tokens}, one for each token." if steps > tokens else ""
+
 
 @dataclass
 class TrainedRun:

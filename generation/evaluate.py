@@ -32,13 +32,14 @@ from flowprior.run.files import file_sha256, read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.provenance import Provenance
 from generation.config import GenerationConfig
-from generation.fdr import SeveralExtractors
+from generation.earlier import Earlier, earlier_figures, say_what_changes
+from generation.fdr import SeveralExtractors, likeness
 from generation.generate import draw_sets
 from generation.labels import mismatch, total_variation
 from generation.reference import Reference, check_reference, open_reference
 from generation.samples import Samples, find_samples, open_samples, samples_protocol
 
-ONE_PROCESS = World()
+ONE_PROCESS, NOTHING = World(), Earlier()
 
 
 def main(stage: type[GenerationConfig]) -> None:
@@ -60,10 +61,12 @@ def main(stage: type[GenerationConfig]) -> None:
         if world.is_main:
             warn(config, samples, reference)
         evaluation = Provenance(file, "evaluation", "protocol")
-        if stale := evaluation.differing(made_by, world):
-            if evaluation.kept():
-                note(f"{file} was made with other {' and '.join(stale)}, and is replaced")
-            result = evaluate(config, extractor, samples, reference, world, several)
+        kept = evaluation.kept()
+        earlier = earlier_figures(config, file, kept, made_by)
+        made_by["samples"] = by_guidance(earlier.protocols | made_by["samples"], config)
+        if evaluation.differing(made_by, world):
+            say_what_changes(file, kept, made_by)
+            result = evaluate(config, extractor, samples, reference, world, several, earlier)
             if world.is_main:
                 evaluation.write(made_by, **result)
         elif world.is_main:
@@ -83,6 +86,8 @@ def say(result: dict[str, Any]) -> None:
         print(f"{of}: " + "  ".join(values))
         for name, reason in result.get("not_measured", {}).get(cfg, {}).items():
             note(f"{of}: no {name}: {reason}")
+        if told := likeness(metrics, result.get("fdr_baseline", {})):
+            note(f"{of}: {told}")
     if "half_half_fid" in result:
         splits = result["half_half_fid"]
         print(
@@ -189,19 +194,28 @@ def evaluate(
     reference: Reference,
     world: World = ONE_PROCESS,
     several: SeveralExtractors | None = None,
+    earlier: Earlier = NOTHING,
 ) -> dict[str, Any]:
     """Figures of every set of samples, the best of them by FID, and how far one half of the real images lies from the other.
+
+    The ``earlier`` ones are taken as they are.
 
     A metric that cannot be had is null, and ``not_measured`` says why.
     """
     result: dict[str, Any] = {"metrics": {}}
     if several:
         result["fdr_baseline"] = several.baselines  # one that is none is found before a set is measured
+    not_measured = dict(earlier.not_measured)
     for name, images in open_samples(config, extractor, samples, world).items():
+        if name in earlier.metrics:
+            continue
         metrics, missing = metrics_of(config, images, reference)
         result["metrics"][name] = metrics | (several.measure(images) if several else {})
         if missing:
-            result.setdefault("not_measured", {})[name] = missing
+            not_measured[name] = missing
+    result["metrics"] = by_guidance(earlier.metrics | result["metrics"], config)
+    if not_measured:
+        result["not_measured"] = not_measured
     if config.evaluate.half_half_splits and config.evaluate.uses_data and isinstance(reference.images, ImageSet):
         splits = [half_half_fid(reference.images, seed) for seed in range(config.evaluate.half_half_splits)]
         result["half_half_fid"] = {"mean": float(np.mean(splits)), "std": float(np.std(splits)), "splits": splits}
@@ -209,6 +223,13 @@ def evaluate(
     if config.evaluate.samples_have_labels and None not in fids.values():
         result["best_cfg"] = min(fids, key=fids.get)  # type: ignore[arg-type]
     return result
+
+
+def by_guidance(sets: dict[str, Any], config: GenerationConfig) -> dict[str, Any]:
+    """What there is of several sets, the run's own in the order of their guidance scales."""
+    if not config.evaluate.samples_have_labels:
+        return sets
+    return {name: sets[name] for name in sorted(sets, key=float)}
 
 
 def metrics_of(

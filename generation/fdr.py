@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from flowprior.metrics import Extractor, ImageSet, Statistics, frechet_distance
 from flowprior.metrics.extractor_options import split_weights
 from flowprior.metrics.fdr import baseline_distance, mean_ratio
 from flowprior.metrics.precision_recall import precision_recall
+from flowprior.notes import note
 from generation.config import GenerationConfig
 from generation.reference import Reference, open_reference
+
+SAME_DISTANCE = 1e-6  # of a distance: what the order of images changes
 
 
 def named_extractor(text: str, device: str | torch.device = "cpu") -> Extractor:
@@ -38,8 +42,8 @@ class SeveralExtractors:
         world: of all processes, which make the same calls.
 
     Raises:
-        UserError: an extractor's weights cannot be had; the reference consists of moments, or the baseline does, is of another size or is the
-            reference itself.
+        UserError: an extractor's weights cannot be had; the reference consists of moments, or the baseline does, is not there, has fewer than
+            two images, is of another size or is the reference itself.
     """
 
     def __init__(self, config: GenerationConfig, reference: Reference, size: ImageSize, world: World) -> None:
@@ -55,14 +59,18 @@ class SeveralExtractors:
             ("evaluate.fdr.baseline", moments_only),
         ):
             if without_images:
-                raise UserError(
-                    f"FDr looks at images by {len(self.extractors)} extractors, and {what} holds moments only"
-                )
+                raise UserError(f"FDr looks at images, and {what} holds moments only")
+        if file.suffix == ".npz" and not file.is_file():
+            raise UserError(
+                f"there is no baseline of FDr at {file}: save real images that the reference does not hold in it, as arr_0, uint8 "
+                "(N, H, W, 3), or name a folder of images as evaluate.fdr.baseline"
+            )
         baseline = open_reference(about_baseline, self.extractors[0], size, world, skip_known_moments=True)
         if _same_images(baseline, reference):
             raise UserError(
                 "the baseline of FDr is the reference itself, at a distance of 0: name other images as evaluate.fdr.baseline"
             )
+        check_baseline(baseline.identity["count"], config.sample.count, self.options.baseline, world)
         self.reference, self.baseline = map(_of_its_images, (reference, baseline))
 
     def protocol(self) -> dict[str, Any]:
@@ -101,6 +109,31 @@ class SeveralExtractors:
         return of.moments(
             extractor, self.folder / f"{side}_{extractor.name.replace(':', '_').replace('/', '_')}.npz", self.world
         )
+
+
+def check_baseline(count: int, samples: int, where: str, world: World) -> None:
+    """A :class:`UserError` for a baseline without a covariance, and a note for one of fewer images than the samples.
+
+    A Fréchet distance grows as images get fewer, so that FDr would come out too small.
+    """
+    if count < 2:
+        raise UserError(
+            f"the baseline of FDr, {where}, holds 1 image, which has no covariance: give as many images as sample.count={samples}"
+        )
+    if count < samples and world.is_main:
+        note(
+            f"the baseline of FDr, {where}, has {count} images and each set of samples {samples}: fewer images lie farther from the "
+            "reference, so that FDr comes out too small; give as many"
+        )
+
+
+def likeness(metrics: dict[str, float | None], baselines: dict[str, float]) -> str:
+    """A sentence where a set's distances are the baseline's own; empty otherwise."""
+    pairs = [(metrics.get(f"fd {name}"), distance) for name, distance in baselines.items()]
+    alike = [found is not None and math.isclose(found, distance, rel_tol=SAME_DISTANCE) for found, distance in pairs]
+    if not (alike and all(alike)):
+        return ""
+    return "its distances are those of FDr's baseline, as where the baseline is made of these very samples: FDr is then 1 whatever they are"
 
 
 def _same_images(first: Reference, second: Reference) -> bool:

@@ -9,6 +9,7 @@ without a word, and what does not fit is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +18,19 @@ from flowprior.errors import UserError, entry_point
 from flowprior.run.config import apply_overrides, build_config
 from flowprior.run.presets import Parser
 from imports.autoencoder import import_autoencoder, is_autoencoder
-from imports.checkpoint import Checkpoint, read_checkpoint
+from imports.checkpoint import NEEDS_NONE, Checkpoint, read_checkpoint
 from imports.config import ImportConfig
 from imports.flow_prior import import_flow_prior, is_flow_prior
 from imports.mar import import_mar, is_mar
+from imports.names import few, refuse_adapters
 
 KINDS = {
     "autoencoder": (is_autoencoder, import_autoencoder),
     "flow prior": (is_flow_prior, import_flow_prior),
     "MAR": (is_mar, import_mar),
 }
+DIFFUSERS = ("encoder.down_blocks.", "decoder.up_blocks.")
+USAGE = "bash scripts/import_weights.sh SOURCE --out FOLDER"
 
 
 @entry_point
@@ -39,12 +43,18 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> tuple[str, Path, ImportConfig]:
     """Source, folder and options of a command line."""
     parser = Parser(prog="imports", description=__doc__, options_of=ImportConfig)
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, required=True, help="to be written; it must not be there yet"
-    )
+    parser.add_argument("source", nargs="?", metavar="SOURCE")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="to be written; it must not be there yet")
     parser.add_argument("options", nargs="*", metavar="option=value")
     words = parser.parse_intermixed_args(argv)
+    if words.source is None:
+        raise UserError(f"name a checkpoint: {USAGE}")
+    if words.out is None:
+        raise UserError(f"name a folder to write with --out: {USAGE}")
+    options = [field.name for field in dataclasses.fields(ImportConfig)]
+    for word in words.options:
+        if word.partition("=")[0] not in options:
+            raise UserError(f"'{word}' is no option: these are {', '.join(f'{name}=' for name in options)}")
     return words.source, words.out, build_config(ImportConfig, apply_overrides({}, words.options))
 
 
@@ -56,15 +66,17 @@ def check_out(out: Path) -> None:
 
 def import_weights(checkpoint: Checkpoint, config: ImportConfig, out: Path) -> None:
     """Write what the checkpoint holds into ``out``; a :class:`UserError` where it is none of :data:`KINDS`."""
+    refuse_adapters(checkpoint)
     for kind, (fits, take) in KINDS.items():
         if fits(checkpoint):
             made = take(checkpoint, config, out)
             numbers = sum(parameter.numel() for parameter in made.parameters())
             print(f"{kind}: {out}  ({numbers / 1e6:.1f} million numbers of {checkpoint.file})")
             return
-    names = sorted(checkpoint.tensors)
+    if any(name.startswith(DIFFUSERS) for name in checkpoint.tensors):
+        raise UserError(f"{checkpoint.file} has the names of an autoencoder of diffusers: {NEEDS_NONE}")
     raise UserError(
-        f"the checkpoint {checkpoint.file} is none of {', '.join(KINDS)}: its names are {', '.join(names[:3])} and {max(0, len(names) - 3)} more"
+        f"the checkpoint {checkpoint.file} is none of {', '.join(KINDS)}: its names are {few(sorted(checkpoint.tensors))}"
     )
 
 

@@ -28,7 +28,6 @@ BEGINNINGS = {  # ours: published
 # Of training alone: the alignment's features and head, a count of codewords, and a patch embedding that a decoder has no pixels for.
 DROPPED = ("repa_model.", "projection.", "quantize.codebook_used", "decoder.model.patch_embed.")
 REFUSED = {
-    r"lora": "it has LoRA adapters: merge them into the weights that they adapt, and save these alone",
     r"(^|[._])(rope|freqs)": "its transformers have rotary positions (RoPE), and those here have learned ones",
     r"^decoder\.to_pixel\.(?!model\.(weight|bias)$)": "its pixels come out of convolutions, and here of one linear layer",
     r"^quantize\.embedding\.": "it has a hard codebook (VQ), and here there are soft ones",

@@ -17,12 +17,14 @@ from flowprior.notes import note
 from flowprior.pretrained.hub_file import NoSuchFile, hub_file
 from flowprior.run.archives import is_archive, load_pt
 from flowprior.run.files import file_sha256, read_tensors
+from imports.file_kind import diffusers_class, other_kind
 
 SETS = ("model_ema", "ema", "model", "state_dict")  # the averaged weights come first
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SCALE = "vae_scaling_factor"
 WHAT = "checkpoint"
 REMEDY = "name a file that is here"
+NEEDS_NONE = "an AutoencoderKL of diffusers needs no import, name its folder wherever an autoencoder is asked for"
 
 
 class Checkpoint(NamedTuple):
@@ -54,9 +56,13 @@ def read_checkpoint(source: str, wanted: str = "") -> Checkpoint:
         wanted: key of a dictionary of tensors; empty: the first of :data:`SETS` that is there.
 
     Raises:
-        UserError: there is no such file or set, it is damaged, holds objects, or has one name twice without its prefix.
+        UserError: there is no such file or set, it is no checkpoint or a damaged one, holds objects, or has one name twice without its prefix.
     """
     file = find_file(source)
+    if kind := other_kind(file):
+        raise UserError(
+            f"{file} is no checkpoint but {kind}" if kind != "empty" else f"{file} is empty: fetch it again"
+        )
     if file.suffix == ".safetensors":
         if wanted:
             raise UserError(f"{file} holds one set of tensors without a name: leave out set={wanted}")
@@ -106,6 +112,8 @@ def find_file(source: str) -> Path:
         for name in HUB_FILES:
             if (path / name).is_file():
                 return path / name
+        if kind := diffusers_class(path):
+            raise UserError(f"{source} is diffusers' {kind}: {NEEDS_NONE}")
         raise UserError(f"{source} holds neither {' nor '.join(HUB_FILES)}: name the file itself")
     user, _, rest = source.partition("/")
     name, _, file = rest.partition("/")
@@ -117,7 +125,7 @@ def find_file(source: str) -> Path:
         except NoSuchFile:
             continue
     raise UserError(
-        f"{user}/{name} on the hub has no file {file or ' or '.join(HUB_FILES)}: name another, user/name/<file>"
+        f"{user}/{name} on the hub has no file {file or ' or '.join(HUB_FILES)}: name another, user/name/<file> ({NEEDS_NONE})"
     )
 
 

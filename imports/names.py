@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.run.files import load_weights
 from imports.checkpoint import Checkpoint
+
+ADAPTER = re.compile(r"(^|[._])lora([._]|$)", re.IGNORECASE)
 
 
 class Made(NamedTuple):
@@ -53,7 +56,7 @@ def fill_by_names(
     left = sorted(there.keys() - used)
     strange = [name for name in left if not name.startswith(dropped)]
     if missing or strange:
-        reasons = [f"it lacks {_few(missing)}"] * bool(missing) + [f"has {_few(strange)} beside"] * bool(strange)
+        reasons = [f"it lacks {few(missing)}"] * bool(missing) + [f"has {few(strange)} beside"] * bool(strange)
         raise UserError(f"the weights in {checkpoint.file} are not those of {what}: {' and '.join(reasons)}")
     tensors = {}
     for name, (of, by) in made.items():
@@ -77,6 +80,14 @@ def fill_by_names(
         begins = [beginning for beginning in dropped if any(name.startswith(beginning) for name in left)]
         note(
             f"of {checkpoint.file}, {len(left)} tensors have no place here and are left out: those called {', '.join(begins)}..."
+        )
+
+
+def refuse_adapters(checkpoint: Checkpoint) -> None:
+    """A :class:`UserError` for low-rank adapters (LoRA), of whatever network, by the names that peft, diffusers and kohya give them."""
+    if name := next((name for name in checkpoint.tensors if ADAPTER.search(name)), None):
+        raise UserError(
+            f"{checkpoint.file} has LoRA adapters ({name}): merge them into the weights that they adapt, and save these alone"
         )
 
 
@@ -104,5 +115,6 @@ def _shapes(names: tuple[str, ...], values: list[Tensor]) -> str:
     return " and ".join(f"{name} is {tuple(value.shape)}" for name, value in zip(names, values))
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """Up to four of ``names``, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

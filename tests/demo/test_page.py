@@ -34,6 +34,8 @@ def size(file):
 
 def test_classes_are_drawn_as_columns_with_their_seconds(client):
     sheet, said = client.predict([0, 3, 4], 2, 1.5, 0, api_name="/generate_mar")
+    again, _ = client.predict(["0", "3", "4"], 2, 1.5, 0, api_name="/generate_mar")  # as its view of the API has them
+    assert np.array_equal(Image.open(again), Image.open(sheet))
     width, height = size(sheet)
     assert width > 700 and height / width == pytest.approx(2 / 3, abs=0.02)
     assert said.startswith("6 images in ") and said.endswith(" s each")
@@ -49,6 +51,8 @@ def test_every_option_of_the_sampler_is_on_the_page_with_the_runs_value(client):
     first, _ = client.predict([0], 1, 1, 0, api_name="/generate_mar")
     other, _ = client.predict([0], 1, 1, 0, head_steps=1, api_name="/generate_mar")
     assert np.any(np.asarray(Image.open(first)) != np.asarray(Image.open(other)))
+    _, said = client.predict([0], 1, 1, 0, ar_steps=999, api_name="/generate_mar")
+    assert said.endswith(" s each. Of ar_steps=999 there are 4, one for each token.")
 
 
 def test_an_uploaded_image_is_rebuilt_and_two_are_walked_between(client, image):
@@ -64,12 +68,24 @@ def test_samples_of_the_prior_are_a_picture(client):
     assert size(picture)[0] > 700 and said.startswith("100 samples in ")
 
 
+def test_a_file_that_is_no_image_is_one_line_in_the_browser(client, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    file = handle_file(str(tmp_path / "text.png"))
+    for name, values in (("/rebuild", (file, 0, 0)), ("/walk", (file, file, 3))):
+        with pytest.raises(AppError, match="text.png") as caught:
+            client.predict(*values, api_name=name)
+        assert "\n" not in str(caught.value) and "preprocess" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "name, values, message",
     [
         ("/generate_mar", {"cfg": 1, "per_class": 1, "ar_steps": 0}, "ar_steps"),
         ("/generate_mar", {"head": "map", "head_evaluations": 1}, "there is no flow map"),
         ("/generate_mar", {"seed": None}, "seed is empty"),
+        ("/generate_mar", {"seed": -1}, "seed is 0 or more, not -1"),
+        ("/generate_mar", {"classes": [0, "99"]}, "there is no class 99: they are 0 to"),
+        ("/generate_mar", {"classes": ["cat"]}, "classes are given by number, not as 'cat'"),
         ("/rebuild", {"file": None}, "choose an image first"),
         ("/prior", {"steps": 2, "count": 100, "seed": None}, "seed is empty"),
     ],

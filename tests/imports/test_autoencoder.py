@@ -1,14 +1,18 @@
 """Published autoencoders, in the formats that they come in."""
 
 import argparse
+import io
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from flowprior.errors import UserError
 from imports.__main__ import check_out, import_weights, parse
 from imports.checkpoint import read_checkpoint
+from imports.names import few
 from published_autoencoder import CHANNELS, IMAGE, NAME, TOKENS, PublishedAutoencoder
 from tokenizer.autoencoder import Autoencoder
 
@@ -91,7 +95,18 @@ def having(**more):
 
 
 CHANGES = {
-    "lora": (having(encoder__model__blocks__0__attn__qkv__lora_A=torch.zeros(2)), "LoRA adapters"),
+    **{
+        name: (lambda state, name=name: state | {name: torch.zeros(2)}, "LoRA adapters")
+        for name in (
+            "encoder.model.blocks.0.attn.qkv.lora_A",
+            "base_model.model.encoder.model.blocks.0.attn.qkv.lora_B.default.weight",
+            "encoder.model.blocks.0.attn.qkv.lora.down.weight",
+            "lora_unet_blocks_0.lora_up.weight",
+            "encoder.model.blocks.0.attn.processor.to_q_lora.up.weight",
+        )
+    },
+    "adapters alone": (lambda state: {"diffloss.net.input_proj.lora_A": torch.zeros(2)}, "LoRA adapters"),
+    "diffusers": (lambda state: {"encoder.down_blocks.0.x": torch.zeros(2)}, "AutoencoderKL of diffusers needs no"),
     "rope": (having(encoder__model__rope__freqs=torch.zeros(2)), r"rotary positions \(RoPE\)"),
     "no positions": (without("decoder.model.pos_embed"), "decoder.model.pos_embed is not there"),
     "convolutional head": (having(decoder__to_pixel__conv_in__weight=torch.zeros(2)), "out of convolutions"),
@@ -136,6 +151,8 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("by somebody")
+    (tmp_path / "sd").mkdir()
+    (tmp_path / "sd" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     for source, out, words, told in (
         ("code.pt", "x", (), "holds Python objects"),
         ("sets.pt", "x", (), "write set=<one of one, two>"),
@@ -145,10 +162,50 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_in_one_line(tmp_path):
         ("none.pt", "x", (), "no checkpoint at"),
         ("ema.pt", "full", (), "is there already"),
         ("ema.pt", "x", ("temperature=0",), "temperature is above 0"),
+        ("ema.pt", "x", ("model",), "'model' is no option: these are set=, encoder=,"),
+        ("ema.pt", "x", ("depth=3",), "'depth=3' is no option: these are set="),
+        ("sd", "x", (), "diffusers' AutoencoderKL: an AutoencoderKL of diffusers needs no import"),
     ):
         with pytest.raises(UserError, match=told) as caught:
             imported(tmp_path / source, tmp_path / out, *words)
         assert "\n" not in str(caught.value)
+
+
+def other_files():
+    array = io.BytesIO()
+    np.savez(array, a=np.zeros(3))
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    return {
+        "empty": (b"", "is empty"),
+        "an .npz": (array.getvalue(), r"no checkpoint but an archive of NumPy's arrays \(.npz\)"),
+        "a picture": (picture.getvalue(), "no checkpoint but a PNG image"),
+        "text": ("ein längerer Text\n".encode() * 99, "no checkpoint but text"),
+        "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "no checkpoint but a pointer of Git LFS"),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", other_files())
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is(kind, suffix, tmp_path):
+    content, words = other_files()[kind]
+    (tmp_path / f"file{suffix}").write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        read_checkpoint(str(tmp_path / f"file{suffix}"))
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_checkpoint_that_ends_early_is_damaged(suffix, tmp_path):
+    tensors, file = {"a": torch.zeros(2000)}, tmp_path / f"file{suffix}"
+    (torch.save if suffix == ".pt" else save_file)(tensors, file)
+    file.write_bytes(file.read_bytes()[:4000])
+    with pytest.raises(UserError, match="is damaged"):
+        read_checkpoint(str(file))
+
+
+def test_names_in_a_line_end_with_how_many_more_there_are_unless_there_are_none():
+    assert few(list("abcd")) == "a, b, c, d" and few(list("abcdef")) == "a, b, c, d and 2 more"
 
 
 def test_the_transformers_of_a_checkpoint_are_known_by_their_width_and_depth(tmp_path):
