@@ -24,16 +24,16 @@ from flowprior.run.config import apply_overrides, build_config, to_dict
 from flowprior.run.files import write_bytes, write_json
 from flowprior.run.presets import Parser
 from latent_report.bootstrap import Estimate
-from latent_report.config import ReportConfig
-from latent_report.figures import FIGURES
+from latent_report.config import PROTOCOL_VERSION, ReportConfig
+from latent_report.figures import FIGURES, number
+from latent_report.forecast import expected, kept_forecasts, lines
 from latent_report.left_out import by_reason
 from latent_report.measure import Group, Results, measure, measure_distribution, measure_places
 from latent_report.measure_flows import measure_flow
 from latent_report.measure_images import measure_alignment, measure_reconstruction, measure_semantics
 from latent_report.opening import ImageOptions, Latents, open_tokenizer, read_labels
-from latent_report.page import number, page
+from latent_report.page import page
 
-FORMAT_VERSION = 2
 MEASURES: dict[str, Group] = {
     "reconstruction": measure_reconstruction,
     "distribution": measure_distribution,
@@ -69,6 +69,7 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
     """Open every tokenizer, then measure one after the other; write both files."""
     labels = read_labels(config.labels) if config.labels else None
     options = ImageOptions(config.data, config.images, labels)
+    kept = kept_forecasts(config.forecast)
     opened = [open_tokenizer(name, options) for name in names]  # whoever cannot be read is said before any is measured
     measured = []
     for name, latents in zip(short_names(names), opened):
@@ -78,11 +79,14 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
         measured.append(measure(latents, config, MEASURES))
         for what, why in by_reason(measured[-1].left_out):
             note(f"{name}: {what} left out, since {why}")
+    entries = [entry(*parts) for parts in zip(short_names(names), names, opened, measured)]
+    if kept:
+        entries = [one | {"forecast": expected(one, config, kept)} for one in entries]
     report = {
-        "format": FORMAT_VERSION,
+        "format": PROTOCOL_VERSION,
         "protocol": {"options": to_dict(config), "standard error": "over images", "posterior": "its mean"},
         "figures": {name: figure._asdict() for name, figure in FIGURES.items()},
-        "tokenizers": [entry(*parts) for parts in zip(short_names(names), names, opened, measured)],
+        "tokenizers": entries,
     }
     out = Path(config.out)
     write_bytes(out / "report.html", page(report, [results.pictures for results in measured]).encode())
@@ -128,6 +132,14 @@ def print_table(report: dict[str, Any]) -> None:
     for name, figure in FIGURES.items():
         if any(name in one["figures"] for one in tokenizers):
             rows.append([figure.label, *(number(figure, one["figures"].get(name)) for one in tokenizers)])
+    print_rows(rows)
+    if forecast := lines(report):
+        print("\nexpected of generators")
+        print_rows(forecast)
+
+
+def print_rows(rows: list[list[str]]) -> None:
+    """In columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

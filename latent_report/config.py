@@ -9,12 +9,14 @@ from flowprior.metrics.registry import METRICS, check_extractor
 from flowprior.run.config import option
 from latent_report.flows import FlowBudget
 
+PROTOCOL_VERSION = 2  # of the figures: those of two versions do not compare
+
 
 @dataclass
 class ReportConfig:
     """Options of the report: the same for every tokenizer in it."""
 
-    out: str = option("runs/latent_report", "folder of report.html and report.json")
+    out: str = option("runs/latent_report", "folder of report.html and report.json", changes_result=False)
     images: int = option(2000, "how many images, spread evenly over the data; 0: all")
     data: ImageConfig = option(ImageConfig, "")
     labels: str = option(
@@ -26,11 +28,18 @@ class ReportConfig:
     extractor: str = option(
         "", "of rFID: digits, mnist or inception; empty: an embedded data set's own, inception for other images"
     )
-    extractor_weights: str = option("", "file of the extractor's weights")
-    lpips_weights: str = option("", "file of torchvision's VGG-16, for LPIPS; empty: where torch's hub keeps it")
+    extractor_weights: str = option("", "file of the extractor's weights", changes_result=False)
+    lpips_weights: str = option(
+        "", "file of torchvision's VGG-16, for LPIPS; empty: where torch's hub keeps it", changes_result=False
+    )
     features: str = option("", "timm model whose pooled features latents are compared with; empty: the extractor's")
-    features_weights: str = option("", "file of that model's weights, in place of the hub's")
+    features_weights: str = option("", "file of that model's weights, in place of the hub's", changes_result=False)
     prior: str = option("", "flow prior that the latents were to be aligned to: its folder, or user/name of the hub")
+    forecast: str = option(
+        "",
+        "file of the forecast that a study of your own has fitted; empty: those that are kept in latent_report/forecasts",
+        changes_result=False,
+    )
     flow: FlowBudget = option(FlowBudget, "")
     held_out: float = option(0.2, "share of the images that flows and classifiers are measured on")
     resamples: int = option(100, "of the bootstrap over images")

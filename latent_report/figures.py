@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Better = Literal["higher", "lower", ""]
 
@@ -249,3 +249,13 @@ FIGURES = {
         "nats",
     ),
 }
+
+
+def number(figure: Figure, entry: dict[str, Any] | None) -> str:
+    """A figure with its standard error, as text; a dash where there is none."""
+    if entry is None or entry["value"] is None:
+        return "-"
+    unit = f" {figure.unit}" if figure.unit else ""
+    error = "" if entry["error"] is None else f" ± {entry['error']:{figure.form}}"
+    value = f"{entry['value']:{figure.form}}"
+    return f"{value if value.strip('-0.%') else value.lstrip('-')}{error}{unit}"  # no "-0.0%"

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from latent_report.curves import CURVES
-from latent_report.figures import FIGURES, GLANCE, GROUPS, Figure
+from latent_report.figures import FIGURES, GLANCE, GROUPS, Figure, number
+from latent_report.forecast import HOW, lines
 from latent_report.left_out import by_reason
 from latent_report.svg import COLOURS, Line, line_plot
 
@@ -44,22 +45,13 @@ def page(report: dict[str, Any], pictures: list[dict[str, Tensor]]) -> str:
             section += _pictures(tokenizers, pictures)
         if section:
             parts.append(f"<h2>{html.escape(heading)}</h2>{section}")
+    parts.append(_forecast(report))
     parts.append(_left_out(tokenizers))
     parts.append(f"<h2>Protocol</h2>{_protocol(report['protocol'])}")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>Latent report</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>"
     )
-
-
-def number(figure: Figure, entry: dict[str, Any] | None) -> str:
-    """A figure with its standard error, as text; a dash where there is none."""
-    if entry is None or entry["value"] is None:
-        return "-"
-    unit = f" {figure.unit}" if figure.unit else ""
-    error = "" if entry["error"] is None else f" ± {entry['error']:{figure.form}}"
-    value = f"{entry['value']:{figure.form}}"
-    return f"{value if value.strip('-0.%') else value.lstrip('-')}{error}{unit}"  # no "-0.0%"
 
 
 def _head(tokenizers: list[dict[str, Any]]) -> str:
@@ -188,6 +180,25 @@ def _image(images: Tensor, columns: int) -> str:
     return (
         f'<img alt="{len(images)} images" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
     )
+
+
+def _forecast(report: dict[str, Any]) -> str:
+    """What generators are expected to make of the latents, or how one gets to know."""
+    heading = "<h2>Forecast: what generators will make of them</h2>"
+    if not (table := lines(report)):
+        return f"{heading}<p class='note'>{html.escape(HOW)}</p>"
+    heads, *rows = ("".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(table))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    note = (
+        "The FID without guidance that a generator is expected to reach, as a ratio to what it reaches on the latents of the study's row without "
+        "a regulariser, trained as that is. The factor is the error on ways of shaping latents that were left out of the fit, root mean square "
+        "of the logarithm; rank 1 is the lowest FID among the study's rows and this one."
+    )
+    return f"{heading}<div class='scroll'><table><tr>{heads}</tr>{body}</table></div><p class='note'>{note}</p>"
+
+
+def _tagged(table: list[list[str]]) -> list[tuple[str, list[str]]]:
+    return [("td" if place else "th", row) for place, row in enumerate(table)]
 
 
 def _left_out(tokenizers: list[dict[str, Any]]) -> str:

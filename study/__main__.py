@@ -1,6 +1,7 @@
 """Run a study: every row at every length and seed as a run folder, and one JSON file for each that is finished.
 
-    bash scripts/study.sh [--rows ROW ...] [--lengths LENGTH ...] [--seeds 3] [--jobs N] [--data mnist] [--dry-run]
+    bash scripts/study.sh [--rows ROW ...] [--lengths LENGTH ...] [--seeds 3] [--jobs N] [--data mnist] [--report] [--dry-run]
+    bash scripts/study.sh [--data mnist] --forecast
 
 Run again, it goes on where it was. Cells whose JSON file is there, made here or elsewhere, are skipped. Ctrl-C and SIGTERM end its runs,
 each with a checkpoint. DATA names images of your own where the table's presets read files.
@@ -15,22 +16,23 @@ from pathlib import Path
 
 import torch
 
-from flowprior.data.images import open_images
 from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, entry_point, one_line
 from flowprior.heap import keep_freed_memory
 from flowprior.notes import note
+from flowprior.run.files import write_json
 from flowprior.run.lock import sole_writer
-from flowprior.run.machine import device_name
 from flowprior.run.presets import Parser
 from study.aside import put_aside
-from study.cost import count_tflop, measure_pace
-from study.estimate import duration, estimate
-from study.kept import cell_file, differences, read_cell, read_cells, write_cell
+from study.cost import count_tflop
+from study.forecast import forecast_file, make_forecast
+from study.forecast_page import draw, in_words
+from study.kept import cell_file, read_cells, write_cell
+from study.left import Left, cells_left, say_plan
 from study.page import markdown, put_into
-from study.plan import Cell, Plan, PlannedStage, Task
+from study.plan import Cell, Plan, Task
+from study.reports import read_reports, report_file, reports_left, write_report
 from study.runner import Runner, spent_on
-from study.stages import PRIOR
 from study.table import TABLES, read_table
 
 
@@ -39,6 +41,9 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     if arguments.docs:
         put_into()
+        return
+    if arguments.forecast:
+        fit_forecast(arguments)
         return
     torch.set_num_threads(1)  # what is measured here stands for a job
     keep_freed_memory()
@@ -60,7 +65,13 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--anew", action="store_true", help="put aside what was made from other options, and make it anew"
     )
     parser.add_argument(
+        "--report", action="store_true", help="also the latent report of every cell's autoencoder, some minutes each"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the cells, their commands and the estimate; run nothing"
+    )
+    parser.add_argument(
+        "--forecast", action="store_true", help="run nothing: fit what reports foretell to the finished cells"
     )
     parser.add_argument("--docs", action="store_true", help="run nothing: write the tables of docs/study.md anew")
 
@@ -112,21 +123,27 @@ def run_study(arguments: argparse.Namespace) -> None:
     device, devices = best_device(), visible_devices()
     jobs = arguments.jobs or len(devices) or os.cpu_count() or 1
     if arguments.dry_run:
-        tasks = plan.tasks(cells_left(plan, cells, results, arguments.anew))
+        tasks = find_left(plan, cells, results, arguments).tasks(plan)
         for task in tasks:
             for _, command in task.commands:
                 print(f"{task.name}: python -m {' '.join(command)}")
         say_plan(plan, cells, tasks, results, device, jobs)
         return
     with sole_writer(plan.runs, World()):
-        left = cells_left(plan, cells, results, arguments.anew)
-        tasks = plan.tasks(left)
+        left = find_left(plan, cells, results, arguments)
+        tasks = left.tasks(plan)
         say_plan(plan, cells, tasks, results, device, jobs)
         if arguments.anew:
-            put_aside(tasks, [cell_file(results, cell) for cell in left])
+            files = [
+                *(cell_file(results, cell) for cell in left.cells),
+                *(report_file(results, c) for c in left.reports),
+            ]
+            put_aside([task for task in tasks if not task.is_report], files)
 
         def finished(task: Task) -> None:
-            if task.cell is not None:
+            if task.is_report:
+                keep_report(plan, task.cell, results, device)
+            elif task.cell is not None:
                 keep(plan, task.cell, results, device)
 
         failed = (
@@ -138,6 +155,27 @@ def run_study(arguments: argparse.Namespace) -> None:
     if failed:
         print(f"error: {len(failed)} of {len(tasks)} failed, {next(iter(failed))} first: see above", file=sys.stderr)
         sys.exit(1)
+
+
+def find_left(plan: Plan, cells: list[Cell], results: Path, arguments: argparse.Namespace) -> Left:
+    """What the command is to make."""
+    unfinished = cells_left(plan, cells, results, arguments.anew)
+    reports = reports_left(plan, cells, unfinished, results, arguments.anew) if arguments.report else []
+    return Left(unfinished, reports)
+
+
+def fit_forecast(arguments: argparse.Namespace) -> None:
+    """What ``--forecast`` does."""
+    plan, _ = make_plan(arguments)
+    results = arguments.results or Path("docs/results/study") / plan.table.name
+    shipped = arguments.results is None and own_table(plan)
+    file = forecast_file(plan.table.name) if shipped else plan.runs / "forecast.json"
+    forecast = make_forecast(plan, read_cells(results, plan.table.name), read_reports(results, plan.table.name))
+    write_json(file, forecast)
+    draw(forecast, file.with_suffix(".png"))
+    print(f"{in_words(forecast)}\n\nforecast: {file} and {file.with_suffix('.png').name}")
+    if shipped:
+        put_into()
 
 
 def own_table(plan: Plan) -> bool:
@@ -153,63 +191,6 @@ def visible_devices() -> list[str]:
     return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def cells_left(plan: Plan, cells: list[Cell], results: Path, anew: bool) -> list[Cell]:
-    """The cells that have no JSON file yet, and with ``anew`` those whose file was made from other options.
-
-    Raises:
-        UserError: without ``anew``, where there are such files, or files of other images.
-    """
-    left, stale, images = [], [], {}
-
-    def images_now(cell: Cell) -> str:
-        data = next(stage for stage in plan.stages_of(cell) if stage.name == "autoencoder").config().data
-        if repr(data) not in images:
-            images[repr(data)] = open_images(data).fingerprint()
-        return images[repr(data)]
-
-    for cell in cells:
-        file = cell_file(results, cell)
-        if not file.is_file():
-            left.append(cell)
-            continue
-        kept = read_cell(file, plan.table.name)
-        told = differences(kept, plan.stages_of(cell)) or ["other images"] * (kept["data"] != images_now(cell))
-        if told:
-            stale.append(f"{file} ({'; '.join(told[:3])})")
-            left.append(cell)
-    if stale and not anew:
-        more = f", and {len(stale) - 1} more" if len(stale) > 1 else ""
-        raise UserError(
-            f"{stale[0]}{more} was made from other options than this study's: write --anew to put it aside and make it anew"
-        )
-    return left
-
-
-def say_plan(plan: Plan, cells: list[Cell], tasks: list[Task], results: Path, device: torch.device, jobs: int) -> None:
-    """How much there is, how much is left, and how long that will take."""
-    left = [task for task in tasks if task.cell]
-    print(f"study {plan.table.name}: {len(cells)} cells, {len(cells) - len(left)} finished ({results})")
-    if not left:
-        return
-    kept, device_shown = read_cells(results, plan.table.name), device_name(device)
-
-    def measure(stages: list[PlannedStage], name: str) -> float:
-        config = next(stage.config() for stage in stages if stage.name == name)
-        return measure_pace(stages, name).seconds(config)
-
-    def stages_of(task: Task) -> list[PlannedStage]:
-        return plan.stages_of(task.cell) if task.cell else list(task.stages)
-
-    pending = [task for task in tasks if task.cell or not (task.run_dir / PRIOR.folder / "result.json").is_file()]
-    time, source = estimate(pending, kept, device_shown, stages_of, measure)
-    print(
-        f"left: {', '.join(task.name for task in left)}\n"
-        f"{len(left)} cells and {len(pending) - len(left)} flow priors: about {duration(time)} one at a time, "
-        f"{duration(time / jobs)} where {jobs} at a time are as fast as one ({device_shown}; by {source})",
-        flush=True,
-    )
-
-
 def keep(plan: Plan, cell: Cell, results: Path, device: torch.device) -> None:
     """Write the JSON file of a finished cell, with its arithmetic; a cell whose arithmetic cannot be counted is kept without it."""
     stages, spent, counted = plan.stages_of(cell), {}, {}
@@ -222,6 +203,13 @@ def keep(plan: Plan, cell: Cell, results: Path, device: torch.device) -> None:
     file = cell_file(results, cell)
     write_cell(file, plan.table.name, cell, stages, spent, counted, device)
     note(f"finished {cell.name}: {file}")
+
+
+def keep_report(plan: Plan, cell: Cell, results: Path, device: torch.device) -> None:
+    """Write the JSON file of a cell's report."""
+    stages, file = plan.report_stages(cell), report_file(results, cell)
+    write_report(file, plan.table.name, cell, stages, spent_on(stages[-1].run_dir)["report"], device)
+    note(f"reported on {cell.name}: {file}")
 
 
 if __name__ == "__main__":

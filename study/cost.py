@@ -24,6 +24,8 @@ from flowprior.training.loop import TrainingLoop
 from flowprior.training.objective import Objective
 from generation.generator import GeneratorObjective, build_generator
 from study.plan import PlannedStage
+from tokenizer.dry_run import opening_flop, openings
+from tokenizer.objective import AutoencoderObjective
 from tokenizer.train_ae import build_objective
 
 CLASSES = 10  # their number is no part of the arithmetic
@@ -50,7 +52,8 @@ class Pace:
 
 
 def count_tflop(stages: list[PlannedStage], name: str, world: World | None = None) -> float:
-    """Arithmetic of the whole training of the stage called ``name`` among a cell's, in TFLOP, all terms at their full weight."""
+    """Arithmetic of the whole training of the stage called ``name`` among a cell's, in TFLOP, all terms at their full weight, and an
+    alignment's opening in its steps."""
     loop, batch = _loop(stages, name, world or World(device=best_device()))
     steps = COUNTED_STEPS if isinstance(loop.objective, GeneratorObjective) else 1
     _step(loop, batch, 0)  # what is computed once and kept is no part of a step
@@ -58,7 +61,13 @@ def count_tflop(stages: list[PlannedStage], name: str, world: World | None = Non
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for back in range(steps):
             _step(loop, batch, back)
-    return counter.get_total_flops() / steps * loop.config.steps / 1e12
+    total = counter.get_total_flops() / steps * loop.config.steps
+    if isinstance(loop.objective, AutoencoderObjective):
+        sizes = loop.objective.autoencoder.config
+        latents = torch.zeros(loop.config.global_batch, sizes.tokens, sizes.channels, device=loop.world.device)
+        for flow in openings(loop.objective):
+            total += opening_flop(flow, latents) * min(flow.config.opening_steps, loop.config.steps)
+    return total / 1e12
 
 
 def measure_pace(stages: list[PlannedStage], name: str, world: World | None = None) -> Pace:
@@ -131,7 +140,7 @@ def latents(config: Any, sizes: Any) -> dict[str, Tensor]:
 def _step(loop: TrainingLoop, batches: Iterator[dict[str, Tensor]], back: int) -> None:
     """The step that is ``back`` before the last."""
     loop.step = max(0, loop.config.steps - 1 - back)
-    loop._train_step(batches)
+    loop.train_step(batches)
 
 
 def _timed(call: Callable[[], None], world: World) -> float:

@@ -21,6 +21,7 @@ from study.plan import Cell, PlannedStage
 from study.stages import GENERATORS
 
 FORMAT_VERSION = 1
+REPORT_SUFFIX = ".report.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "torch-fidelity")
 UNFELT = {
     "batch",
@@ -92,6 +93,15 @@ def differences(kept: dict[str, Any], stages: list[PlannedStage]) -> list[str]:
     An option that the file does not know yet counts as its default, as in a run folder.
     """
     made_from, measured = kept.get("made_from") or {}, kept.get("measured") or {}
+    told = made_otherwise(made_from, stages)
+    for stage in stages:
+        if stage.name in made_from:
+            told += [f"{stage.name} {change}" for change in measured_otherwise(measured.get(stage.name) or {}, stage)]
+    return told
+
+
+def made_otherwise(made_from: dict[str, Any], stages: list[PlannedStage]) -> list[str]:
+    """Stages and options that change a result, and that ``made_from`` says otherwise than ``stages``."""
     names = [stage.name for stage in stages]
     told = [f"no {name}" for name in names if name not in made_from]
     told += [f"a {name} more" for name in made_from if name not in names]
@@ -99,20 +109,22 @@ def differences(kept: dict[str, Any], stages: list[PlannedStage]) -> list[str]:
         if stage.name in made_from:
             config = stage.config()
             told += [f"{stage.name} {c}" for c in changed_options(type(config), made_from[stage.name], to_dict(config))]
-            told += [f"{stage.name} {change}" for change in measured_otherwise(measured.get(stage.name) or {}, stage)]
     return told
 
 
 def read_cell(file: Path, study: str) -> dict[str, Any]:
     """A :class:`UserError` for a file that is damaged, no cell's, of another study than ``study``, or called as another cell."""
-    kept = read_json(file, "finished cell")
-    needed = {"study", "row", "length", "seed", "figures", "data", "device", "device_type"}
+    return read_kept(file, study, "finished cell", {"data", "device", "device_type"})
+
+
+def read_kept(file: Path, study: str, what: str, needed: set[str], suffix: str = ".json") -> dict[str, Any]:
+    """A file that is called as its cell, and has the suffix; errors as of :func:`read_cell`."""
+    kept = read_json(file, what)
+    needed = needed | {"study", "row", "length", "seed", "figures"}
     if kept.get("format") != FORMAT_VERSION or not needed <= kept.keys():
-        raise UserError(
-            f"{file} is no finished cell of this version: delete it, or copy it again from where it was made"
-        )
+        raise UserError(f"{file} is no {what} of this version: delete it, or copy it again from where it was made")
     name = cell_of(kept).name
-    if (kept["study"], name) != (study, file.stem):
+    if (kept["study"], name) != (study, file.name.removesuffix(suffix)):
         raise UserError(
             f"{file} holds the cell {name} of the study {kept['study']}: give it its own name again, or delete it"
         )
@@ -121,7 +133,8 @@ def read_cell(file: Path, study: str) -> dict[str, Any]:
 
 def read_cells(folder: Path, study: str) -> list[dict[str, Any]]:
     """All finished cells of a study in a folder, by name."""
-    return [read_cell(file, study) for file in sorted(folder.glob("*.json"))]
+    files = (file for file in sorted(folder.glob("*.json")) if not file.name.endswith(REPORT_SUFFIX))
+    return [read_cell(file, study) for file in files]
 
 
 def cell_of(kept: dict[str, Any]) -> Cell:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.run.files import write_bytes
+from latent_report.forecast import kept_forecasts
+from study.forecast_page import in_words
 from study.kept import cell_of, differences, read_cells
 from study.plan import Plan
 from study.stages import GENERATORS
@@ -33,6 +35,11 @@ class Column(NamedTuple):
 
 def figure(stage: str, name: str) -> Callable[[Record], float | None]:
     return lambda cell: cell["figures"].get(stage, {}).get(name)
+
+
+def figure_of_guidance(generator: str, scale: str, name: str) -> Callable[[Record], float | None]:
+    """A figure of the images that a generator drew at a guidance scale."""
+    return lambda cell: cell["figures"].get(generator, {}).get("by_guidance", {}).get(scale, {}).get(name)
 
 
 def tflop(stage: str) -> Callable[[Record], float | None]:
@@ -63,8 +70,8 @@ def generator_columns(name: str, scales: dict[str, str]) -> tuple[Column, ...]:
 
     def at(figure: str, guided: bool) -> Callable[[Record], float | None]:
         def value(cell: Record) -> float | None:
-            scale = scales.get(cell["row"]) if guided else "1"
-            return cell["figures"].get(name, {}).get("by_guidance", {}).get(scale, {}).get(figure)
+            scale = scales.get(cell["row"], "") if guided else "1"
+            return figure_of_guidance(name, scale, figure)(cell)
 
         return value
 
@@ -189,6 +196,7 @@ def page_tables(results: Path = RESULTS, tables: Path = TABLES) -> str:
     for file in sorted(tables.glob("*.yaml")):
         if (results / file.stem).is_dir() and (cells := read_cells(results / file.stem, file.stem)):
             made.append(markdown(read_table(file), cells))
+            made += [in_words(forecast) for forecast in kept_forecasts() if forecast["study"] == file.stem]
     return "\n\n".join([START, *(list(filter(None, made)) or ["No cell is finished yet."]), END])
 
 

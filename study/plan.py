@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.stages import AUTOENCODERS, GENERATORS, PRIOR, Stage
+from flowprior.data.images import ImageConfig
+from study.stages import AUTOENCODERS, GENERATORS, PRIOR, REPORT, Stage
 from study.table import Row, StudyTable, words_of
 
 
@@ -29,7 +32,7 @@ class PlannedStage:
     """A stage with its words.
 
     Attributes:
-        name: ``prior``, ``autoencoder`` or a generator's.
+        name: ``prior``, ``autoencoder``, a generator's, or ``report``.
     """
 
     name: str
@@ -40,22 +43,23 @@ class PlannedStage:
     @property
     def commands(self) -> Iterator[list[str]]:
         """What follows ``python -m``."""
-        return ([*command, *self.words, f"run_dir={self.run_dir}"] for command in self.stage.commands)
+        return ([*command, *self.words, *self.stage.place(self.run_dir)] for command in self.stage.commands)
 
     def config(self) -> Any:
         """What the stage's commands read; a :class:`UserError` for words that they would refuse."""
-        return self.stage.read([*self.words, f"run_dir={self.run_dir}"])
+        return copy.deepcopy(_read_once(self.stage, (*self.words, *self.stage.place(self.run_dir))))
 
 
 @dataclass(frozen=True)
 class Task:
-    """What runs at a stretch: a flow prior, or a cell.
+    """What runs at a stretch: a flow prior, a cell, or the latent report of a cell's autoencoder.
 
     Attributes:
         name: of its folder and its log.
         stages: one after the other.
-        after: the task whose prior it takes; empty: none.
+        after: the task whose prior or autoencoder it takes; empty: none.
         cell: None of a flow prior.
+        is_report: whether it is a cell's report.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Task:
     stages: tuple[PlannedStage, ...]
     after: str = ""
     cell: Cell | None = None
+    is_report: bool = False
 
     @property
     def commands(self) -> list[tuple[str, list[str]]]:
@@ -132,6 +137,17 @@ class Plan:
         target = self.table.rows[cell.row].target
         return [*(self.prior_task(target, cell.seed).stages if target else ()), *self.task(cell).stages]
 
+    def report_task(self, cell: Cell) -> Task:
+        """The latent report of a cell's autoencoder, after the cell."""
+        stage = self.report_stages(cell)[-1]
+        return Task(f"{cell.name}.report", stage.run_dir, (stage,), cell.name, cell, is_report=True)
+
+    def report_stages(self, cell: Cell) -> list[PlannedStage]:
+        """All that the figures of a cell's report depend on, the report last."""
+        before = [stage for stage in self.stages_of(cell) if stage.name in ("prior", "autoencoder")]
+        words = (*words_of(self.table.options.get("report", "")), *_image_words(before[-1].config().data))
+        return [*before, PlannedStage("report", REPORT, self.runs / cell.name, words)]
+
     def _autoencoder(self, cell: Cell, row: Row, folder: Path) -> PlannedStage:
         length = self.table.lengths[cell.length].options
         words = self._words("autoencoder", row.preset, length, row.options, f"train.seed={cell.seed}")
@@ -148,3 +164,15 @@ class Plan:
         """Later words win, as on a command line."""
         own = [word for text in (self.table.options.get(stage, ""), *options) for word in words_of(text)]
         return ("--preset", preset or self.table.preset, *own, *self.extra)
+
+
+@functools.lru_cache(maxsize=None)
+def _read_once(stage: Stage, words: tuple[str, ...]) -> Any:
+    """A study asks for the same config many times, and reading presets takes longer than all else that it does by itself."""
+    return stage.read(list(words))
+
+
+def _image_words(data: ImageConfig) -> tuple[str, ...]:
+    """What names the images that an autoencoder was trained on, as they are."""
+    usual, names = ImageConfig(), ("source", "path", "subset", "split_seed", "image_column", "label_column", "skip_bad")
+    return tuple(f"data.{n}={value}" for n in names if (value := getattr(data, n)) != getattr(usual, n))

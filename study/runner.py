@@ -34,7 +34,7 @@ class Running:
 
 @dataclass
 class Runner:
-    """Runs tasks, each after the one whose prior it takes.
+    """Runs tasks, each after the one whose prior or autoencoder it takes.
 
     Args:
         tasks: in the order in which they start.
@@ -73,7 +73,7 @@ class Runner:
         left, names = [], {task.name for task in self.tasks}
         for task in waiting:
             if task.after in self.failed:
-                self._fail(task, f"its flow prior {task.after} failed")
+                self._fail(task, f"{task.after} failed, which it needs")
             elif len(running) < self.jobs and (task.after not in names or task.after in self.done):
                 task.run_dir.mkdir(parents=True, exist_ok=True)
                 slot = min(set(range(self.jobs)) - {one.slot for one in running})

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flowprior.run.presets import config_from_command_line
+from latent_report.__main__ import parse as parse_report
 from mar.config import MARStageConfig
 from simflow.train_simflow import PRESETS as JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
@@ -26,11 +28,13 @@ class Stage:
         folder: of the stage in its run.
         commands: what follows ``python -m``, one after the other, each with the same words behind it.
         read: the config of such words.
+        place: words that name what the stage reads and writes, of a run's folder.
     """
 
     folder: str
     commands: tuple[tuple[str, ...], ...]
     read: Callable[[list[str]], Any]
+    place: Callable[[Path], tuple[str, ...]] = lambda run_dir: (f"run_dir={run_dir}",)
 
 
 def _generator(config: type) -> Stage:
@@ -56,3 +60,9 @@ AUTOENCODERS = {
     ),
 }
 GENERATORS = {config.NAME: _generator(config) for config in (SiTStageConfig, MARStageConfig)}
+REPORT = Stage(
+    "report",
+    (("latent_report",),),
+    lambda words: parse_report(words)[1],
+    lambda run_dir: (str(run_dir / "ae" / "autoencoder"), f"out={run_dir / 'report'}"),
+)

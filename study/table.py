@@ -69,7 +69,7 @@ class StudyTable:
     Attributes:
         name: of the data set.
         preset: of every stage, unless a row or a target names another.
-        options: of every run of a stage, by ``prior``, ``autoencoder`` and a generator's name, beside the rows' own.
+        options: of every run of a stage, by ``prior``, ``autoencoder``, a generator's name and ``report``, beside the rows' own.
         selection_seed: whose runs choose weights and guidance scales, and are not reported.
         rows, targets, lengths: by name.
         groups: names of rows by the group's name: those of the file; ``all``; ``grid``, the weights that are tried; and ``minimum``, which is all
@@ -109,7 +109,7 @@ def read_table(file: Path) -> StudyTable:
     rows = with_grids(_sections(Row, values, "rows", file))
     targets, lengths = (_sections(cls, values, name, file) for cls, name in ((Target, "targets"), (Length, "lengths")))
     options = _texts(values, "options", file)
-    if unknown := set(options) - (known := {"prior", "autoencoder", *GENERATORS}):
+    if unknown := set(options) - (known := {"prior", "autoencoder", *GENERATORS, "report"}):
         raise UserError(f"the study {file} has options of '{min(unknown)}': its stages are {', '.join(sorted(known))}")
     if len(selecting := [name for name, length in lengths.items() if length.selects]) > 1:
         raise UserError(

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "sit": {"flowprior", "tokenizer", "generation"},
     "demo": {"flowprior", "tokenizer", "generation", "mar", "sit", "simflow"},
     "imports": {"flowprior", "tokenizer", "generation", "mar"},
-    "study": {"flowprior", "tokenizer", "generation", "mar", "simflow", "sit"},
+    "study": {"flowprior", "tokenizer", "generation", "latent_report", "mar", "simflow", "sit"},
 }
 
 

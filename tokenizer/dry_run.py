@@ -16,6 +16,7 @@ from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from tokenizer.objective import AutoencoderObjective
+from tokenizer.regularisers.flow import FlowRegulariser
 
 COUNTED_IMAGES = 4  # arithmetic and activations are proportional to the images
 
@@ -25,6 +26,7 @@ class StepCost(NamedTuple):
 
     flop: dict[str, float]  # by part
     activation_bytes: float  # float32, kept for the autoencoder's backward pass
+    opening_flop: float  # what the first steps have besides
 
 
 def parameter_counts(objective: AutoencoderObjective) -> dict[str, tuple[int, int]]:
@@ -93,7 +95,9 @@ def step_cost(objective: AutoencoderObjective, train: TrainConfig) -> StepCost:
     for name, online in online_flows(objective).items():
         flop[f"regulariser {name}, its own step"] = online.config.steps * online_flop(online, samples["latents"])
     activations = sum(size for size, _ in kept.values())
-    return StepCost({name: count / COUNTED_IMAGES for name, count in flop.items()}, activations / COUNTED_IMAGES)
+    opening = sum(opening_flop(regulariser, samples["latents"]) for regulariser in openings(objective))
+    per_image = {name: count / COUNTED_IMAGES for name, count in flop.items()}
+    return StepCost(per_image, activations / COUNTED_IMAGES, opening / COUNTED_IMAGES)
 
 
 @contextlib.contextmanager
@@ -120,6 +124,20 @@ def online_flop(online: OnlineFlow, latents: Tensor) -> int:
     x = latents.new_empty(images, pairs, tokens // size, size, channels)
     with FlopCounterMode(display=False) as counter:
         online.velocity(x, x.new_empty(images, pairs, tokens // size, 1)).sum().backward()
+    return counter.get_total_flops()
+
+
+def openings(objective: AutoencoderObjective) -> list[FlowRegulariser]:
+    """Regularisers that have a term more in their first steps."""
+    flows = [r for r in objective.regularisers if isinstance(r, FlowRegulariser)]
+    return [regulariser for regulariser in flows if regulariser.config.opening_steps]
+
+
+def opening_flop(regulariser: FlowRegulariser, latents: Tensor) -> int:
+    """Arithmetic that the opening adds to a step on ``latents (B, n, C)``."""
+    latents = latents.detach().requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        regulariser.opening(latents, StepRandom(0, 0, device=latents.device)).backward()
     return counter.get_total_flops()
 
 
@@ -169,6 +187,10 @@ def describe_step(objective: AutoencoderObjective, train: TrainConfig, optim: Op
         lines.append(
             f"alignment adds {100 * alignment / (total - alignment):.2f} % to the rest of the step's arithmetic"
         )
+    lines += [
+        f"in the first {regulariser.config.opening_steps:,} steps its opening adds {100 * cost.opening_flop / total:.2f} % to a whole step"
+        for regulariser in openings(objective)
+    ]
     state = 4 * (trained * (4 + bool(optim.ema_decay)) + frozen)
     activations = cost.activation_bytes
     lines += [

@@ -117,11 +117,13 @@ class AutoencoderObjective(Objective):
             patches, whole = self.features(images)
             batch = batch | {"feature_patches": patches, "feature_global": whole}
         for regulariser in self.regularisers:
-            term = terms[regulariser.name] = regulariser.term(encoded, batch, random)
-            weight: float | Tensor = regulariser.weight_at(random.step)
-            if regulariser.adaptive:
-                weight = weight * adaptive_weight(rebuilt, term, self.autoencoder.encoder.to_latent.weight, self.world)
-            weighted[regulariser.name] = weight * term
+            for name, (term, weight) in regulariser.terms(encoded, batch, random).items():
+                pull: float | Tensor = weight
+                if regulariser.adaptive:
+                    pull = weight * adaptive_weight(
+                        rebuilt, term, self.autoencoder.encoder.to_latent.weight, self.world
+                    )
+                terms[name], weighted[name] = term, pull * term
         metrics = {f"weighted/{name}": value.detach() for name, value in weighted.items()}
         if self.log_steps and (random.step + 1) % self.log_steps == 0 and torch.is_grad_enabled():
             for name, value in weighted.items():

@@ -141,7 +141,7 @@ class TrainingLoop:
         noted = self.signals.noted(self.world.is_main) if self.folder else contextlib.nullcontext()
         with contextlib.suppress(CompilerInterrupted), noted, bar:
             while self.step < config.steps and not self.stopping:
-                output = self._train_step(stream)
+                output = self.train_step(stream)
                 if output is not None:
                     if after_optimizer_step is not None:
                         output.terms |= after_optimizer_step(output, self.step)
@@ -172,8 +172,12 @@ class TrainingLoop:
             raise SystemExit(128 + (self.signals.number or signal.SIGTERM))
         return evaluated
 
-    def _train_step(self, stream: Iterator[dict[str, Tensor]]) -> StepOutput | None:
-        """One optimiser step over ``accumulation`` micro-batches; returns what they came to, or None where the step was skipped."""
+    def train_step(self, stream: Iterator[dict[str, Tensor]]) -> StepOutput | None:
+        """The optimiser step number ``self.step``, over the next ``accumulation`` micro-batches; :meth:`run` makes them all.
+
+        Returns:
+            What the micro-batches came to, or None where the step was skipped.
+        """
         rate = learning_rate(self.step, self.config.steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

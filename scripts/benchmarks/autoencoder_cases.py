@@ -36,7 +36,7 @@ def autoencoder_step(level: str, device: torch.device, folder: Path) -> Case:
 
     def step() -> Callable[[], object]:
         loop = _loop(config, {} if level == "gpu" else SMALL_PRIOR, device)
-        return partial(loop._train_step, _in_memory(config))
+        return partial(loop.train_step, _in_memory(config))
 
     plain = step()
     plain()  # makes the modulations of a grid of times, once in many steps
@@ -59,10 +59,10 @@ def autoencoder_step_from_files(level: str, device: torch.device, folder: Path) 
     path = jpeg_folder(folder / "images", 8 if level == "tiny" else 256)
     images = open_images(ImageConfig(source="files", path=str(path), size=config.data.size, flip=True))
     files = iter(training_batches(images, replace(config.train, loader_workers=processes), World(device=device)))
-    loop._train_step(in_memory)
+    loop.train_step(in_memory)
     variants = {
-        "images in memory": lambda: loop._train_step(in_memory),
-        f"JPEG files, {processes} processes": lambda: loop._train_step(files),
+        "images in memory": lambda: loop.train_step(in_memory),
+        f"JPEG files, {processes} processes": lambda: loop.train_step(files),
     }
     widths = f"ViT of width {config.model.encoder.width}" if level != "gpu" else "preset imagenet_qwen"
     ready = {f"JPEG files, {processes} processes": lambda: [next(files) for _ in range(2 * processes)]}

@@ -90,7 +90,7 @@ def steps(
     def step(tokens_per_time: int) -> Callable[[], object]:
         def call() -> object:
             objective.group_size = tokens_per_time
-            return loop._train_step(batches)
+            return loop.train_step(batches)
 
         return call
 

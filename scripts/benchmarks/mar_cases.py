@@ -44,7 +44,7 @@ def mar_step(level: str, device: torch.device, folder: Path) -> Case:
     def step(**options: bool) -> Callable[[], object]:
         def call() -> object:
             vars(config).update(options)
-            return loop._train_step(batches)
+            return loop.train_step(batches)
 
         return call
 

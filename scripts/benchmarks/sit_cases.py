@@ -43,7 +43,7 @@ def sit_step(level: str, device: torch.device, folder: Path) -> Case:
     loop = TrainingLoop(objective, model, train, OptimConfig(), World(device=device), progress=False)
     latents = torch.randn(batch, model.tokens, model.channels)
     batches = itertools.repeat({"latents": latents, "label": torch.arange(batch) % CLASSES})
-    return Case(f"{batch} images of {size}", "images", batch, {"plain": partial(loop._train_step, batches)})
+    return Case(f"{batch} images of {size}", "images", batch, {"plain": partial(loop.train_step, batches)})
 
 
 def sit_sampling(level: str, device: torch.device, folder: Path) -> Case:

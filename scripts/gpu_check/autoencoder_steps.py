@@ -45,7 +45,7 @@ def run(context: Context) -> None:
             encoder.again = decoder.again = again
             stance = contextlib.nullcontext() if compiled else torch.compiler.set_stance("force_eager")
             with stance:
-                return loop._train_step(stream)
+                return loop.train_step(stream)
 
         return call
 

@@ -49,7 +49,7 @@ def run(context: Context) -> None:
         def call() -> object:
             loop.step = usual
             with contextlib.nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
-                return loop._train_step(stream)
+                return loop.train_step(stream)
 
         return call
 
@@ -68,7 +68,7 @@ def changing(context: Context, loop: TrainingLoop, stream: object, batch: int) -
             finish(context.device)
             start = time.perf_counter()
         loop.step = number
-        loop._train_step(stream)
+        loop.train_step(stream)
     finish(context.device)
     seconds = (time.perf_counter() - start) / steps
     counters = torch._dynamo.utils.counters

@@ -1,4 +1,4 @@
-"""An autoencoder under distribution alignment: its online flow in checkpoints, over processes, and in the log."""
+"""An autoencoder that hands over to distribution alignment: its online flow in checkpoints, over processes, and in the log."""
 
 import json
 import math
@@ -13,6 +13,7 @@ WORDS = [
     "regulariser.flow.weight=0.5",
     "regulariser.flow.start_step=3",
     "regulariser.flow.ramp_steps=4",
+    "regulariser.flow.opening_weight=0.2",
     "regulariser.flow.online.optim.lr=0.01",
 ]
 
@@ -45,7 +46,14 @@ def test_the_log_has_the_online_flows_loss_and_lag_and_the_latents_distance_to_t
     assert about["regularisers"][0]["objective"] == "distribution"
 
 
-def test_a_killed_run_goes_on_with_its_online_flow_and_ends_with_the_same_bits(aligned, scripts, tmp_path):
+def test_in_the_crossing_the_log_has_the_opening_as_well(aligned):
+    steps = [row for row in rows(aligned) if "online_loss" in row]
+    assert steps[0]["flow_opening"] > 0 and not any("flow_opening" in row for row in steps[2:])
+
+
+def test_a_run_killed_in_the_crossing_goes_on_with_its_online_flow_and_ends_with_the_same_bits(
+    aligned, scripts, tmp_path
+):
     shutil.copytree(aligned / "flowhead", tmp_path / "flowhead")
     checkpoint = tmp_path / "ae" / "checkpoints" / "step_00000005"
     kill_once_it_has_saved(scripts.command("train_ae", *WORDS, run_dir=tmp_path), checkpoint)

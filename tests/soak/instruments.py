@@ -55,13 +55,13 @@ def slow_steps(seconds: float) -> Instrument:
     """Every training step takes so much longer."""
 
     def instrument() -> None:
-        step = loop.TrainingLoop._train_step
+        step = loop.TrainingLoop.train_step
 
         def slowly(*arguments: object) -> dict[str, Tensor]:
             time.sleep(seconds)
             return step(*arguments)
 
-        loop.TrainingLoop._train_step = slowly
+        loop.TrainingLoop.train_step = slowly
 
     return instrument
 

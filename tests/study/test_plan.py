@@ -8,10 +8,11 @@ from flowprior.data.images import open_images
 from flowprior.errors import UserError
 from flowprior.run.files import write_json
 from study import page
-from study.__main__ import cells_left, check_data, make_plan, parse
+from study.__main__ import check_data, make_plan, parse
 from study.cost import count_tflop
 from study.estimate import estimate, known_rate
 from study.kept import cell_file, differences, measuring, read_cell, result_options
+from study.left import cells_left
 from study.plan import Cell, Plan
 from study.table import TABLES, read_table
 
@@ -118,7 +119,10 @@ def test_a_row_that_is_not_there_is_named_beside_those_that_are(plan, rows, said
         ("rows: {a: {}}\ngroups: {minimum: b}", "names b"),
         ("rows: {a: {}}\ncolumns: 3", "'columns'"),
         ("preset: digits", "no rows"),
-        ("rows: {a: {}}\noptions: {ae: train.steps=1}", "options of 'ae': its stages are autoencoder, mar, prior, sit"),
+        (
+            "rows: {a: {}}\noptions: {ae: train.steps=1}",
+            "options of 'ae': its stages are autoencoder, mar, prior, report, sit",
+        ),
         ("rows: {a: {}}\ngroups: {g: [a]}", "groups of the study .* are lines of words"),
         ("rows: {a: {}}\ngroups: [a]", "groups of the study .* are lines of words"),
         ("rows: {a: {}}\nselection_seed: x", "selection_seed .* not 'x'"),
@@ -317,3 +321,14 @@ def test_the_arithmetic_of_each_generator_is_its_own(plan):
     stages = plan.stages_of(Cell("none", "trained", 1))
     sit, mar = (count_tflop(stages, name) for name in ("sit", "mar"))
     assert 0 < sit != mar > 0
+
+
+def test_the_arithmetic_of_an_opening_counts_in_its_steps(plan):
+    handed, ramped = (
+        count_tflop(plan.stages_of(Cell(row, "trained", 1)), "autoencoder")
+        for row in ("distribution", "distribution_ramped")
+    )
+    plain, none = (
+        count_tflop(plan.stages_of(Cell(row, "trained", 1)), "autoencoder") for row in ("flow_semantic", "none")
+    )
+    assert handed - ramped == pytest.approx((plain - none) * 799 / 3600, rel=1e-3)

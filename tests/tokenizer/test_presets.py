@@ -127,6 +127,18 @@ def test_a_dry_run_counts_the_online_flow_with_its_own_step():
     assert number(r"alignment adds ([\d.]+) %", said) > number(r"alignment adds ([\d.]+) %", dry_run(config))
 
 
+def test_a_dry_run_says_that_an_opening_adds_what_the_papers_alignment_costs():
+    config = load("digits_distribution")
+    without = dry_run(config)
+    config.regulariser.flow.opening_weight = 0.003
+    [line] = set(dry_run(config).splitlines()) - set(without.splitlines())
+    assert number(r"in the first (\d+) steps its opening", line) == 799
+    likelihood, distribution = (
+        number(r"alignment adds ([\d.]+) %", text) for text in (dry_run(load("digits")), without)
+    )
+    assert number(r"opening adds ([\d.]+) %", line) == pytest.approx(100 * likelihood / (100 + distribution), abs=0.01)
+
+
 def test_a_dry_run_counts_lpips_and_the_discriminator_too():
     config = load("digits_none")
     config.loss.perceptual_weight = config.loss.adversarial.weight = 1.0

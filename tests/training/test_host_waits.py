@@ -36,14 +36,14 @@ def waits_of_steps(name: str, device: str, counted) -> list[int]:
     world = World(device=torch.device(device))
     objective = subject.objective.to(device)
     loop = TrainingLoop(objective, objective, config, subject.optim, world, progress=False)
-    step, found = loop._train_step, []
+    step, found = loop.train_step, []
 
     def train_step(stream):
         output, waits = counted(lambda: step(stream))
         found.append(waits)
         return output
 
-    loop._train_step = train_step
+    loop.train_step = train_step
     pin = device == "cuda"
     loop.run({key: value.pin_memory() if pin else value for key, value in subject.batch.items()} for _ in range(STEPS))
     assert len(found) == STEPS

@@ -375,9 +375,9 @@ def test_a_step_that_is_not_finite_is_skipped_whole_and_the_run_goes_on_with_the
         seen.append(step)
         return {}
 
-    before = loop._train_step
+    before = loop.train_step
     states = []
-    loop._train_step = lambda *arguments: (states.append(state_hash(loop)), before(*arguments))[1]
+    loop.train_step = lambda *arguments: (states.append(state_hash(loop)), before(*arguments))[1]
     loop.run(training_batches(Points(), loop.config, World()), after_optimizer_step=note)
     assert seen == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11] and states[5] == states[6] == states[7] != states[8]
     assert [row.get("skipped_steps", 0) for row in metrics(tmp_path)] == [0] * 5 + [1] + [2] * 6
@@ -538,8 +538,8 @@ def test_the_rate_in_the_log_is_that_of_the_steps_without_evaluations_between_th
         now += seconds
 
     loop = make_loop(tmp_path, replace(small_config(), log_steps=4, eval_steps=3), World())
-    step = loop._train_step
-    loop._train_step = lambda *words: (pass_time(0.5), step(*words))[1]
+    step = loop.train_step
+    loop.train_step = lambda *words: (pass_time(0.5), step(*words))[1]
     loop.run(
         training_batches(Points(), loop.config, World()), evaluate=lambda step: pass_time(1000.0) or {"score": 1.0}
     )

@@ -31,6 +31,13 @@ class RegulariserContext(NamedTuple):
     train: TrainConfig = TrainConfig()  # of the autoencoder
 
 
+class WeightedTerm(NamedTuple):
+    """A term, unweighted, and its weight in the step at hand."""
+
+    term: Tensor
+    weight: float
+
+
 class Regulariser(nn.Module, ABC):
     """One term on the latents, weighted by its config.
 
@@ -61,6 +68,10 @@ class Regulariser(nn.Module, ABC):
     @abstractmethod
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
         """The unweighted term, a scalar. Where the config says ``needs_features``, ``batch`` holds ``feature_patches`` and ``feature_global``."""
+
+    def terms(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> dict[str, WeightedTerm]:
+        """All that counts in a step, by the name that the log gives it: :meth:`term`, unless a subclass adds to it."""
+        return {self.name: WeightedTerm(self.term(encoded, batch, random), self.weight_at(random.step))}
 
     def train_auxiliary(self, latents: Tensor, step: int) -> dict[str, Tensor]:
         """Called in every step, just before the autoencoder's weights move, with its detached float32 latents ``(B, T, C)``; returns
