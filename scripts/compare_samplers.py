@@ -50,10 +50,11 @@ CURVE = {
     for count in EVALUATIONS
 } | {f"map {count}": {"head": "map", "head_evaluations": count} for count in (1, 2, 3, 4)}
 MAP = {"head": "map", "head_evaluations": 2}
+FALLING = {"head_evaluations": 25, "head_evaluations_last": 5}
 ONE_PASS = MAP | {"one_pass": True}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "evaluations falling from 25 to 5": {"head_evaluations": 25, "head_evaluations_last": 5},
+    "evaluations falling from 25 to 5": FALLING,
     "guidance damped, 1": {"cfg_damping": 1.0},
     "guidance damped, 4": {"cfg_damping": 4.0},
     "guidance from flow time 0.25 on": {"cfg_interval": (0.25, 1.0)},
@@ -61,9 +62,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "encodings renewed every 4th step": {"encoder_every": 4},
     "decodings, too, every 2nd step": {"encoder_every": 4, "decoder_every": 2},
     "decodings, too, every 4th step": {"encoder_every": 4, "decoder_every": 4},
+    "evaluations falling from 25 to 5, guidance damped, 4": FALLING | {"cfg_damping": 4.0},
+    "the same; encodings every 4th step": FALLING | {"cfg_damping": 4.0, "encoder_every": 4},
+    "the same; decodings, too, every 2nd step": FALLING | {"cfg_damping": 4.0, "encoder_every": 4, "decoder_every": 2},
     "map, 1 evaluation": MAP | {"head_evaluations": 1},
     "map, 2 evaluations": MAP,
     "map, 2 falling to 1": MAP | {"head_evaluations_last": 1},
+    "map, 2; encodings every 2nd step": MAP | {"encoder_every": 2},
     "map, 2; encodings every 4th step": MAP | {"encoder_every": 4},
     "map, 2; decodings, too, every 2nd step": MAP | {"encoder_every": 4, "decoder_every": 2},
     "map, 2; decodings, too, every 4th step": MAP | {"encoder_every": 4, "decoder_every": 4},
