@@ -137,7 +137,9 @@ def test_images_without_labels_are_one_class_and_it_is_said_once(tmp_path, capsy
     index = next((tmp_path / "moved").glob(".flowprior-*.index"))
     before = index.stat()
     opened(tmp_path / "moved")
-    assert capsys.readouterr().err.count(f"{tmp_path}/moved says no labels: its 8 images are one class") == 1  # from the index
+    assert (
+        capsys.readouterr().err.count(f"{tmp_path}/moved says no labels: its 8 images are one class") == 1
+    )  # from the index
     assert index.stat().st_mtime_ns == before.st_mtime_ns and index.stat().st_ino == before.st_ino
 
 
