@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flowprior.notes import forget_notes
+from flowprior.notes import SAID
 
 LOST_PROCESS_EXIT = 1
 USER_ERROR_EXIT = 2
@@ -61,7 +61,7 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def guarded() -> None:
-        forget_notes()
+        SAID.clear()  # of a command before, in the same process
         try:
             with _sigterm_raises():
                 main()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import sys
 
-_said: set[str] = set()
+SAID: set[str] = set()
 
 
 def note(line: str) -> None:
     """Print ``note: <line>`` on stderr, in the first of torchrun's processes only, and once a command: a place may be opened twice."""
     line = " ".join(line.splitlines())
-    if os.environ.get("RANK", "0") == "0" and line not in _said:
-        _said.add(line)
+    if os.environ.get("RANK", "0") == "0" and line not in SAID:
+        SAID.add(line)
         print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def forget_notes() -> None:
     """Let every note be printed anew, as a new command does."""
-    _said.clear()
+    SAID.clear()
 
 
 def counted(number: int, one: str, several: str) -> str:

@@ -14,6 +14,7 @@ from flowprior.run.config import apply_overrides, build_config, list_options
 from flowprior.run.written import NumbersAsWritten, read_yaml
 
 C = TypeVar("C")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def find_preset(name: str, folder: Path, families: bool = False) -> Path:
@@ -100,9 +101,9 @@ def config_from_command_line(
     is also a flag, ``--dry-run``. The preset is ``default`` where none is named.
     """
     parser = Parser(description=description, options_of=cls, before=" before the preset is applied")
-    parser.add_argument(
-        "--preset", default=default, help=f"a name in {presets.parent.name}/{presets.name}, or a .yaml file [{default}]"
-    )
+    folder = presets.resolve()
+    there = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    parser.add_argument("--preset", default=default, help=f"a name in {there}, or a .yaml file [{default}]")
     parser.add_argument(
         "overrides", nargs="*", metavar="option=value", help="dotted overrides, e.g. optim.lr=2e-4 train.steps=1000"
     )

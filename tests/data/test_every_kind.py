@@ -166,7 +166,9 @@ def test_sizes_and_conversions_are_told_of_every_kind(kind, tmp_path, capsys):
 def test_an_image_that_cannot_be_decoded_is_named_with_its_place(kind, tmp_path):
     cut = SOME[1]._replace(data=SOME[1].data[:300])
     images = images_of(KINDS[kind](tmp_path, [SOME[0], cut, *SOME[2:]]))
-    with pytest.raises(UserError, match=r"the image .* cannot be read \(.*\): mend or remove it") as refusal:
+    with pytest.raises(
+        UserError, match=r"the image .* cannot be read \(.*\): write data.skip_bad=true, .*, or mend"
+    ) as refusal:
         images.batch([SampleKey(1, -1)])
     assert images.store.name(1) in str(refusal.value) and "object at" not in str(refusal.value)
     name = images.store.name(1)

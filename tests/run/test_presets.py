@@ -1,4 +1,6 @@
 import argparse
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, changed_options, option, to_dict
 from flowprior.run.presets import config_from_command_line, read_preset
 from flowprior.training.config import TrainConfig
+from tokenizer import train_ae
+from tokenizer.prior import train_flowhead
 
 
 @pytest.mark.parametrize("words", [["workers=3"], ["workers="], ["workers={a: 1}"]])
@@ -50,3 +54,12 @@ def test_a_signal_within_argparse_ends_the_command_as_anywhere_else(monkeypatch,
     with pytest.raises(SystemExit) as stop:
         config_from_command_line(Stage, tmp_path, "", [])
     assert stop.value.code == 143
+
+
+@pytest.mark.parametrize("stage", [train_flowhead, train_ae])
+def test_help_names_the_folder_of_presets_from_the_repositorys_root(stage, monkeypatch, capsys, repository):
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit):
+        stage.main()
+    [folder] = re.findall(r"a name in (\S+), or a", " ".join(capsys.readouterr().out.split()))
+    assert (repository / folder / "digits.yaml").is_file()

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from flowprior.data.images import ImageConfig, open_images, to_model
+from flowprior.notes import forget_notes
 from flowprior.run.config import build_config
 from tokenizer.config import AEConfig
 from tokenizer.evaluate import evaluate, reason_of
@@ -116,6 +117,7 @@ def test_an_infinite_psnr_is_null_with_its_reason_and_foreign_images_are_said(so
         },
     )
     for _ in range(2):  # measured, and read again
+        forget_notes()
         evaluate(config, tmp_path, Copy())
         said = capsys.readouterr()
         assert " psnr " not in said.out and "ssim 1.000" in said.out
