@@ -12,6 +12,7 @@ from generation.autoencoder import decode_to_uint8, load_autoencoder
 from generation.cache_latents import make_encode
 from mar.config import MARStageConfig
 from small_diffusers import save_small_diffusers
+from tokenizer.diffusers_kl import DiffusersAutoencoder
 from tokenizer.opening import load_tokenizer
 from tokenizer.prior.targets.autoencoder import AutoencoderTarget
 from tokenizer.prior.targets.base import TargetContext
