@@ -69,7 +69,11 @@ def read_as_cropped(run: TrainedRun, file: str | Path | None) -> Tensor:
     """
     if file is None:
         raise UserError("choose an image first")
-    image = centre_crop(read_image(Path(file)), run.autoencoder.config.image_size)
+    try:
+        image = read_image(Path(file))
+    except UserError as error:  # which names the copy that the page keeps
+        raise UserError(str(error).replace(str(file), Path(file).name)) from error
+    image = centre_crop(image, run.autoencoder.config.image_size)
     return TF.pil_to_tensor(image).unsqueeze(0)
 
 

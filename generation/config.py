@@ -70,7 +70,10 @@ class FDrConfig:
                 f"fdr.{named} goes with fdr.{missing}: FDr divides each extractor's distance by that of a baseline's images"
             )
         if self.baseline and not (self.baseline.endswith(".npz") or may_hold_images(self.baseline)):
-            raise ValueError(f"fdr.baseline is the path of an .npz or of images, not '{self.baseline}'")
+            raise ValueError(
+                f"fdr.baseline is the path of an .npz or of images, and there are none at '{self.baseline}': give real images that the "
+                "reference does not hold"
+            )
         names = [text.partition("=")[0] for text in self.extractors]
         for name in names:
             check_extractor(name)
@@ -81,6 +84,8 @@ class FDrConfig:
 @dataclass
 class EvaluateConfig(ExtractorOptions):
     """How generated images are measured."""
+
+    SECTION = "evaluate"
 
     extractor: str = option("inception", f"extractor of features: {' or '.join(EXTRACTORS)}; the digits' is embedded")
     fdr: FDrConfig = option(FDrConfig, "")

@@ -50,15 +50,15 @@ def earlier_figures(config: GenerationConfig, file: Path, kept: Any, made_by: di
         return Earlier()
     drawn = [_but_for_guidance(one) for one in made_by["samples"].values()]
     result = read_json(file, "evaluation")
+    told = (result.get("metrics", {}), result.get("not_measured", {}))
     sets = {
         name: one
         for name, one in kept["samples"].items()
-        if name in result["metrics"]
+        if name in told[0]
         and one == made_by["samples"].get(name, one)
         and _but_for_guidance(one) in drawn
         and samples_file(config, float(name)).is_file()
     }
-    told = (result["metrics"], result.get("not_measured", {}))
     return Earlier(*({name: part[name] for name in sets if name in part} for part in told), sets)
 
 
@@ -75,6 +75,13 @@ def say_what_changes(file: Path, kept: Any, made_by: dict[str, Any]) -> None:
     note(
         f"{file} was measured with other {' and '.join(IN_WORDS.get(name, name) for name in stale)}, and is replaced{lost}"
     )
+
+
+def by_guidance(sets: dict[str, Any], config: GenerationConfig) -> dict[str, Any]:
+    """What there is of several sets, the run's own in the order of their guidance scales."""
+    if not config.evaluate.samples_have_labels:
+        return sets
+    return {name: sets[name] for name in sorted(sets, key=float)}
 
 
 def _but_for_guidance(protocol: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from flowprior.run.files import file_sha256, read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.provenance import Provenance
 from generation.config import GenerationConfig
-from generation.earlier import Earlier, earlier_figures, say_what_changes
+from generation.earlier import Earlier, by_guidance, earlier_figures, say_what_changes
 from generation.fdr import SeveralExtractors, likeness
 from generation.generate import draw_sets
 from generation.labels import mismatch, total_variation
@@ -223,13 +223,6 @@ def evaluate(
     if config.evaluate.samples_have_labels and None not in fids.values():
         result["best_cfg"] = min(fids, key=fids.get)  # type: ignore[arg-type]
     return result
-
-
-def by_guidance(sets: dict[str, Any], config: GenerationConfig) -> dict[str, Any]:
-    """What there is of several sets, the run's own in the order of their guidance scales."""
-    if not config.evaluate.samples_have_labels:
-        return sets
-    return {name: sets[name] for name in sorted(sets, key=float)}
 
 
 def metrics_of(

@@ -79,6 +79,8 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
         measured.append(measure(latents, config, MEASURES))
         for what, why in by_reason(measured[-1].left_out):
             note(f"{name}: {what} left out, since {why}")
+        for figure, remark in measured[-1].remarks.items():
+            note(f"{name}: {FIGURES[figure].label}: {remark}")
     entries = [entry(*parts) for parts in zip(short_names(names), names, opened, measured)]
     if kept:
         entries = [one | {"forecast": expected(one, config, kept)} for one in entries]
@@ -110,6 +112,7 @@ def entry(name: str, path: str, latents: Latents, results: Results) -> dict[str,
         "figures": {key: _plain(estimate) for key, estimate in results.figures.items()},
         "curves": {key: {axis: _list(v) for axis, v in curve.items()} for key, curve in results.curves.items()},
         "left_out": results.left_out,
+        "remarks": results.remarks,
         "seconds": {key: round(value, 1) for key, value in results.seconds.items()},
     }
 

@@ -183,7 +183,7 @@ FIGURES = {
     "irreducible_variance_gaussian": Figure(
         "flow",
         "irreducible variance, Gaussian",
-        "That of a Gaussian with these latents' covariance, in closed form: what structure beyond it saves is the gap to the flow.",
+        "That of a Gaussian with this covariance, in closed form, a bound from above too: what structure beyond it saves is the gap to the flow.",
         "",
         ".4f",
     ),

@@ -45,8 +45,7 @@ def page(report: dict[str, Any], pictures: list[dict[str, Tensor]]) -> str:
             section += _pictures(tokenizers, pictures)
         if section:
             parts.append(f"<h2>{html.escape(heading)}</h2>{section}")
-    parts.append(_forecast(report))
-    parts.append(_left_out(tokenizers))
+    parts += [_forecast(report), _remarks(tokenizers), _left_out(tokenizers)]
     parts.append(f"<h2>Protocol</h2>{_protocol(report['protocol'])}")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
@@ -199,6 +198,15 @@ def _forecast(report: dict[str, Any]) -> str:
 
 def _tagged(table: list[list[str]]) -> list[tuple[str, list[str]]]:
     return [("td" if place else "th", row) for place, row in enumerate(table)]
+
+
+def _remarks(tokenizers: list[dict[str, Any]]) -> str:
+    lines = [
+        f"<li>{_key(place)}{html.escape(one['name'])}: {html.escape(FIGURES[name].label)}: {html.escape(remark)}</li>"
+        for place, one in enumerate(tokenizers)
+        for name, remark in one["remarks"].items()
+    ]
+    return f"<h2>To be read with care</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
 
 
 def _left_out(tokenizers: list[dict[str, Any]]) -> str:

@@ -29,6 +29,8 @@ PRESETS = Path(__file__).parent / "configs"
 class EvaluateConfig(ExtractorOptions):
     """How the trained autoencoder is measured."""
 
+    SECTION = "evaluate"
+
     extractor: str = option("", f"extractor of features, for rFID: {' or '.join(EXTRACTORS)}; empty: no rFID")
     metrics: tuple[str, ...] = option(
         (),

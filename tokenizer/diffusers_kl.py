@@ -109,13 +109,17 @@ class DiffusersAutoencoder(nn.Module):
         source, options = (
             (folder, {"local_files_only": True}) if Path(where).is_dir() else (where, {"subfolder": within})
         )
+        log = diffusers.utils.logging
+        verbosity = log.get_verbosity()
+        log.set_verbosity(log.CRITICAL)  # what is wrong is said once, here
         try:
             config = diffusers.AutoencoderKL.load_config(source, **options)
             family = getattr(diffusers, config["_class_name"])
-            diffusers.utils.logging.set_verbosity_error()
             model = family.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float32, **options)
         except Exception as error:  # of a damaged folder: its readers raise a dozen kinds
             raise UserError(f"the autoencoder {where} cannot be read by diffusers ({one_line(error)})") from error
+        finally:
+            log.set_verbosity(verbosity)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise UserError(f"the autoencoder {where} lacks weights that its config asks for")
         return cls(model.eval().requires_grad_(False), where)

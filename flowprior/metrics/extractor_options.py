@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -32,7 +32,9 @@ class TimmExtractor(Section):
 
 @dataclass
 class ExtractorOptions:
-    """Which extractor, and where its weights are."""
+    """Which extractor, and where its weights are. A config calls this section ``SECTION``, for messages."""
+
+    SECTION: ClassVar[str] = ""
 
     extractor: str = option("", f"extractor of features: {' or '.join(EXTRACTORS)}; timm:<model> as well")
     weights: str = option("", "the extractor's weight file, where it is not in torch's hub folder")
@@ -63,7 +65,7 @@ class ExtractorOptions:
             UserError: timm's is not there, or is named twice.
         """
         if self.extractor == "timm":
-            return chosen_file(self.timm.weights, self.timm.package, "evaluate.timm")
+            return chosen_file(self.timm.weights, self.timm.package, f"{self.SECTION}.timm".lstrip("."))
         return Path(self.weights) if self.weights else None
 
     def open_extractor(self, device: str | torch.device = "cpu") -> Extractor:

@@ -11,7 +11,14 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from flowprior.errors import UserError, one_line
 from flowprior.notes import note
-from flowprior.pretrained.timm_encoder import TimmEncoder, built_at, patch_side, trained_size, whole_patches
+from flowprior.pretrained.timm_encoder import (
+    TimmEncoder,
+    built_at,
+    patch_side,
+    resampled,
+    trained_size,
+    whole_patches,
+)
 from flowprior.pretrained.timm_models import build_timm, hub_weights
 
 
@@ -100,9 +107,7 @@ class DINOv2FeatureExtractor(FeatureExtractorBase):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 ``(B, 3, H, W)`` to float32 ``(B, 1024)``."""
-        x = torch.nn.functional.interpolate(
-            images.float() / 255, (self.SIDE, self.SIDE), mode="bicubic", align_corners=False, antialias=True
-        ).clamp(0, 1)
+        x = resampled(images, self.SIDE, white=1)
         mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (self.MEAN, self.STD))
         return (self.network((x - mean) / std).float(),)
 

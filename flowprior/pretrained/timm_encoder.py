@@ -36,10 +36,7 @@ class TimmEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float()
-        if self.size and x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True)  # (B, 3, s, s)
-            x = x.clamp(0, 255)
+        x = resampled(images, self.size)  # (B, 3, s, s)
         x = self.model.forward_features((x - self.mean) / self.std)
         x = self.norm(x) if x.dim() == 3 else x
         if self.features == "pooled":
@@ -50,6 +47,14 @@ class TimmEncoder(nn.Module):
             last = str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC")
             return x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)  # (B, h w, d)
         return x[:, getattr(self.model, "num_prefix_tokens", 0) :]  # (B, P, d)
+
+
+def resampled(images: Tensor, size: int, white: float = 255) -> Tensor:
+    """Images ``(B, 3, H, W)`` of 0 to 255 as float ones of 0 to ``white``, bicubic at ``size`` pixels on a side; 0: at their own."""
+    x = images.float() / (255 / white)
+    if not size or x.shape[-2:] == (size, size):
+        return x
+    return F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, white)
 
 
 def norms_late(model: nn.Module) -> bool:

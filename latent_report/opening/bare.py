@@ -11,6 +11,7 @@ from torch import Tensor
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError, one_line
+from flowprior.notes import note
 from flowprior.run.archives import read_arrays
 from flowprior.run.files import read_tensors
 from latent_report.opening.base import ImageOptions, Latents, check_labels, directions, spread, without_images
@@ -20,7 +21,7 @@ LATENTS, LABELS = ("latents", "latent", "z"), ("labels", "label", "y")
 
 
 def read_file(path: Path, options: ImageOptions) -> Latents:
-    """Latents in a file: the array ``latents``, or the only one that is of floating point; labels in ``labels``, if at all.
+    """Latents in a file: the array ``latents``, or another that can be no other, which is said; labels in ``labels``, if at all.
 
     Their shape is ``(N, T, C)``, ``(N, C, h, w)`` for feature maps, or ``(N, C)``, one token per image.
 
@@ -32,8 +33,8 @@ def read_file(path: Path, options: ImageOptions) -> Latents:
     arrays = _arrays(path)
     latents, places = as_tokens(_chosen(arrays, path), path)
     labels = options.labels
-    if labels is None:
-        labels = next((arrays[name] for name in LABELS if name in arrays), None)
+    if labels is None and (name := _usual(arrays, LABELS, path)):
+        labels = arrays[name]
     check = without_images(
         "latents in a file", latents, places, None if labels is None else _whole(labels, path), str(path)
     )
@@ -94,16 +95,27 @@ def _arrays(path: Path) -> dict[str, Tensor]:
 
 
 def _chosen(arrays: dict[str, Tensor], path: Path) -> Tensor:
-    named = [arrays[name] for name in LATENTS if name in arrays and arrays[name].is_floating_point()]
-    floats = [array for array in arrays.values() if array.is_floating_point()]
-    if not named and len(floats) != 1:
+    floats = {name: array for name, array in arrays.items() if array.is_floating_point()}
+    name = _usual(floats, LATENTS, path) or (next(iter(floats)) if len(floats) == 1 else "")
+    if not name:
         raise UserError(
             f"{path} holds {len(floats)} arrays of floating point and none is called 'latents' (it has: {', '.join(sorted(arrays)) or 'none'})"
         )
-    latents = (named or floats)[0]
-    if not latents.numel():
-        raise UserError(f"the latents in {path} are empty, of shape {tuple(latents.shape)}")
-    return latents
+    if name not in LATENTS:
+        note(f"of {path}, the array '{name}' is taken for the latents, the only one of floating point")
+    if not floats[name].numel():
+        raise UserError(f"the latents in {path} are empty, of shape {tuple(floats[name].shape)}")
+    return floats[name]
+
+
+def _usual(arrays: dict[str, Tensor], names: tuple[str, ...], path: Path) -> str:
+    """Which of ``names`` is there, empty where none is; a :class:`UserError` where several are and the first of them is not."""
+    there = [name for name in names if name in arrays]
+    if len(there) > 1 and names[0] not in there:
+        raise UserError(f"{path} holds {' and '.join(there)}: call the one that is meant '{names[0]}'")
+    if there and there[0] != names[0]:
+        note(f"of {path}, the array '{there[0]}' is taken for the {names[0]}")
+    return there[0] if there else ""
 
 
 def _whole(labels: Tensor, path: Path) -> Tensor:

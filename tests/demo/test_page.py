@@ -72,7 +72,7 @@ def test_a_file_that_is_no_image_is_one_line_in_the_browser(client, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     file = handle_file(str(tmp_path / "text.png"))
     for name, values in (("/rebuild", (file, 0, 0)), ("/walk", (file, file, 3))):
-        with pytest.raises(AppError, match="text.png") as caught:
+        with pytest.raises(AppError, match="the image text.png cannot be read") as caught:
             client.predict(*values, api_name=name)
         assert "\n" not in str(caught.value) and "preprocess" not in str(caught.value)
 

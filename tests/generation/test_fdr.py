@@ -20,7 +20,10 @@ from flowprior.metrics import (
 )
 from flowprior.metrics.fdr import baseline_distance, mean_ratio
 from flowprior.run.config import build_config
-from generation.fdr import SeveralExtractors, _same_images
+from flowprior.run.files import write_json
+from generation.evaluate import main as evaluate_command
+from generation.fdr import SeveralExtractors, _same_images, likeness
+from generation.generate import samples_file
 from generation.reference import open_reference
 from generation.samples import find_samples
 from mar.config import MARStageConfig
@@ -165,6 +168,7 @@ def test_the_protocol_names_every_extractor_and_the_baseline(place):
 
 def test_mistakes_are_one_line(place):
     Statistics(np.zeros(64), np.eye(64), 24, "digits", crop="centre 32").save(place / "moments.npz")
+    np.savez(place / "one.npz", arr_0=np.zeros((1, 32, 32, 3), np.uint8))
     twice = [f"timm:test_resnet={place}/{seed}.pth" for seed in (0, 1)]
     for changes, words in (
         ({"fdr": {"baseline": ""}}, "extractors goes with fdr.baseline"),
@@ -174,6 +178,8 @@ def test_mistakes_are_one_line(place):
         ({"reference": f"{place}/moments.npz"}, "evaluate.reference holds moments only"),
         ({"fdr": {"baseline": f"{place}/moments.npz"}}, "evaluate.fdr.baseline holds moments only"),
         ({"fdr": {"baseline": f"{place}/reference.npz"}}, "is the reference itself"),
+        ({"fdr": {"baseline": f"{place}/gone.npz"}}, "there is no baseline of FDr at .*gone.npz: save real images"),
+        ({"fdr": {"baseline": f"{place}/one.npz"}}, "one.npz, holds 1 image, which has no covariance"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             several_of(config_in(place, **changes)).measure(images_in(place, "samples"))
@@ -193,3 +199,53 @@ def test_moments_of_other_weights_or_of_nobody_are_no_reference_of_a_timm_model(
     fitting = {"extractor": name, "weights": extractor.fingerprint}
     Statistics(np.zeros(96), np.eye(96), 24, crop="centre 32", **fitting).save(place / "m.npz")
     assert open_reference(config, extractor, size).images.weights == extractor.fingerprint
+
+
+def test_a_baseline_of_fewer_images_than_the_samples_is_named(place, capfd):
+    with np.load(place / "baseline.npz") as archive:
+        np.savez(place / "few.npz", arr_0=archive["arr_0"][:5])
+    several_of(config_in(place, fdr={"baseline": f"{place}/few.npz"}))
+    assert "few.npz, has 5 images and each set of samples 24: fewer images lie farther" in capfd.readouterr().err
+    several_of(config_in(place))
+    assert "fewer images" not in capfd.readouterr().err
+
+
+def test_samples_that_are_the_baseline_are_said_to_be(place):
+    several = several_of(config_in(place))
+    assert "made of these very samples" in likeness(several.measure(images_in(place, "baseline")), several.baselines)
+    assert likeness(several.measure(images_in(place, "samples")), several.baselines) == ""
+    assert likeness({"fid": 1.0}, {}) == ""
+
+
+def test_further_guidance_scales_are_added_and_another_protocol_replaces_what_was_there(tmp_path, capfd, monkeypatch):
+    draw = np.random.default_rng(0)
+
+    def run(scales, metrics="fid", **drawn):
+        config = build_config(
+            MARStageConfig,
+            {"run_dir": str(tmp_path), "sample": {"count": 30, "cfg": scales}}
+            | {"evaluate": {"extractor": "digits", "metrics": [metrics]}},
+        )
+        for cfg in scales:
+            file = samples_file(config, cfg)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.is_file():
+                images = draw.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+                np.savez(file, arr_0=images, labels=np.arange(30) % 10)
+            write_json(file.with_suffix(".json"), {"protocol": {"cfg": cfg, "seed": 0, "sampler": {}} | drawn})
+        monkeypatch.setattr(MARStageConfig, "read", lambda *_: config)
+        evaluate_command(MARStageConfig)
+        return json.loads((tmp_path / "mar" / "evaluation.json").read_text()), capfd.readouterr()
+
+    first, _ = run([1, 2])
+    both, said = run([0.5, 2])
+    assert list(both["metrics"]) == list(both["protocol"]["samples"]) == ["0.5", "1", "2"]
+    assert both["metrics"].items() > first["metrics"].items()
+    assert "keeps what it says of cfg 1, 2, which was measured by the same protocol" in said.err
+    assert "complete" in run([1])[1].out
+    (tmp_path / "mar" / "samples" / "cfg_0.5.npz").unlink()
+    other, said = run([1], seed=1)
+    assert list(other["metrics"]) == ["1"]
+    assert "was measured with other samples, and is replaced; what it says of cfg 0.5, 2 is not measured" in said.err
+    _, said = run([1], metrics="inception_score", seed=1)
+    assert "was measured with other splits of the inception score and metrics, and is replaced" in said.err

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from flowprior.flow.path import path_sample
+from latent_report.bootstrap import Estimate
 from latent_report.config import ReportConfig
 from latent_report.figures import FIGURES
 from latent_report.flows import FlowBudget, GaussianVelocity, train_flows
 from latent_report.measure import Measured, Results, canonical, measure, measure_distribution, measure_places
-from latent_report.measure_flows import log_likelihoods, measure_flow, measure_total_correlation
+from latent_report.measure_flows import log_likelihoods, measure_flow, measure_total_correlation, remark_on_budget
 from latent_report.measures.distribution import normalised
 from latent_report.measures.flow import (
     TimeGrid,
@@ -240,3 +241,12 @@ def test_a_gaussians_latents_have_its_log_density_under_the_flow_that_is_trained
     found = log_likelihoods(together, latents[:300]).mean().item()
     exact = torch.distributions.Normal(0.0, torch.tensor([2.0, 0.5, 0.2, 0.1]).sqrt())
     assert found == pytest.approx(exact.log_prob(latents[:300].flatten(1)).mean().item(), abs=0.03)
+
+
+@pytest.mark.parametrize("gaussian, remarked", [(1.1, True), (1.3, False), (None, False)])
+def test_a_flow_that_has_not_learned_more_than_a_gaussian_is_remarked_on(gaussian, remarked):
+    results = Results(figures={"irreducible_variance": Estimate(1.2, 0.01)})
+    if gaussian is not None:
+        results.figures["irreducible_variance_gaussian"] = Estimate(gaussian, 0.01)
+    remark_on_budget(results)
+    assert ("above the Gaussian's 1.1000" in results.remarks.get("irreducible_variance", "")) == remarked

@@ -140,6 +140,7 @@ def test_a_latent_cache_gives_the_first_view_of_every_image_with_its_label(tmp_p
             "30 images and there are 29 labels",
         ),
         ({"latents": latents(30, 5, 2), "labels": latents(30)}, "one whole number for each"),
+        ({"latent": latents(30, 2), "z": latents(30, 2)}, "holds latent and z: call the one that is meant 'latents'"),
         ({"latents": torch.full((30, 2, 2), torch.nan)}, "not finite in 30 images"),
         ({"latents": torch.ones(30, 2, 2)}, "the same everywhere"),
         ({"latents": latents(0, 2, 2)}, "are empty"),
@@ -150,6 +151,15 @@ def test_latents_that_cannot_be_measured_are_refused_in_one_line(tmp_path, array
     with pytest.raises(UserError) as refused:
         open_tokenizer(str(tmp_path / "a.safetensors"), ImageOptions(ImageConfig()))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name, said", [("latents", ""), ("z", "'z' is taken for the latents"), ("x", "'x' is taken")])
+def test_an_array_by_another_name_is_taken_with_a_word(tmp_path, capfd, name, said):
+    np.savez(tmp_path / "a.npz", **{name: latents(30, 5, 2).numpy(), "y" if said else "labels": LABELS})
+    found = open_tokenizer(str(tmp_path / "a.npz"), DIGITS)
+    assert found.labels.tolist() == LABELS[np.linspace(0, 29, 24).round().astype(int)].tolist()
+    err = capfd.readouterr().err
+    assert said in err and ("is taken for the labels" in err) == bool(said)
 
 
 def write(folder: Path, **files: str) -> None:

@@ -79,11 +79,12 @@ def test_fd_dinov2_is_the_distance_of_the_features_of_timms_network(monkeypatch,
     torch.save(network.state_dict(), weights)
     monkeypatch.setitem(extractors.FEATURE_EXTRACTORS_REGISTRY, "tiny-dino", TinyDINO)
     monkeypatch.setitem(EXTRACTORS, "dinov2", ExtractorSpec("tiny-dino", "1024", "1024", "1024"))
-    found = extractors.Extractor("dinov2", weights_path=weights)(IMAGES).fid
+    extractor = extractors.Extractor("dinov2", weights_path=weights)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (TinyDINO.MEAN, TinyDINO.STD))
-    pixels = F.interpolate(IMAGES / 255, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
-    with torch.no_grad():
-        torch.testing.assert_close(found, network((pixels - mean) / std), rtol=1e-4, atol=1e-5)
+    for images in (IMAGES, IMAGES[..., :32, :32], F.interpolate(IMAGES.float(), (45, 40)).byte()):
+        pixels = F.interpolate(images / 255, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+        with torch.no_grad():
+            assert torch.equal(extractor(images).fid, network((pixels - mean) / std))  # to the bit
 
 
 def test_dinov2_weights_that_cannot_be_had_give_one_line(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from generation.autoencoder import decode_to_uint8, load_autoencoder
 from generation.cache_latents import make_encode
 from mar.config import MARStageConfig
 from small_diffusers import save_small_diffusers
+from tokenizer.diffusers_kl import DiffusersAutoencoder
 from tokenizer.opening import load_tokenizer
 from tokenizer.prior.targets.autoencoder import AutoencoderTarget
 from tokenizer.prior.targets.base import TargetContext
@@ -71,9 +72,12 @@ def test_the_low_level_target_takes_its_latents_at_the_size_of_the_data(theirs, 
     assert AutoencoderTarget(path=str(tmp_path / "vae")).load(of_larger).name != target.name
 
 
-def test_a_folder_without_weights_is_refused(theirs, tmp_path):
+def test_a_folder_without_weights_is_refused(theirs, tmp_path, capfd):
     for file in (tmp_path / "vae").glob("*.safetensors"):
         file.unlink()
+    with pytest.raises(UserError, match="cannot be read by diffusers"):
+        DiffusersAutoencoder.load(str(tmp_path / "vae"))
+    assert capfd.readouterr().err == ""  # diffusers says it as well, unless it is asked not to
     context = TargetContext(0, tmp_path / "run", World(), ImageConfig(size=16))
     with pytest.raises(UserError, match="no .safetensors file of weights"):
         AutoencoderTarget(path=str(tmp_path / "vae")).load(context)
