@@ -166,7 +166,7 @@ class Plan:
         return ("--preset", preset or self.table.preset, *own, *self.extra)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _read_once(stage: Stage, words: tuple[str, ...]) -> Any:
     """A study asks for the same config many times, and reading presets takes longer than all else that it does by itself."""
     return stage.read(list(words))
