@@ -26,8 +26,8 @@ def trained(plan, cell, fingerprint="f1"):
     """A run folder with an autoencoder, and its report as the report's command leaves it."""
     folder = plan.runs / cell.name
     write_json(folder / "ae" / "result.json", {"fingerprint": fingerprint})
-    write_json(folder / "ae" / "inputs.json", {"data": "f00d"})
     entry = {"figures": {"rfid": {"value": 0.1, "error": 0.01}}, "left_out": {"lpips": "no weights"}}
+    entry["about"] = {"images": "f00d"}
     write_json(folder / "report" / "report.json", {"tokenizers": [entry]})
 
 
@@ -74,10 +74,11 @@ def test_it_is_kept_where_the_plan_would_make_it_again_and_an_option_that_it_doe
     plan, tmp_path
 ):
     kept = read_report(reported(plan, CELL, tmp_path), "mnist")
-    of_cell = {"figures": {"autoencoder": {"fingerprint": "f1"}}}
+    of_cell = {"data": "f00d", "figures": {"autoencoder": {"fingerprint": "f1"}}}
     assert report_differences(kept, plan, CELL, of_cell) == [] == report_differences(kept, plan, CELL, None)
-    other = {"figures": {"autoencoder": {"fingerprint": "f2"}}}
-    assert report_differences(kept, plan, CELL, other) == ["another autoencoder than the finished cell's"]
+    other = {"data": "cafe", "figures": {"autoencoder": {"fingerprint": "f2"}}}
+    said = ["other images than the finished cell's", "another autoencoder than the finished cell's"]
+    assert report_differences(kept, plan, CELL, other) == said
     del kept["made_from"]["autoencoder"]["regulariser"]["flow"]["opening_weight"]
     assert report_differences(kept, plan, CELL, of_cell) == []
     kept["made_from"]["report"]["images"] = 7
