@@ -32,6 +32,7 @@ OPTIONS = {
 EPILOG = """examples:
   python fid_stats/compute.py digits                  rewrites fid_stats/digits.npz
   python fid_stats/compute.py /data/imagenet/val --extractor inception --size 256 --out val256.npz
+  python fid_stats/compute.py /data/cifar10 --cifar10 --out cifar10.npz
   python fid_stats/compute.py /data/imagenet/val --extractor timm:vit_small_patch14_dinov2.lvd142m=dinov2.pth --out val256.npz
 """
 
@@ -58,7 +59,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--size",
         type=int,
-        help="side of the central square in pixels (default: 32 for embedded images, 256 for others)",
+        help="side of the central square in pixels (default: 32 for embedded images and CIFAR-10, 256 for others)",
+    )
+    parser.add_argument(
+        "--cifar10",
+        action="store_true",
+        help="IMAGES is the folder that torchvision's loader keeps CIFAR-10 in, as data.path is for data.source=cifar10; all 60,000 images",
     )
     parser.add_argument(
         "--out",
@@ -81,7 +87,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if weights and options.weights_path:
         raise UserError("--extractor and --weights-path both name a weight file: leave out one of them")
     options.extractor, options.weights_path = named, weights or options.weights_path
-    options.size = (32 if embedded else 256) if options.size is None else options.size
+    if embedded and options.cifar10:
+        raise UserError(f"--cifar10 takes the folder of CIFAR-10 in place of {options.source}")
+    options.size = (32 if embedded or options.cifar10 else 256) if options.size is None else options.size
     options.out = options.out or (HERE / f"{options.source}.npz" if embedded else None)
     if options.out is None:
         raise UserError("name the file to write with --out, such as --out stats.npz")
@@ -110,7 +118,11 @@ def compute(options: argparse.Namespace) -> None:
     columns = {name: getattr(options, name) for name in ("image_column", "label_column", "skip_bad")}
     config = build_config(ImageConfig, {"size": options.size, **columns}, "--size")
     embedded = options.source in EMBEDDED
-    images = open_images(replace(config, source=options.source) if embedded else config.at(options.source))
+    if embedded:
+        config = replace(config, source=options.source)
+    else:
+        config = replace(config, source="cifar10" if options.cifar10 else "files", path=options.source)
+    images = open_images(config)
     if isinstance(images, StoredImages):
         small = sum(n for size, n in stored_sizes(images).items() if min(size) < options.size)
         if small:
@@ -119,11 +131,12 @@ def compute(options: argparse.Namespace) -> None:
     statistics = ImageSet.of_source(images, extractor, threads=options.world, progress=sys.stderr.isatty()).statistics()
     labelled = images.num_classes > 1
     counts = np.bincount(np.asarray(images.labels), minlength=images.num_classes)
+    held = not isinstance(images, StoredImages)  # whose classes have their usual numbers, and need no names
     statistics = replace(
         statistics,
         crop=f"centre {options.size}",
         class_counts=tuple(counts.tolist()) if labelled else None,
-        class_names=tuple(images.class_names) if labelled and not embedded else None,
+        class_names=tuple(images.class_names) if labelled and not held else None,
         weights=extractor.fingerprint,
     )
     statistics.save(options.out)

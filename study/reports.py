@@ -17,7 +17,6 @@ from study.kept import (
     FORMAT_VERSION,
     REPORT_SUFFIX,
     cell_file,
-    images_of,
     made_otherwise,
     read_cell,
     read_kept,
@@ -67,7 +66,7 @@ def write_report(
             "figures": entry["figures"],
             "left_out": entry["left_out"],
             "spent": spent,
-            "data": images_of(stages),
+            "data": entry["about"]["images"],
             "device": device_name(device),
             "device_type": device.type,
             "versions": versions(),
@@ -87,8 +86,11 @@ def report_differences(kept: dict[str, Any], plan: Plan, cell: Cell, finished: d
     if kept.get("protocol_version") != PROTOCOL_VERSION:
         return [f"figures of version {kept.get('protocol_version')}, now {PROTOCOL_VERSION}"]
     told = made_otherwise(kept["made_from"], plan.report_stages(cell))
-    if not told and finished is not None and finished["figures"]["autoencoder"]["fingerprint"] != kept["autoencoder"]:
-        told = ["another autoencoder than the finished cell's"]
+    if told or finished is None:
+        return told
+    told = ["other images than the finished cell's"] * (kept["data"] != finished["data"])
+    if finished["figures"]["autoencoder"]["fingerprint"] != kept["autoencoder"]:
+        told.append("another autoencoder than the finished cell's")
     return told
 
 

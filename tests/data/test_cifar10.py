@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torchvision.datasets import CIFAR10
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
+from flowprior.metrics import Extractor, Statistics
 
 NAMES = ["airplane", "automobile", "bird"]
 
@@ -79,3 +82,15 @@ def test_what_cannot_be_fetched_is_a_line_and_several_processes_do_not_fetch_at_
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="NPROC=1"):
         source(tmp_path / "nowhere", download=True)
+
+
+def test_reference_statistics_are_made_of_all_of_its_images(folder, tmp_path, monkeypatch):
+    compute = runpy.run_path(str(Path(__file__).parents[2] / "fid_stats" / "compute.py"), run_name="compute")
+    out = tmp_path / "cifar10.npz"
+    words = [str(folder), "--cifar10", "--extractor", "digits", "--out", str(out), "--device", "cpu"]
+    compute["compute"](compute["parse"](words))
+    made, features = Statistics.load(out), Extractor("digits")(source(folder).images).fid.double()
+    assert (made.count, made.crop, made.class_counts, made.class_names) == (6, "centre 32", (2, 2, 2), None)
+    np.testing.assert_allclose(made.mu, features.mean(0).numpy(), atol=1e-5)
+    with pytest.raises(UserError, match="--cifar10 takes the folder of CIFAR-10 in place of digits"):
+        compute["parse"](["digits", "--cifar10"])

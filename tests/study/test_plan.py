@@ -1,17 +1,15 @@
 """What a study plans, keeps and shows, without a run."""
 
-import json
-
 import pytest
 
+from finished_cells import kept_of
 from flowprior.data.images import open_images
 from flowprior.errors import UserError
 from flowprior.run.files import write_json
 from study import page
 from study.__main__ import check_data, make_plan, parse
-from study.cost import count_tflop
 from study.estimate import estimate, known_rate
-from study.kept import cell_file, differences, measuring, read_cell, result_options
+from study.kept import cell_file, differences, read_cell
 from study.left import cells_left
 from study.plan import Cell, Plan
 from study.table import TABLES, read_table
@@ -22,28 +20,6 @@ STUDIES = sorted(file.stem for file in TABLES.glob("*.yaml"))
 @pytest.fixture
 def plan(tmp_path):
     return Plan(read_table(TABLES / "mnist.yaml"), tmp_path / "runs")
-
-
-def kept_of(plan, cell, **changes):
-    """A finished cell as its file would be read, with figures of nobody."""
-    stages = plan.stages_of(cell)
-    sets = {"1": {"fid": 0.2, "recognised": 0.9}, "1.5": {"fid": 0.1, "recognised": 0.95}, "2": {"fid": 0.3}}
-    figures = {"autoencoder": {"psnr": 27.0 + cell.seed}, "sit": {"by_guidance": sets}}
-    made = {
-        "format": 1,
-        "study": "mnist",
-        "row": cell.row,
-        "length": cell.length,
-        "seed": cell.seed,
-        "figures": figures,
-        "data": "f00d",
-        "device": "2 cores",
-        "device_type": "cpu",
-        "spent": {stage.name: {"seconds": 90.0, "cpu_seconds": 36.0} for stage in stages},
-        "made_from": {stage.name: result_options(stage.config()) for stage in stages},
-        "measured": {stage.name: how for stage in stages if (how := measuring(stage))},
-    }
-    return json.loads(json.dumps(made | changes))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -315,20 +291,3 @@ def test_the_page_is_written_between_its_marks_alone(tmp_path, plan):
     with pytest.raises(UserError, match="study.md has not one"):
         page.put_into(file, results)
     assert file.read_text() == "no marks"
-
-
-def test_the_arithmetic_of_each_generator_is_its_own(plan):
-    stages = plan.stages_of(Cell("none", "trained", 1))
-    sit, mar = (count_tflop(stages, name) for name in ("sit", "mar"))
-    assert 0 < sit != mar > 0
-
-
-def test_the_arithmetic_of_an_opening_counts_in_its_steps(plan):
-    handed, ramped = (
-        count_tflop(plan.stages_of(Cell(row, "trained", 1)), "autoencoder")
-        for row in ("distribution", "distribution_ramped")
-    )
-    plain, none = (
-        count_tflop(plan.stages_of(Cell(row, "trained", 1)), "autoencoder") for row in ("flow_semantic", "none")
-    )
-    assert handed - ramped == pytest.approx((plain - none) * 799 / 3600, rel=1e-3)
