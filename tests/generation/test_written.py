@@ -109,7 +109,11 @@ def test_nothing_is_distilled_for_fewer_scales_than_are_sampled(tmp_path, words,
 
 def test_presets_distil_for_the_scales_that_they_sample_at():
     for name in ("digits_fast", "imagenet_fast"):
-        MARStageConfig.read("", ["--preset", name]).check_distilled_guidance()
+        config = MARStageConfig.read("", ["--preset", name])
+        config.check_distilled_guidance()
+        config.sample.cfg = (*config.sample.cfg, config.distil.guidance[1] + 1)
+        with pytest.raises(UserError):
+            config.check_distilled_guidance()
 
 
 @pytest.mark.parametrize(
