@@ -19,7 +19,7 @@ def load_autoencoder(config: GenerationConfig, device: torch.device) -> Tokenize
     """
     if not (config.autoencoder_folder / "config.json").is_file():
         raise UserError(
-            f"there is no autoencoder at {config.autoencoder_folder}: run `bash scripts/train_ae.sh run_dir={config.run_dir}` first, "
+            f"there is no autoencoder at {config.autoencoder_folder}: run `{config.makes_autoencoder()}` first, "
             "with the same PRESET and DATA, or write autoencoder=<folder>"
         )
     autoencoder = load_tokenizer(config.autoencoder_folder, config.data.size).requires_grad_(False).to(device)

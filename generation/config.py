@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -13,10 +14,11 @@ from flowprior.data.stores.recognise import may_hold_images
 from flowprior.metrics.extractor_options import ExtractorOptions
 from flowprior.metrics.registry import EXTRACTORS, METRICS, check_extractor, choose_metrics
 from flowprior.run.config import option
-from flowprior.run.presets import config_from_command_line
+from flowprior.run.presets import CommandLine, read_command_line
 from flowprior.run.run_folder import RunFolder
 from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
+from generation.presets import find_family
 
 C = TypeVar("C", bound="GenerationConfig")
 
@@ -164,11 +166,13 @@ class GenerationConfig:
 
     The subclass sets ``NAME`` and ``PRESETS``, and gives ``model`` its type: a :func:`~flowprior.run.config.registry_section` chosen
     by ``name``. Each entry of the registry has ``build(tokens, channels, num_classes)``, which makes a
-    :class:`~generation.generator.Generator`, and a section ``sampler`` with what may change once the generator is trained.
+    :class:`~generation.generator.Generator`, and a section ``sampler`` with what may change once the generator is trained, which
+    may have ``unread``: by option that changes no sample, the options beside which that is so.
 
     Attributes:
         NAME: of the room: its package, the generator's folder in a run, and ``scripts/train_<NAME>.sh``.
         PRESETS: folder of the room's presets.
+        command_line: what a person wrote, where the config is one of a command.
     """
 
     NAME: ClassVar[str]
@@ -194,6 +198,7 @@ class GenerationConfig:
     evaluate: EvaluateConfig = option(EvaluateConfig, "", changes_result=False)
 
     def __post_init__(self) -> None:
+        self.command_line = CommandLine()
         if self.data.flip or self.data.crop != "centre":
             raise ValueError(
                 "stage 3 sees the latents of central crops: leave out data.flip and data.crop, and write cache.flips=true or cache.ten_crop=true"
@@ -203,15 +208,25 @@ class GenerationConfig:
     def read(cls: type[C], description: str, words: list[str] | None = None) -> C:
         """The config that the command line, or ``words`` in its place, asks for; ``<generator>`` in the description is the room's name.
 
-        The stage is the same for every autoencoder of a family: ``imagenet_qwen``, say, reads the preset ``imagenet``.
+        The preset is found by :func:`~generation.presets.find_family`.
         """
         description = description.replace("<generator>", cls.NAME)
-        return config_from_command_line(cls, cls.PRESETS, description, words, families=True)
+        config, command_line = read_command_line(cls, cls.PRESETS, description, words, find_family)
+        config.command_line = command_line
+        return config
 
     @classmethod
     def command(cls, name: str) -> str:
         """What a person types to run the room's command ``name``."""
         return f"python -m {cls.NAME} {name}"
+
+    def makes_autoencoder(self) -> str:
+        """What a person types to train the autoencoder that the run lacks."""
+        return f"bash scripts/train_ae.sh run_dir={self.run_dir}"
+
+    def makes_generator(self, regularisers: Collection[str]) -> str:
+        """What a person does to have the generator that the run lacks; ``regularisers`` are the names of those of the run's autoencoder."""
+        return f"run `bash scripts/train_{self.NAME}.sh run_dir={self.run_dir}`"
 
     @property
     def autoencoder_folder(self) -> Path:

@@ -45,6 +45,7 @@ from generation.config import GenerationConfig, SampleConfig
 from generation.labels import ClassShares, choose_shares
 from generation.sample_drawer import EXACT_GROUP, SampleDrawer
 from generation.saved import load_generator
+from generation.written import note_unread
 
 
 def main(stage: type[GenerationConfig]) -> None:
@@ -63,6 +64,7 @@ def load_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, d
     autoencoder = load_autoencoder(config, world.device)
     bundle, saved = load_generator(config, autoencoder, world.device)
     config.equip(bundle.model, saved)
+    note_unread(config)
     return SampleDrawer(bundle.to(world.device), autoencoder, config.sample, world), saved
 
 
@@ -74,6 +76,8 @@ def draw_sets(config: GenerationConfig, world: World) -> None:
         note(
             "the generator has one class, so that guidance has nothing to point at: sample.cfg=[1] draws one set without it"
         )
+    for cfg in config.sample.cfg:  # before the first set is drawn
+        drawer.bundle.model.check_guidance(cfg)
     for cfg in config.sample.cfg:
         generate_set(config, drawer, cfg, protocol(config, saved, cfg, shares.description), shares)
 
@@ -212,6 +216,7 @@ def draw_chosen(
     count, cfg = arguments.get("n", 16), arguments.get("cfg", config.sample.preview_cfg)
     if out.suffix not in (".png", ".npz") or count < 1 or not (cfg >= 0 and math.isfinite(cfg)):
         raise UserError("--out is a .png or .npz, --n is at least 1, --cfg is 0 or more")
+    drawer.bundle.model.check_guidance(cfg)
     labels = torch.tensor(classes)[torch.arange(count) * len(classes) // count]
     made_by = protocol(config, saved, cfg, labels.tolist()) | {"count": count}
     folder = out.with_name(f".{out.name}.parts")

@@ -27,6 +27,10 @@ class Generator(nn.Module, ABC):
     def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:
         """The training loss, a scalar, of normalised latents ``(B, T, C)`` with labels ``(B,)``."""
 
+    def check_guidance(self, cfg: float) -> None:
+        """A :class:`~flowprior.errors.UserError` where the guidance scale ``cfg`` is not one to sample at. Every scale is, unless a
+        generator says otherwise."""
+
     @abstractmethod
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
         """Normalised latents ``(B, T, C)`` for labels ``(B,)``; sample i depends on its label, ``seeds[i]`` and ``cfg`` only."""

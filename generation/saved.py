@@ -22,6 +22,7 @@ from flowprior.run.files import (
 )
 from generation.config import GenerationConfig
 from generation.generator import GeneratorObjective, build_generator
+from generation.written import check_written
 from tokenizer.opening import Tokenizer
 
 FORMAT_VERSION = 1
@@ -64,7 +65,17 @@ def load_generator(
     """
     own, folder = folder is None, folder or config.folder / "generator"
     if not (folder / "config.json").is_file():
-        raise UserError(f"there is no trained generator at {folder}: run `bash scripts/train_{config.NAME}.sh` first")
+        names = [
+            str(each.get("name"))
+            for each in getattr(autoencoder, "about", {}).get("regularisers", [])
+            if isinstance(each, dict)
+        ]
+        remedy = (
+            f"{config.makes_generator(names)} first, with the same PRESET and DATA"
+            if own
+            else "write start=<folder of one>"
+        )
+        raise UserError(f"there is no trained generator at {folder}: {remedy}")
     saved = read_json(folder / "config.json", "generator")
     if saved.get("format") != FORMAT_VERSION:
         raise UserError(f"{folder / 'config.json'} is not a generator of format {FORMAT_VERSION}")
@@ -84,6 +95,8 @@ def load_generator(
         )
     what = f"the generator in {folder}"
     trained = build_config(type(config.model), config.complete_section(saved.get("generator"), what), str(folder))
+    if own:
+        check_written(config, trained, what)
     getattr(trained, trained.name).sampler = getattr(config.model, trained.name).sampler
 
     tensors = read_tensors(folder / "model.safetensors", "generator's weights")

@@ -55,6 +55,19 @@ class MARStageConfig(GenerationConfig):
         """Whether samples are drawn with the transformer that guidance is distilled into."""
         return self.samples_by_map and self.model.mar.sampler.one_pass
 
+    def check_distilled_guidance(self) -> None:
+        """A :class:`UserError` where the samples are drawn by what is distilled, at a guidance scale that it is not distilled for."""
+        if not self.samples_by_map:
+            return
+        section = "distil_guidance" if self.samples_in_one_pass else "distil"
+        low, high = getattr(self, section).guidance
+        least, most = min(self.sample.cfg), max(self.sample.cfg)
+        if not low <= least <= most <= high:
+            raise UserError(
+                f"sample.cfg has guidance scales from {least:g} to {most:g}, and {section}.guidance=[{low:g},{high:g}] is what samples are "
+                f"distilled for: write {section}.guidance=[{min(low, least):g},{max(high, most):g}], or leave the others out of sample.cfg"
+            )
+
     def equip(self, model: Any, saved: dict[str, Any]) -> None:
         """With the head's flow map, or the guided transformer, where the sampler asks for it."""
         if self.samples_in_one_pass:

@@ -50,10 +50,11 @@ def run(config: MARStageConfig, describe_stage: Callable[[MARStageConfig, dict[s
     """Distil as ``describe_stage`` says of the config and the generator's ``config.json``, unless that is complete.
 
     Raises:
-        UserError: the generator is not MAR.
+        UserError: the generator is not MAR, or samples are asked for at guidance scales that what is distilled will not serve.
     """
     if config.model.name != "mar":
         raise UserError(f"MAR is distilled, not '{config.model.name}'")
+    config.check_distilled_guidance()
     with distributed_world() as world:
         autoencoder = load_autoencoder(config, world.device)
         bundle, saved = load_generator(config, autoencoder, world.device)

@@ -260,11 +260,20 @@ class MAR(Generator):
         draw = draw._replace(t=config.times.quantile(draw.t))
         return flow_matching_loss(self.head, data, draw, cond)
 
+    @property
+    def distilled(self) -> FlowMap | GuidedTransformer | None:
+        """What the sampler asks for in place of the head; nothing until it is there, since it comes after training."""
+        if self.config.sampler.head == "flow":
+            return None
+        return self.guided if self.config.sampler.one_pass else self.flow_map
+
+    def check_guidance(self, cfg: float) -> None:
+        if self.distilled is not None:
+            self.distilled.check_guidance(cfg)
+
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:
+        self.check_guidance(cfg)
         sampler = self.config.sampler
-        by = self.guided if sampler.one_pass else self.flow_map
-        if by is None:  # it comes after training
+        if self.distilled is None:
             sampler = sampler.of_flow()
-        elif sampler.head == "map":
-            by.check_guidance(cfg)
         return sample_latents(self, labels, seeds, cfg, sampler)

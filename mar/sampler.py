@@ -105,6 +105,12 @@ class SamplerConfig:
         if self.cfg_interval != (0.0, 1.0) or self.cfg_damping:
             raise ValueError("head=map knows guidance by its scale alone: leave out cfg_interval and cfg_damping")
 
+    def unread(self) -> dict[str, str]:
+        """Options that change no sample, and the options beside which they do not."""
+        if self.head == "map":
+            return dict.fromkeys(("solver", "head_steps"), "head=map, which takes head_evaluations alone")
+        return {"head_steps": "head_evaluations"} if self.head_evaluations else {}
+
     def of_flow(self) -> SamplerConfig:
         """The same without the map, with the flow head's own steps."""
         if self.head == "flow":

@@ -15,13 +15,13 @@ from flowprior.errors import UserError, entry_point
 from flowprior.run.config import build_config, option, registry_section
 from flowprior.run.run_folder import RunFolder
 from flowprior.run.written import read_yaml
-from simflow.config import SimFlowStageConfig
+from simflow.config import JOINT_PRESETS, SimFlowStageConfig
 from simflow.regulariser import JointFlowConfig
 from tokenizer.config import AEConfig
 from tokenizer.regularisers import REGULARISERS
 from tokenizer.train_ae import run_stage
 
-PRESETS = Path(__file__).parent / "joint_configs"
+PRESETS = JOINT_PRESETS
 DEFAULT_PRESET = "digits_simflow"
 OTHER_POSTERIORS = ("kl", "softvq", "soft_pq")
 

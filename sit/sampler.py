@@ -55,6 +55,13 @@ class SamplerConfig(Section):
         if self.time_shift:
             shift_factor(self.time_shift, 1)
 
+    def unread(self) -> dict[str, str]:
+        """Options that change no sample, and the option beside which they do not."""
+        of_dopri5, of_sde = ("rtol", "atol"), ("diffusion", "diffusion_scale", "last_step")
+        fixed = ("steps", "time_shift")
+        other = {"dopri5": fixed + of_sde, "sde": of_dopri5}.get(self.solver, of_dopri5 + of_sde)
+        return dict.fromkeys(other, f"solver={self.solver}")
+
 
 @torch.no_grad()
 def sample_latents(model: SiT, labels: Tensor, seeds: list[int], cfg: float, config: SamplerConfig) -> Tensor:

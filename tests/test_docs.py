@@ -17,6 +17,7 @@ from flowprior.run.config import apply_overrides, build_config, list_options
 from flowprior.run.presets import find_preset, read_preset
 from generation import estimate_scale, generate
 from generation.commands import COMMANDS as GENERATION_COMMANDS
+from generation.presets import find_family
 from imports.__main__ import parse as parse_import
 from imports.config import ImportConfig
 from latent_report.__main__ import parse as parse_report
@@ -167,7 +168,8 @@ def stage_options(command: Command) -> dict[str, Any]:
         name, words = words[at + 1], words[:at] + words[at + 2 :]
     if name.endswith(".yaml"):  # of the reader's own
         name = "digits"
-    preset = find_preset(name, presets, families=presets in (MAR_PRESETS, SIT_PRESETS, SIMFLOW_PRESETS))
+    find = find_family if presets in (MAR_PRESETS, SIT_PRESETS, SIMFLOW_PRESETS) else find_preset
+    preset = find(name, presets)
     return apply_overrides(read_preset(preset, presets), [word for word in words if not word.startswith("--")])
 
 

@@ -10,9 +10,11 @@ import torch
 
 from flowprior.data.image_contents import FILES_READ
 from flowprior.data.images import ImageConfig, ImageSource, open_images
+from flowprior.errors import UserError
 from flowprior.metrics.extractor_options import ExtractorOptions
 from flowprior.metrics.registry import EXTRACTORS, foreign_images
 from flowprior.run.config import option
+from flowprior.run.presets import find_preset
 from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 from tokenizer.autoencoder import AutoencoderConfig
@@ -20,9 +22,17 @@ from tokenizer.features import FeatureConfig
 from tokenizer.metrics import METERS, MeterContext, check_meters
 from tokenizer.monitor import MonitorConfig
 from tokenizer.objective import LossConfig
-from tokenizer.regularisers import RegulariserConfig
+from tokenizer.regularisers import ELSEWHERE, RegulariserConfig
 
 PRESETS = Path(__file__).parent / "configs"
+
+
+def find_ae_preset(name: str, folder: Path) -> Path:
+    """As :func:`~flowprior.run.presets.find_preset`; a :class:`UserError` names the script for an autoencoder that is trained elsewhere."""
+    script = ELSEWHERE.get(name.rpartition("_")[2])
+    if script and not (folder / f"{name}.yaml").is_file():
+        raise UserError(f"the preset '{name}' is not of this command: run `PRESET={name} {script}`")
+    return find_preset(name, folder)
 
 
 @dataclass

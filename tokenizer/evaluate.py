@@ -21,7 +21,7 @@ from flowprior.run.lock import sole_writer
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.provenance import Provenance
 from tokenizer.autoencoder import Autoencoder
-from tokenizer.config import PRESETS, AEConfig
+from tokenizer.config import PRESETS, AEConfig, find_ae_preset
 from tokenizer.metrics import Meter, build_meters
 from tokenizer.reconstruct import measure, measure_with_noise
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 def run_evaluation(config_class: type[AEConfig], presets: Path, description: str, default: str = "digits") -> None:
     """What the command does; arguments as for :func:`tokenizer.train_ae.run_stage`."""
-    config = config_from_command_line(config_class, presets, description, default=default)
+    config = config_from_command_line(config_class, presets, description, find=find_ae_preset, default=default)
     if config.dry_run:
         return
     folder = Path(config.run_dir) / "ae"

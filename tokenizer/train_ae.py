@@ -27,7 +27,7 @@ from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.randomness import seed_global_generators
 from tokenizer.autoencoder import Autoencoder
-from tokenizer.config import PRESETS, AEConfig
+from tokenizer.config import PRESETS, AEConfig, find_ae_preset
 from tokenizer.dry_run import describe_step
 from tokenizer.features import build_features
 from tokenizer.features.base import FeatureContext
@@ -55,7 +55,7 @@ def run_stage(config_class: type[AEConfig], presets: Path, description: str, def
         description: for ``--help``.
         default: the preset where none is named.
     """
-    config = config_from_command_line(config_class, presets, description, default=default)
+    config = config_from_command_line(config_class, presets, description, find=find_ae_preset, default=default)
     if config.dry_run:
         print(dry_run(config))
         return

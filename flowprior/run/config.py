@@ -250,7 +250,13 @@ def _plain(value: Any) -> Any:
 
 
 def registry_section(
-    name: str, selector: str, default: str, registry: dict[str, type], help: str, several: bool = False
+    name: str,
+    selector: str,
+    default: str,
+    registry: dict[str, type],
+    help: str,
+    several: bool = False,
+    elsewhere: dict[str, str] | None = None,
 ) -> type:
     """A config section that chooses from a registry, with a sub-section of options for each entry.
 
@@ -263,6 +269,7 @@ def registry_section(
         registry: config dataclass by entry.
         help: of the selector.
         several: entries may be joined by ``+``, and ``none`` stands for none of them.
+        elsewhere: the command that has an entry, by entries that are not in this registry.
     """
     options = ", ".join(registry)
 
@@ -272,6 +279,9 @@ def registry_section(
 
     def check(self: Any) -> None:
         value, words = getattr(self, selector), words_of(self)
+        for word in set(words) - set(registry):
+            if word in (elsewhere or {}):
+                raise ValueError(f"{selector}={value} is not of this command: run `{elsewhere[word]}`")
         if set(words) - set(registry) or len(set(words)) != len(words):
             raise ValueError(
                 f"{selector} is {f'none, or one or more of {options} joined by +' if several else f'one of {options}'}, not '{value}'"

@@ -6,31 +6,26 @@ import argparse
 import dataclasses
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from flowprior.errors import UserError
 from flowprior.run.config import apply_overrides, build_config, list_options
-from flowprior.run.written import NumbersAsWritten, read_yaml
+from flowprior.run.written import NumbersAsWritten, as_written, read_yaml
 
 C = TypeVar("C")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def find_preset(name: str, folder: Path, families: bool = False) -> Path:
-    """The YAML file of a preset: a name in ``folder`` or the path of a file of one's own.
-
-    With ``families``, where there is no ``a_b.yaml`` the family's ``a.yaml`` serves.
-    """
+def find_preset(name: str, folder: Path) -> Path:
+    """The YAML file of a preset: a name in ``folder`` or the path of a file of one's own."""
     own = Path(name)
     if own.suffix in (".yaml", ".yml"):
         if not own.is_file():
             raise UserError(f"there is no preset file {own}")
         return own
-    path, stem = folder / f"{name}.yaml", name
-    while families and not path.is_file() and "_" in stem:
-        stem = stem.rsplit("_", 1)[0]
-        path = folder / f"{stem}.yaml"
+    path = folder / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise UserError(
@@ -87,19 +82,44 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists every option)")
 
 
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What a person wrote.
+
+    Attributes:
+        preset: as it was named.
+        options: dotted names of the options behind it, ``model.mar.width`` say.
+    """
+
+    preset: str = ""
+    options: frozenset[str] = frozenset()
+
+
 def config_from_command_line(
     cls: type[C],
     presets: Path,
     description: str,
     argv: list[str] | None = None,
-    families: bool = False,
+    find: Callable[[str, Path], Path] = find_preset,
     default: str = "digits",
 ) -> C:
     """The config that a command line asks for: ``[--preset NAME] [option=value ...]``; ``--help`` prints every field.
 
     ``run_dir``, which every stage's config has, is ``runs/<preset>`` unless it is given. A yes-or-no option of the top level, ``dry_run`` say,
-    is also a flag, ``--dry-run``. The preset is ``default`` where none is named.
+    is also a flag, ``--dry-run``. The preset is ``default`` where none is named, and the file that ``find`` gives for name and folder.
     """
+    return read_command_line(cls, presets, description, argv, find, default)[0]
+
+
+def read_command_line(
+    cls: type[C],
+    presets: Path,
+    description: str,
+    argv: list[str] | None = None,
+    find: Callable[[str, Path], Path] = find_preset,
+    default: str = "digits",
+) -> tuple[C, CommandLine]:
+    """The config, as :func:`config_from_command_line` has it, and what was written."""
     parser = Parser(description=description, options_of=cls, before=" before the preset is applied")
     folder = presets.resolve()
     there = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
@@ -116,8 +136,18 @@ def config_from_command_line(
         arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
     except AttributeError as error:  # a signal that came within argparse, whose cleaning up then fails
         raise error.__context__ or error from None
-    preset = find_preset(arguments.preset, presets, families)
+    preset = find(arguments.preset, presets)
     values = apply_overrides(read_preset(preset, presets), arguments.overrides)
     values |= {name: True for name, given in vars(arguments).items() if given is True}
     values.setdefault("run_dir", f"runs/{Path(arguments.preset).stem}")
-    return build_config(cls, values)
+    written = {text.partition("=")[0]: as_written(text.partition("=")[2]) for text in arguments.overrides}
+    return build_config(cls, values), CommandLine(arguments.preset, frozenset(_leaves(written)))
+
+
+def _leaves(values: dict[str, Any], where: str = "") -> list[str]:
+    """Dotted names of all options in ``values``, section by section."""
+    names = []
+    for key, value in values.items():
+        dotted = f"{where}{key}"
+        names += _leaves(value, f"{dotted}.") if isinstance(value, dict) and value else [dotted]
+    return names

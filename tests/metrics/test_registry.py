@@ -7,6 +7,7 @@ from flowprior.errors import UserError
 from flowprior.metrics.registry import choose_metrics
 from flowprior.run.config import build_config
 from flowprior.run.presets import config_from_command_line
+from generation.presets import find_family
 from mar.config import PRESETS, MARStageConfig
 from tokenizer.config import AEConfig
 
@@ -65,7 +66,7 @@ def test_the_configs_are_checked_without_torch_fidelity():
 
 @pytest.mark.parametrize("name", ["digits", "folder", "imagenet", "imagenet_qwen", "imagenet_qwen_pca"])
 def test_every_preset_and_every_member_of_a_family_is_read(name):
-    config = config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", name], families=True)
+    config = config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", name], find_family)
     assert config.run_dir == f"runs/{name}"
 
 
@@ -80,4 +81,4 @@ def test_the_imagenet_preset_trains_the_papers_generator_for_400_epochs():
 
 def test_a_name_outside_the_families_is_no_preset():
     with pytest.raises(UserError, match="no preset 'bogus_qwen'"):
-        config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", "bogus_qwen"], families=True)
+        config_from_command_line(MARStageConfig, PRESETS, "", ["--preset", "bogus_qwen"], find_family)

@@ -55,7 +55,7 @@ def call(monkeypatch, capfd):
 def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_with_no_stage_3(call, tmp_path):
     run = f"run_dir={tmp_path}"
     code, said = call("generate", run, *SAMPLE)
-    assert code == 2 and "run_dir" in said and said.count("error:") == 1
+    assert code == 2 and f"run `bash scripts/train_simflow.sh {run}` first" in said and said.count("error:") == 1
 
     for command, words in (
         (train_simflow.main, JOINT),
@@ -85,6 +85,9 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_
     bits = json.loads((tmp_path / "simflow" / "likelihood.json").read_text())["metrics"]["bits_per_dimension"]
     assert 1.0 < bits < 4
 
+    code, said = call("generate", run, *SAMPLE, "model.tarflow.width=64")
+    assert code == 2 and "model.tarflow.width: 12 -> 64" in said and said.count("error:") == 1
+
     code, said = call(train_simflow.main, run, *JOINT)
     assert code == 0 and "complete" in said
     code, said = call("train", run, *SAMPLE)
@@ -96,7 +99,7 @@ def test_without_the_saved_flow_nothing_is_sampled_and_a_line_says_how_it_is_mad
     (tmp_path / "simflow" / "generator" / "config.json").unlink()
     code, said = call("generate", f"run_dir={tmp_path}", *SAMPLE)
     assert code == 2 and f"there is no trained generator at {tmp_path / 'simflow' / 'generator'}" in said
-    assert "bash scripts/train_simflow.sh" in said
+    assert f"restore it, or delete {tmp_path / 'ae'} and run `bash scripts/train_simflow.sh run_dir={tmp_path}`" in said
 
 
 def test_a_flow_on_cached_latents_goes_through_the_stage_like_any_generator(call, tmp_path):

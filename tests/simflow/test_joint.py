@@ -9,8 +9,10 @@ from flowprior.run.config import build_config
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
+from simflow.config import JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
 from tokenizer.autoencoder import Encoded
+from tokenizer.config import PRESETS, AEConfig, find_ae_preset
 from tokenizer.dry_run import step_cost
 from tokenizer.train_ae import build_objective, dry_run
 
@@ -132,6 +134,23 @@ def test_a_mistake_is_answered_in_one_line(options, said):
     with pytest.raises(UserError) as error:
         config(**options)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["simflow", "simflow+kl", "vavae+simflow"])
+def test_the_autoencoders_own_command_names_the_script_that_trains_it_with_a_flow(name):
+    with pytest.raises(UserError, match="run `bash scripts/train_simflow.sh`") as error:
+        build_config(AEConfig, {"regulariser": {"name": name}})
+    assert f"name={name}" in str(error.value)
+
+
+def test_a_preset_of_joint_training_is_answered_with_its_script_and_an_unknown_one_with_those_that_there_are():
+    with pytest.raises(UserError, match="run `PRESET=digits_simflow bash scripts/train_simflow.sh`"):
+        find_ae_preset("digits_simflow", PRESETS)
+    with pytest.raises(UserError, match="there is no preset 'digits_bogus' for this stage: choose one of"):
+        find_ae_preset("digits_bogus", PRESETS)
+    for name in ("digits", "digits_noise"):
+        assert find_ae_preset(name, PRESETS) == PRESETS / f"{name}.yaml"
+    assert find_ae_preset("digits_simflow", JOINT_PRESETS).parent == JOINT_PRESETS
 
 
 @pytest.mark.parametrize("other", ["reals", "vavae"])

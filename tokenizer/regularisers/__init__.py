@@ -19,6 +19,9 @@ REGULARISERS = {
     "vavae": VAVAEConfig,
 }
 
+# Trained with a generator, in its room: the last word of its presets, and the script that has both.
+ELSEWHERE = {"simflow": "bash scripts/train_simflow.sh"}
+
 RegulariserConfig = registry_section(
-    "RegulariserConfig", "name", "flow", REGULARISERS, "what acts on the latents", several=True
+    "RegulariserConfig", "name", "flow", REGULARISERS, "what acts on the latents", several=True, elsewhere=ELSEWHERE
 )
