@@ -9,6 +9,7 @@ import pytest
 from flowprior.data.images import ImageConfig
 from flowprior.errors import UserError
 from latent_report import forecast as read
+from latent_report.__main__ import print_table
 from latent_report.config import PROTOCOL_VERSION, ReportConfig
 from latent_report.page import page as report_page
 from study.fit import choose, left_out_errors, left_out_predictions
@@ -194,7 +195,7 @@ def test_other_images_and_another_protocol_are_refused_in_one_line(forecast):
     assert "figures of version" in read.expected(entry_of(usual(forecast)), config(), [older])["refused"]
 
 
-def test_the_page_has_the_forecast_or_says_how_one_makes_it_and_nothing_else(forecast):
+def test_the_page_has_the_forecast_or_says_how_one_makes_it_and_nothing_else(forecast, capsys):
     head = {"kind": "", "path": "", "images": 1, "places": [1], "channels": 1, "curves": {}, "left_out": {}}
     one = head | entry_of(usual(forecast))
     report = {"protocol": {"options": {}}, "tokenizers": [one]}
@@ -203,6 +204,8 @@ def test_the_page_has_the_forecast_or_says_how_one_makes_it_and_nothing_else(for
     one["forecast"] = read.expected(one, config(), [forecast])
     shown = report_page(report, [{}]).partition("<h2>Forecast")[2].partition("<h2>")[0]
     assert "1.00 (a factor of 1.0" in shown and "SiT" in shown and "study.sh" not in shown
+    print_table(report)
+    assert "expected of generators" in capsys.readouterr().out
     one["forecast"] = {"refused": "it is <odd>"}
     assert "none: it is &lt;odd&gt;" in report_page(report, [{}])
 
