@@ -73,7 +73,7 @@ class TrainedGenerator:
         if not hasattr(self.sampler, "ar_steps"):
             return ""
         steps, tokens = self.sampler.ar_steps, self.drawer.bundle.model.tokens
-        return f"Of ar_steps={steps} there are {tokens}, one for each token." if steps > tokens else ""
+        return f"ar_steps={steps} is more than the {tokens} tokens: {tokens} steps are made." if steps > tokens else ""
 
 
 @dataclass

@@ -10,7 +10,6 @@ from flowprior.notes import note
 from flowprior.run.files import read_json
 from flowprior.run.provenance import differing
 from generation.config import GenerationConfig
-from generation.generate import samples_file
 
 IN_WORDS = {
     "fdr": "extractors or baseline of FDr",
@@ -36,7 +35,7 @@ class Earlier:
 
 
 def earlier_figures(config: GenerationConfig, file: Path, kept: Any, made_by: dict[str, Any]) -> Earlier:
-    """Of the run's own sets in ``file``: those drawn and measured as ``made_by`` says, but for the guidance scale, whose images are there.
+    """Of the run's own sets in ``file``: those drawn and measured as ``made_by`` says, but for the guidance scale.
 
     Args:
         config: of the stage.
@@ -54,10 +53,7 @@ def earlier_figures(config: GenerationConfig, file: Path, kept: Any, made_by: di
     sets = {
         name: one
         for name, one in kept["samples"].items()
-        if name in told[0]
-        and one == made_by["samples"].get(name, one)
-        and _but_for_guidance(one) in drawn
-        and samples_file(config, float(name)).is_file()
+        if name in told[0] and one == made_by["samples"].get(name, one) and _but_for_guidance(one) in drawn
     }
     return Earlier(*({name: part[name] for name in sets if name in part} for part in told), sets)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flowprior.data.embedded import EMBEDDED
 from flowprior.data.image_archive import ImageArchive, archive_has_images
 from flowprior.data.image_sizes import ImageSize, stored_sizes
 from flowprior.data.images import ImageConfig, ImageSource, open_images, shared_fingerprint
@@ -150,7 +152,7 @@ def _data(config: GenerationConfig, extractor: Extractor, size: ImageSize, sampl
     wanted = config.data.size
     if size != (wanted, wanted):
         square = size.height == size.width
-        of_file = _reference_by_file(size, extractor, config.data.path or config.data.source)
+        of_file = _reference_by_file(size, extractor, config.data)
         remedy = f"write data.size={size.height}, or {of_file}" if square else "write another evaluate.reference"
         raise UserError(f"{samples} and the data that they are compared with are cropped to {wanted}: {remedy}")
     return _source(open_images(config.data), size, "centre", extractor, world)
@@ -168,7 +170,7 @@ def _images(config: ImageConfig, extractor: Extractor, size: ImageSize, samples:
     if not others and common.height == common.width:
         raise UserError(
             f"the images in {where} are {common} and {samples}: to compare with them resized to {size}, {cropped}, or "
-            f"{_reference_by_file(size, extractor, where)}"
+            f"{_reference_by_file(size, extractor, config)}"
         )
     if world.is_main:
         small = sum(count for other, count in sizes.items() if min(other) < size.height)
@@ -190,7 +192,7 @@ def _archive(
     if (stored := ImageSize(*archive.size)) != size:
         remedy = "give images of one size"
         if size.height == size.width:
-            remedy += f", or write {_reference_by_file(size, extractor, '<their files>')}"
+            remedy += f", or write {_reference_by_file(size, extractor)}"
         raise UserError(f"the images in {file} are {stored} and {samples}: {remedy}")
     known = {}
     has_moments = not skip_known_moments and {"mu.npy", "sigma.npy"} <= set(archive_members(file))
@@ -212,9 +214,14 @@ def _archive(
     )
 
 
-def _reference_by_file(size: ImageSize, extractor: Extractor, images: str) -> str:
+def _reference_by_file(size: ImageSize, extractor: Extractor, images: ImageConfig | None = None) -> str:
     """The option that names moments of ``images`` at the samples' size, and the command that makes them, for a message."""
-    command = f"python fid_stats/compute.py {images} --extractor {extractor.name} --size {size.height} --out stats.npz"
+    words = "<their files>"
+    if images is not None:
+        words = images.source if images.source in EMBEDDED else shlex.quote(images.path)
+        words += " --cifar10" * (images.source == "cifar10")
+    named = extractor.name + "=<its weights>" * (extractor.kind == "timm")
+    command = f"python fid_stats/compute.py {words} --extractor {named} --size {size.height} --out stats.npz"
     return f"evaluate.reference=stats.npz, which `{command}` makes"
 
 

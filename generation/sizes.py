@@ -25,7 +25,7 @@ def apply_size(config: Any, sizes: Mapping[str, Mapping[str, int]], default: str
         written = getattr(config, name)
         if config.size and written not in (0, value):
             raise ValueError(
-                f"size={config.size} has {name} {value}, not {written}, and a preset may be what says the size: write {section}.size= with "
-                f"nothing behind it to choose {', '.join(numbers)} one by one, or leave out {name}"
+                f"size={config.size} has {name} {value}, not {written}: leave out {name}, or write {section}.size= with nothing behind it, and the "
+                f"size (a preset's, say) gives way to {', '.join(numbers)} of your own"
             )
         setattr(config, name, written or value)

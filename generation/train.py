@@ -17,8 +17,8 @@ from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import LatentNormaliser, check_statistics
 from flowprior.data.loader import training_batches
 from flowprior.distributed import World, distributed_world
-from flowprior.errors import UserError
-from flowprior.notes import counted
+from flowprior.errors import UserError, one_line
+from flowprior.notes import counted, note
 from flowprior.run.files import tensors_fingerprint
 from flowprior.run.pictures import save_sheet
 from flowprior.run.provenance import differing
@@ -74,15 +74,19 @@ def open_cache(config: GenerationConfig, autoencoder: Tokenizer, world: World) -
 
 
 def check_images(config: GenerationConfig, cache: LatentCache, world: World) -> None:
-    """A :class:`UserError` where ``data.path`` names another place than the cache was made from, and other images lie there."""
+    """A :class:`UserError` where ``data.path`` names another place than the cache was made from, and other images lie there. None need to."""
     place = cache.manifest.get("place")
-    if place is None or config.data.has_subsets or place == config.data.place:
+    if place is None or not config.data.path or config.data.has_subsets or place == config.data.place:
         return
-    images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
+    try:
+        images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
+    except UserError as error:
+        note(f"training reads the latents of the images in {place}, and none of data.path ({one_line(error)})")
+        return
     if shared_fingerprint(images, world) != cache.manifest["origin"].get("images"):
         raise UserError(
-            f"the latent cache {config.cache_folder} was made from the images in {place}, and those in {config.data.path} are others: "
-            f"write data.path={place}, or run_dir=<another> and `{config.command('cache_latents')}` first"
+            f"the latent cache {config.cache_folder} was made from the images of {place}, and those in {config.data.path} are others: "
+            f"name the former, or write run_dir=<another> and run `{config.command('cache_latents')}` first"
         )
 
 

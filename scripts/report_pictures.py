@@ -16,6 +16,7 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from scripts.report_reading import GENERATORS, classes_text, measured_generators, read, read_rows, two_scales  # noqa: E402
 
+NO_LOSSES = ("step", "grad_norm", "lr", "steps_per_second", "waiting_for_data")  # of a row of the log
 BLUE, RED, GREEN, GREY = "#2b6cb0", "#c53030", "#2f855a", "#718096"
 
 
@@ -63,7 +64,7 @@ def draw_prior_together(axis: Any, run: Path) -> None:
 
 
 def draw_losses(axes: Any, run: Path) -> None:
-    """The loss of every stage against the step."""
+    """The loss of every stage against the step, in its terms."""
     for axis, (stage, title) in zip(
         axes,
         (
@@ -73,13 +74,11 @@ def draw_losses(axes: Any, run: Path) -> None:
         ),
     ):
         rows = read_rows(run / stage / "log.jsonl", "loss")
-        names = [
-            n
-            for n in rows[0]
-            if n not in ("step", "grad_norm", "lr", "steps_per_second", "waiting_for_data") and "/" not in n
-        ]
+        names = [name for name in rows[0] if name not in NO_LOSSES and "/" not in name]
         for name, colour in zip(names, (BLUE, RED, GREEN, GREY)):
-            axis.plot([row["step"] for row in rows], [row[name] for row in rows], color=colour, label=name, linewidth=1)
+            of_name = [row for row in rows if name in row]  # a term may end before training does
+            values = [row[name] for row in of_name]
+            axis.plot([row["step"] for row in of_name], values, color=colour, label=name, linewidth=1)
         axis.set(yscale="log", xlabel="step", title=title)
         axis.legend(frameon=False)
 

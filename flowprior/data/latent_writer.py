@@ -109,7 +109,7 @@ def write_latent_cache(
     origin: dict[str, Any],
     world: World,
     size: int | None = None,
-    images_at: str = "",
+    place: str = "",
 ) -> None:
     """Encode every image and write the cache; shards that an interrupted run left whole are kept.
 
@@ -122,7 +122,7 @@ def write_latent_cache(
         origin: fingerprints of encoder and images: what a reader must agree with.
         world: shards are dealt out to all processes.
         size: H; the images' own if not given.
-        images_at: where the images lie, for the manifest.
+        place: where the images lie, for the manifest.
 
     Raises:
         UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has too little room.
@@ -156,7 +156,7 @@ def write_latent_cache(
             write_tensors(files[shard], tensors, _metadata(mark, tensors))
     world.barrier()
     if world.is_main:
-        write_json(folder / "manifest.json", _manifest(files, images, config, origin, images_at))
+        write_json(folder / "manifest.json", _manifest(files, images, config, origin, place))
     world.barrier()
 
 
@@ -179,7 +179,7 @@ def _encoded(
 
 
 def _manifest(
-    files: list[Path], images: ImageSource, config: CacheConfig, origin: dict[str, Any], images_at: str
+    files: list[Path], images: ImageSource, config: CacheConfig, origin: dict[str, Any], place: str
 ) -> dict[str, Any]:
     """What ``manifest.json`` says of the shards that lie there."""
     with safe_open(files[0], "pt") as first:
@@ -196,7 +196,7 @@ def _manifest(
         "kind": images.kind,
         "num_classes": images.num_classes,
         "class_names": images.class_names,
-        "place": images_at or None,
+        "place": place or None,
         "origin": origin,
         "shards": [
             {"file": file.name, "rows": _rows(shard, config, images), "sha256": file_sha256(file)}

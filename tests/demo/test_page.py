@@ -52,7 +52,7 @@ def test_every_option_of_the_sampler_is_on_the_page_with_the_runs_value(client):
     other, _ = client.predict([0], 1, 1, 0, head_steps=1, api_name="/generate_mar")
     assert np.any(np.asarray(Image.open(first)) != np.asarray(Image.open(other)))
     _, said = client.predict([0], 1, 1, 0, ar_steps=999, api_name="/generate_mar")
-    assert said.endswith(" s each. Of ar_steps=999 there are 4, one for each token.")
+    assert said.endswith(" s each. ar_steps=999 is more than the 4 tokens: 4 steps are made.")
 
 
 def test_an_uploaded_image_is_rebuilt_and_two_are_walked_between(client, image):

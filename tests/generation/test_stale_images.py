@@ -89,10 +89,13 @@ def test_training_on_cached_latents_refuses_other_images_at_another_place_and_ta
         code, said = command(train_mar, *small, f"data.path={tmp_path / 'others'}")
         assert (
             code == 2
-            and f"from the images in {tmp_path / 'images'}, and those in {tmp_path / 'others'} are others" in said
+            and f"from the images of {tmp_path / 'images'}, and those in {tmp_path / 'others'} are others" in said
         )
         assert complete or command(train_mar, *small)[0] == 0
     assert command(train_mar, *small, f"data.path={tmp_path / 'copy'}")[0] == 0
+    code, said = command(train_mar, *small, f"data.path={tmp_path / 'gone'}")
+    assert code == 0 and "training reads the latents of the images in" in said and "gone" in said
+    assert command(train_mar, *small, "data.path=") == (0, "")
 
 
 def test_a_latent_cache_of_an_earlier_version_is_accepted_with_a_line_and_left_as_it_is(command, images, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
-from scripts import report  # noqa: E402
+from scripts import report_pictures as report  # noqa: E402
 
 NAMES = {
     "flowhead": ["loss"],
@@ -30,6 +30,19 @@ def run(tmp_path):
     statistics = {"channel_std": [1.0, 0.9, 1.1], "scale": 0.987}
     (tmp_path / "latents" / "manifest.json").write_text(json.dumps({"statistics": statistics}))
     return tmp_path
+
+
+def test_a_term_that_ends_before_training_is_drawn_as_far_as_it_goes(run):
+    file = run / "ae" / "log.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows[5:]:
+        del row["flow"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure, axes = report.plt.subplots(1, 3)
+    report.draw_losses(axes, run)
+    lengths = {line.get_label(): len(line.get_xdata()) for line in axes[1].get_lines()}
+    report.plt.close(figure)
+    assert lengths["flow"] == 5 and lengths["l2"] == 12
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,16 @@ def test_other_images_and_another_protocol_are_refused_in_one_line(forecast):
 
 
 def test_the_page_has_the_forecast_or_says_how_one_makes_it_and_nothing_else(forecast, capsys):
-    head = {"kind": "", "path": "", "images": 1, "places": [1], "channels": 1, "curves": {}, "left_out": {}}
+    head = {
+        "kind": "",
+        "path": "",
+        "images": 1,
+        "places": [1],
+        "channels": 1,
+        "curves": {},
+        "left_out": {},
+        "remarks": {},
+    }
     one = head | entry_of(usual(forecast))
     report = {"protocol": {"options": {}}, "tokenizers": [one]}
     without = report_page(report, [{}]).partition("<h2>Forecast")[2].partition("<h2>")[0]

@@ -80,7 +80,7 @@ def classes_of(words: Sequence[str], counts: np.ndarray, source: str, where: str
     notes = []
     if len(words) >= SEVERAL and 2 * len(words) > total:
         notes.append(
-            f"nearly every image has a label of its own ({len(words)} labels for {total} images): where these are captions, "
+            f"there are {len(words)} labels for {total} images: where these are captions, "
             f"data.label_column={NO_LABEL} reads the images without them"
         )
     if numbers:

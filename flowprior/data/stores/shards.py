@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,10 @@ class ShardStore(ImageStore):
         columns, class_names, notes = index_shards(
             self.shards, type(self).open_archive, options.image_column, options.label_column, self.where
         )
-        notes = [line.replace(self.where, HERE) for line in notes]
+        place = re.compile(
+            rf"(?<![\w./-]){re.escape(self.where)}(?![\w-]|\.\w)"
+        )  # the folder data is no part of data.label_column
+        notes = [place.sub(HERE, line) for line in notes]
         about = {"made_from": self.made_from, "class_names": class_names, "notes": notes}
         return lambda file: write_index(file, columns, about)
 

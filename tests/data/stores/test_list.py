@@ -86,7 +86,7 @@ def test_numbers_are_classes_and_a_list_of_paths_alone_is_one_class(folder, caps
 def test_labels_that_nearly_every_image_has_to_itself_are_said_to_be_captions_perhaps(folder, capsys):
     for texts, said in ((12, True), (6, False), (3, False)):
         opened(folder, "".join(f"{SOME[n % 6].file},caption {n % texts}\n" for n in range(12)))
-        expected = f"nearly every image has a label of its own ({texts} labels for 12 images): where these are captions, data.label_column=none"
+        expected = f"there are {texts} labels for 12 images: where these are captions, data.label_column=none"
         assert (expected in capsys.readouterr().err) == said, texts
 
 
