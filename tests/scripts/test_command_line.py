@@ -16,9 +16,9 @@ NAMES = ["train_flowhead", "train_ae", "train_mar", "train_sit"]
 
 
 def refused(result) -> str:
-    """The one line that a refused command says, after the progress bar of what it had begun."""
+    """The one line that a refused command says, after what its images are and the progress bar of what it had begun."""
     assert result.returncode == 2, result.stderr
-    [line] = [line for line in result.stderr.splitlines() if line and not re.search(r"\d%\|", line)]
+    [line] = [line for line in result.stderr.splitlines() if line and not re.search(r"\d%\|| has \d+ images of ", line)]
     assert line.startswith("error: ") and "Traceback" not in line
     return line
 
