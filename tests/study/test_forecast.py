@@ -125,6 +125,19 @@ def test_a_row_is_predicted_by_what_was_chosen_without_it():
     assert np.abs(predicted[groups == 4]).max() < 10
 
 
+def test_a_figure_that_moves_in_one_row_alone_is_never_chosen_without_it_and_hides_no_other():
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(9), 3)
+    own = np.where(groups == 4, rng.normal(size=27), 0.0)
+    x = np.column_stack([own, rng.normal(size=27)])
+    y, rest = 2 * x[:, 1], groups != 4
+    with np.errstate(all="raise"):
+        errors = left_out_errors(x[rest], y[rest], groups[rest], np.array([[0], [1]]))
+        assert np.isinf(errors[0]) and errors[1] < 1e-6
+        assert choose(x[rest], y[rest], groups[rest]).columns == (1,)
+        np.testing.assert_allclose(left_out_predictions(x, y, groups), y)
+
+
 def test_too_few_rows_are_refused_with_their_number_and_a_generator_of_few_is_left_out(plan, planted, capsys):
     cells, reports = planted
     few = {"none", *ROWS[: LEAST_ROWS - 1]}
