@@ -148,6 +148,31 @@ def test_too_few_rows_are_refused_with_their_number_and_a_generator_of_few_is_le
     assert "9 autoencoders of 3 rows for mar" in capsys.readouterr().err
 
 
+def test_variants_of_a_row_are_left_out_with_it_and_count_as_one_row(plan, planted, forecast):
+    cells, reports = map(list, planted)
+    own = {cell["seed"]: (cell, report) for cell, report in zip(cells, reports) if cell["row"] == "distribution"}
+    for row in ("distribution_0.1", "distribution_ramped"):
+        for seed in (1, 2, 3):
+            cell, report = own[seed]
+            figures = {name: of["value"] for name, of in report["figures"].items()}
+            fid = cell["figures"]["sit"]["by_guidance"]["1"]["fid"]
+            twin = made(plan, Cell(row, "trained", seed), figures, {"sit": fid, "mar": 0.3})
+            cells, reports = [*cells, twin[0]], [*reports, twin[1]]
+    few = {"none", "distribution_0.1", "distribution_ramped", *ROWS[: LEAST_ROWS - 1]}
+    with pytest.raises(UserError, match="27 autoencoders of 7 rows for sit"):
+        make_forecast(plan, [c for c in cells if c["row"] in few], [r for r in reports if r["row"] in few])
+    model = make_forecast(plan, cells, reports)["generators"]["sit"]
+    rows, usual = model["rows"], forecast["generators"]["sit"]["rows"]
+    assert rows["distribution_0.1"]["family"] == rows["distribution_ramped"]["family"] == "distribution"
+    # Twins of a row teach nothing of it: the others foretell all three alike.
+    assert rows["distribution_0.1"]["left_out"] == pytest.approx(rows["distribution"]["left_out"])
+    assert rows["distribution"]["left_out"] == pytest.approx(usual["distribution"]["left_out"])
+    assert sum(row["ratio"] is not None for row in rows.values()) == len(usual) == 10
+    assert "33 autoencoders of 9 rows and 2 variants of them" in in_words(
+        {"study": "mnist", "reference": {"row": "none"}, "generators": {"sit": model}}
+    )
+
+
 def test_a_report_of_something_else_is_left_out_and_named(plan, planted, capsys):
     cells, reports = planted
     of_others = [json.loads(json.dumps(report)) for report in reports]
