@@ -64,7 +64,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cifar10",
         action="store_true",
-        help="IMAGES is the folder that torchvision's loader keeps CIFAR-10 in, as data.path is for data.source=cifar10; all 60,000 images",
+        help="IMAGES is the folder that torchvision's loader keeps CIFAR-10 in, as data.path is for data.source=cifar10",
+    )
+    parser.add_argument(
+        "--subset",
+        choices=("train", "val", "all"),
+        help="of CIFAR-10: its 50,000 training images, which FIDs are usually against, its 10,000 test images, or both (default: train)",
     )
     parser.add_argument(
         "--out",
@@ -89,6 +94,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.extractor, options.weights_path = named, weights or options.weights_path
     if embedded and options.cifar10:
         raise UserError(f"--cifar10 takes the folder of CIFAR-10 in place of {options.source}")
+    if options.subset and not options.cifar10:
+        raise UserError("--subset chooses among CIFAR-10's images: leave it out, or write --cifar10")
+    options.subset = options.subset or "train"
     options.size = (32 if embedded or options.cifar10 else 256) if options.size is None else options.size
     options.out = options.out or (HERE / f"{options.source}.npz" if embedded else None)
     if options.out is None:
@@ -120,8 +128,10 @@ def compute(options: argparse.Namespace) -> None:
     embedded = options.source in EMBEDDED
     if embedded:
         config = replace(config, source=options.source)
+    elif options.cifar10:
+        config = replace(config, source="cifar10", path=options.source, subset=options.subset)
     else:
-        config = replace(config, source="cifar10" if options.cifar10 else "files", path=options.source)
+        config = replace(config, source="files", path=options.source)
     images = open_images(config)
     if isinstance(images, StoredImages):
         small = sum(n for size, n in stored_sizes(images).items() if min(size) < options.size)

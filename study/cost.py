@@ -62,7 +62,7 @@ def count_tflop(stages: list[PlannedStage], name: str, world: World | None = Non
         for back in range(steps):
             _step(loop, batch, back)
     total = counter.get_total_flops() / steps * loop.config.steps
-    if isinstance(loop.objective, AutoencoderObjective):
+    if isinstance(loop.objective, AutoencoderObjective):  # whose counted step is one behind the opening
         sizes = loop.objective.autoencoder.config
         latents = torch.zeros(loop.config.global_batch, sizes.tokens, sizes.channels, device=loop.world.device)
         for flow in openings(loop.objective):
@@ -138,8 +138,11 @@ def latents(config: Any, sizes: Any) -> dict[str, Tensor]:
 
 
 def _step(loop: TrainingLoop, batches: Iterator[dict[str, Tensor]], back: int) -> None:
-    """The step that is ``back`` before the last."""
-    loop.step = max(0, loop.config.steps - 1 - back)
+    """The step that is ``back`` before the last, or before the first without an opening where training ends within one."""
+    last = loop.config.steps - 1
+    if isinstance(loop.objective, AutoencoderObjective):
+        last = max(last, *(flow.config.opening_steps for flow in openings(loop.objective)), 0)
+    loop.step = max(0, last - back)
     loop.train_step(batches)
 
 

@@ -43,9 +43,11 @@ def choose(x: np.ndarray, y: np.ndarray, groups: np.ndarray, most: int = MOST_FI
 def left_out_errors(x: np.ndarray, y: np.ndarray, groups: np.ndarray, sets: np.ndarray) -> np.ndarray:
     """Root mean square errors ``(s,)`` of every one of ``sets (s, k)`` of columns, each group predicted by the others.
 
-    The normal equations of all sets are solved together, once for every group; a set whose columns say the same has an infinite error.
+    The normal equations of all sets are solved together, once for every group. A set whose columns say the same has an infinite error, and so
+    has one with a column that is 0 in every row.
     """
-    x = x / np.sqrt(np.mean(x**2, axis=0))
+    sizes = np.sqrt(np.mean(x**2, axis=0))
+    x = x / np.where(sizes > 0, sizes, 1.0)  # a column of zeros stays one, and the determinant of its sets is 0
     rows, columns = sets[:, :, None], sets[:, None, :]
     squares, products = x.T @ x, x.T @ y  # (d, d), (d,)
     predicted = np.empty((len(y), len(sets)))

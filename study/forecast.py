@@ -21,6 +21,7 @@ from study.page import current_cells, figure_of_guidance
 from study.plan import Plan
 from study.reports import report_differences
 from study.stages import GENERATORS
+from study.table import StudyTable
 
 REFERENCE = "none"  # the row that ratios are to
 LEAST_ROWS, LEAST_AUTOENCODERS = 8, 20  # beside the reference
@@ -31,6 +32,7 @@ class Known(NamedTuple):
     """An autoencoder whose generator's FID and whose report are known, beside the reference of its length and seed."""
 
     row: str
+    family: str  # the row that this one is a variant of, or itself
     length: str
     log_ratio: float  # of FIDs without guidance
     away: dict[str, float]  # of each figure, as latent_report.forecast.distance
@@ -50,8 +52,8 @@ def make_forecast(plan: Plan, cells: list[dict[str, Any]], reports: list[dict[st
     both = with_reports(plan, current_cells(plan.table, cells), reports)
     models, too_few = {}, []
     for name in GENERATORS:
-        known = known_of(both, name)
-        rows = {one.row for one in known}
+        known = known_of(plan.table, both, name)
+        rows = {one.family for one in known}
         if len(rows) < LEAST_ROWS or len(known) < LEAST_AUTOENCODERS:
             too_few.append(f"{len(known)} autoencoders of {len(rows)} rows for {name}")
             continue
@@ -98,7 +100,7 @@ def with_reports(plan: Plan, cells: list[dict[str, Any]], reports: list[dict[str
     return made
 
 
-def known_of(both: list[Pair], generator: str) -> list[Known]:
+def known_of(table: StudyTable, both: list[Pair], generator: str) -> list[Known]:
     """All autoencoders but the reference's whose length and seed have the reference, too."""
     fid, made = figure_of_guidance(generator, "1", "fid"), []
     references = {(c["length"], c["seed"]): (c, r) for c, r in both if c["row"] == REFERENCE and fid(c)}
@@ -107,7 +109,8 @@ def known_of(both: list[Pair], generator: str) -> list[Known]:
         if reference is None or cell["row"] == REFERENCE or not fid(cell):
             continue
         away = figures_away(values(report), values(reference[1]))
-        made.append(Known(cell["row"], cell["length"], math.log(fid(cell) / fid(reference[0])), away))
+        row, family = cell["row"], table.rows[cell["row"]].variant_of or cell["row"]
+        made.append(Known(row, family, cell["length"], math.log(fid(cell) / fid(reference[0])), away))
     return made
 
 
@@ -137,7 +140,7 @@ def fit(known: list[Known], length: str) -> dict[str, Any]:
     names, x = [names[column] for column in varying], x[:, varying]
     y, groups = (
         np.array([one.log_ratio for one in known]),
-        np.unique([one.row for one in known], return_inverse=True)[1],
+        np.unique([one.family for one in known], return_inverse=True)[1],
     )
     chosen = choose(x, y, groups)
     columns = list(chosen.columns)
@@ -165,12 +168,13 @@ def fit(known: list[Known], length: str) -> dict[str, Any]:
 
 def rows_of(known: list[Known], left_out: np.ndarray, length: str) -> dict[str, Any]:
     """Geometric means over each row's autoencoders of the ratio at the reference's length, and, over all lengths, of what was measured and
-    of what was predicted with the row left out."""
-    made: dict[str, Any] = {REFERENCE: {"ratio": 1.0}}
+    of what was predicted with the row and its variants left out. A variant has no ratio, since it takes no part in ranks."""
+    made: dict[str, Any] = {REFERENCE: {"family": REFERENCE, "ratio": 1.0}}
     for row in dict.fromkeys(one.row for one in known):
         own = [(one, predicted) for one, predicted in zip(known, left_out) if one.row == row]
-        at_length = [one.log_ratio for one, _ in own if one.length == length]
+        at_length = [one.log_ratio for one, _ in own if (one.length, one.family) == (length, row)]
         made[row] = {
+            "family": own[0][0].family,
             "ratio": math.exp(statistics.fmean(at_length)) if at_length else None,
             "autoencoders": len(own),
             "measured": math.exp(statistics.fmean(one.log_ratio for one, _ in own)),

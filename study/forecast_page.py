@@ -18,14 +18,16 @@ def in_words(forecast: dict[str, Any]) -> str:
     """What was chosen and how well it does, every figure's correlations, and every row as predicted without it."""
     models, parts = forecast["generators"], []
     for name, model in models.items():
-        rows = len(model["rows"]) - 1
+        rows = len({row["family"] for row in model["rows"].values()}) - 1
+        variants = sum(row["family"] != name for name, row in model["rows"].items())
+        counted = f"{rows} rows" + f" and {variants} variants of them" * bool(variants)
         error, without = (math.exp(model[key]) for key in ("error", "error_of_none"))
         chosen = "; ".join(
             f"{FIGURES[figure].label} ({part['coefficient']:+.2f})" for figure, part in model["figures"].items()
         )
         parts.append(
             f"**{forecast['study']}: {SHOWN[name]}'s FID, as a ratio to that of `{forecast['reference']['row']}`, by the latent report**, over "
-            f"{model['autoencoders']} autoencoders of {rows} rows. Chosen, with coefficients for a usual distance from `none`: "
+            f"{model['autoencoders']} autoencoders of {counted}. Chosen, with coefficients for a usual distance from `none`: "
             f"{chosen or 'nothing'}. Rows that are left out are missed by a factor of {error:.2f}, and by {without:.2f} if one expects no difference."
         )
     return "\n\n".join([*parts, correlation_table(models), row_table(models)])

@@ -95,7 +95,8 @@ def report_differences(kept: dict[str, Any], plan: Plan, cell: Cell, finished: d
 
 
 def reports_left(plan: Plan, cells: list[Cell], unfinished: list[Cell], results: Path, anew: bool) -> list[Cell]:
-    """The cells whose report is to be made: those that have none, and with ``anew`` those whose report is of something else.
+    """The cells whose report is to be made: those that have none or are about to be trained, and with ``anew`` those whose report is of
+    something else.
 
     Cells that were finished elsewhere and whose run folder is not here are named in a note.
 
@@ -115,9 +116,10 @@ def reports_left(plan: Plan, cells: list[Cell], unfinished: list[Cell], results:
             finished = read_cell(cell_file(results, cell), plan.table.name)
         if file.is_file():
             told = report_differences(read_report(file, plan.table.name), plan, cell, finished)
-            if not told:
+            if told:
+                stale.append(f"{file} ({'; '.join(told[:3])})")
+            elif finished is not None:
                 continue
-            stale.append(f"{file} ({'; '.join(told[:3])})")
         if finished is None or _is_here(plan, cell, finished):
             left.append(cell)
         else:

@@ -40,6 +40,7 @@ class Row(Section):
     """One way of shaping latents.
 
     Attributes:
+        variant_of: set for the entries of a grid by :func:`with_grids`, and by the file where a row differs from another in a detail.
         seeds: "selection" for an entry of a grid, which is never reported.
     """
 
@@ -52,6 +53,9 @@ class Row(Section):
     generator_options: str = option("", "of stage 3, as on a command line")
     weight: str = option("", "the option that weights are tried of, on the selection seed")
     weights: tuple[float, ...] = option((), "those that are tried; the row's own stands in its options")
+    variant_of: str = option(
+        "", "the row that this one varies; a forecast leaves both out at a time and counts them once"
+    )
     seeds: Literal["all", "selection"] = option("all", "the seeds of the row")
 
     def __post_init__(self) -> None:
@@ -124,6 +128,10 @@ def read_table(file: Path) -> StudyTable:
     for name, row in rows.items():
         if row.target and row.target not in targets:
             raise UserError(f"the row {name} of {file} wants the target '{row.target}', which is not among its targets")
+        if row.variant_of and (row.variant_of not in rows or rows[row.variant_of].variant_of):
+            raise UserError(
+                f"the row {name} of {file} is a variant_of '{row.variant_of}': name a row of it that is no variant itself"
+            )
     for name, members in groups.items():
         if missing := [row for row in members if row not in rows]:
             raise UserError(f"the group {name} of {file} names {missing[0]}, which is no row of it")
@@ -167,7 +175,12 @@ def with_grids(rows: dict[str, Row]) -> dict[str, Row]:
         for weight, word in tried.items():
             if word not in words_of(row.options):
                 made[f"{name}_{weight}"] = replace(
-                    row, options=f"{row.options} {word}", seeds="selection", weight="", weights=()
+                    row,
+                    options=f"{row.options} {word}",
+                    variant_of=row.variant_of or name,
+                    seeds="selection",
+                    weight="",
+                    weights=(),
                 )
     return made
 

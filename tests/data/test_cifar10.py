@@ -84,13 +84,16 @@ def test_what_cannot_be_fetched_is_a_line_and_several_processes_do_not_fetch_at_
         source(tmp_path / "nowhere", download=True)
 
 
-def test_reference_statistics_are_made_of_all_of_its_images(folder, tmp_path, monkeypatch):
+def test_reference_statistics_are_of_the_training_images_or_of_the_subset_that_is_named(folder, tmp_path):
     compute = runpy.run_path(str(Path(__file__).parents[2] / "fid_stats" / "compute.py"), run_name="compute")
-    out = tmp_path / "cifar10.npz"
+    out, extractor = tmp_path / "cifar10.npz", Extractor("digits")
     words = [str(folder), "--cifar10", "--extractor", "digits", "--out", str(out), "--device", "cpu"]
-    compute["compute"](compute["parse"](words))
-    made, features = Statistics.load(out), Extractor("digits")(source(folder).images).fid.double()
-    assert (made.count, made.crop, made.class_counts, made.class_names) == (6, "centre 32", (2, 2, 2), None)
-    np.testing.assert_allclose(made.mu, features.mean(0).numpy(), atol=1e-5)
+    for more, subset, counts in (([], "train", (1, 2, 1)), (["val"], "val", (1, 0, 1)), (["all"], "all", (2, 2, 2))):
+        compute["compute"](compute["parse"](words + ["--subset"] * bool(more) + more))
+        made, features = Statistics.load(out), extractor(source(folder, subset=subset).images).fid.double()
+        assert (made.count, made.crop, made.class_counts, made.class_names) == (sum(counts), "centre 32", counts, None)
+        np.testing.assert_allclose(made.mu, features.mean(0).numpy(), atol=1e-5)
     with pytest.raises(UserError, match="--cifar10 takes the folder of CIFAR-10 in place of digits"):
         compute["parse"](["digits", "--cifar10"])
+    with pytest.raises(UserError, match="--subset chooses among CIFAR-10's images"):
+        compute["parse"](["digits", "--subset", "all"])

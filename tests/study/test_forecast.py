@@ -125,6 +125,19 @@ def test_a_row_is_predicted_by_what_was_chosen_without_it():
     assert np.abs(predicted[groups == 4]).max() < 10
 
 
+def test_a_figure_that_moves_in_one_row_alone_is_never_chosen_without_it_and_hides_no_other():
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(9), 3)
+    own = np.where(groups == 4, rng.normal(size=27), 0.0)
+    x = np.column_stack([own, rng.normal(size=27)])
+    y, rest = 2 * x[:, 1], groups != 4
+    with np.errstate(all="raise"):
+        errors = left_out_errors(x[rest], y[rest], groups[rest], np.array([[0], [1]]))
+        assert np.isinf(errors[0]) and errors[1] < 1e-6
+        assert choose(x[rest], y[rest], groups[rest]).columns == (1,)
+        np.testing.assert_allclose(left_out_predictions(x, y, groups), y)
+
+
 def test_too_few_rows_are_refused_with_their_number_and_a_generator_of_few_is_left_out(plan, planted, capsys):
     cells, reports = planted
     few = {"none", *ROWS[: LEAST_ROWS - 1]}
@@ -133,6 +146,31 @@ def test_too_few_rows_are_refused_with_their_number_and_a_generator_of_few_is_le
     assert "takes 20 autoencoders of 8 rows" in str(error.value) and "\n" not in str(error.value)
     make_forecast(plan, cells, reports)
     assert "9 autoencoders of 3 rows for mar" in capsys.readouterr().err
+
+
+def test_variants_of_a_row_are_left_out_with_it_and_count_as_one_row(plan, planted, forecast):
+    cells, reports = map(list, planted)
+    own = {cell["seed"]: (cell, report) for cell, report in zip(cells, reports) if cell["row"] == "distribution"}
+    for row in ("distribution_0.1", "distribution_ramped"):
+        for seed in (1, 2, 3):
+            cell, report = own[seed]
+            figures = {name: of["value"] for name, of in report["figures"].items()}
+            fid = cell["figures"]["sit"]["by_guidance"]["1"]["fid"]
+            twin = made(plan, Cell(row, "trained", seed), figures, {"sit": fid, "mar": 0.3})
+            cells, reports = [*cells, twin[0]], [*reports, twin[1]]
+    few = {"none", "distribution_0.1", "distribution_ramped", *ROWS[: LEAST_ROWS - 1]}
+    with pytest.raises(UserError, match="27 autoencoders of 7 rows for sit"):
+        make_forecast(plan, [c for c in cells if c["row"] in few], [r for r in reports if r["row"] in few])
+    model = make_forecast(plan, cells, reports)["generators"]["sit"]
+    rows, usual = model["rows"], forecast["generators"]["sit"]["rows"]
+    assert rows["distribution_0.1"]["family"] == rows["distribution_ramped"]["family"] == "distribution"
+    # Twins of a row teach nothing of it: the others foretell all three alike.
+    assert rows["distribution_0.1"]["left_out"] == pytest.approx(rows["distribution"]["left_out"])
+    assert rows["distribution"]["left_out"] == pytest.approx(usual["distribution"]["left_out"])
+    assert sum(row["ratio"] is not None for row in rows.values()) == len(usual) == 10
+    assert "33 autoencoders of 9 rows and 2 variants of them" in in_words(
+        {"study": "mnist", "reference": {"row": "none"}, "generators": {"sit": model}}
+    )
 
 
 def test_a_report_of_something_else_is_left_out_and_named(plan, planted, capsys):

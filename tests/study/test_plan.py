@@ -54,6 +54,7 @@ def test_a_grid_has_every_weight_but_the_rows_own_and_its_words_win_over_the_row
     row = plan.table.rows["flow_semantic"]
     entries = [name for name in plan.table.groups["grid"] if name.startswith("flow_semantic_")]
     assert entries == [f"flow_semantic_{w:g}" for w in row.weights if w != 0.003]
+    assert {plan.table.rows[name].variant_of for name in entries} == {"flow_semantic"} != {row.variant_of}
     [stage] = [s for s in plan.task(Cell(entries[0], "trained", 0)).stages if s.name == "autoencoder"]
     assert stage.config().regulariser.flow.weight == row.weights[0] != 0.003
 
@@ -102,6 +103,8 @@ def test_a_row_that_is_not_there_is_named_beside_those_that_are(plan, rows, said
         ("rows: {a: {}}\ngroups: {g: [a]}", "groups of the study .* are lines of words"),
         ("rows: {a: {}}\ngroups: [a]", "groups of the study .* are lines of words"),
         ("rows: {a: {}}\nselection_seed: x", "selection_seed .* not 'x'"),
+        ("rows: {a: {variant_of: b}}", "row a .* variant_of 'b': name a row of it"),
+        ("rows: {a: {}, b: {variant_of: a}, c: {variant_of: b}}", "row c .* no variant itself"),
         ("rows: {a/b: {}}", "'a/b' among the rows"),
         ("rows: {a: {options: 'x=\"1', weight: y, weights: [1]}}", "cannot be read .No closing quotation"),
     ],

@@ -113,6 +113,14 @@ def test_a_report_of_something_else_is_refused_by_its_name_and_made_anew_on_dema
     assert reports_left(plan, [CELL], [], results, anew=True) == [CELL]
 
 
+def test_a_cell_that_is_trained_again_gets_a_new_report_even_of_equal_options(plan, tmp_path):
+    results = tmp_path / "results"
+    reported(plan, CELL, results)
+    assert reports_left(plan, [CELL], [CELL], results, anew=False) == [CELL]
+    finished(plan, CELL, results)
+    assert reports_left(plan, [CELL], [], results, anew=False) == []
+
+
 def test_reports_are_made_where_they_are_asked_for_alone(plan, tmp_path):
     for words, expected in (([], []), (["--report"], [CELL])):
         left = find_left(plan, [CELL], tmp_path / "results", parse(words))
