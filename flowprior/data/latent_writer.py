@@ -140,7 +140,7 @@ def write_latent_cache(
         disable=not world.is_main,
     )
     with bar, torch.no_grad():
-        for place, shard in enumerate(missing):
+        for done, shard in enumerate(missing):
             latents, labels = [], []
             for batch in itertools.islice(batches, len(ranges[shard])):
                 latents.append(_encoded(batch, encode, config, world.device, size))
@@ -150,7 +150,7 @@ def write_latent_cache(
             shard_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             require_room(
                 folder,
-                shard_bytes * (1 if place else len(missing) * world.size),
+                shard_bytes * (1 if done else len(missing) * world.size),
                 f"the latent cache of {len(images)} images",
             )
             write_tensors(files[shard], tensors, _metadata(mark, tensors))
