@@ -55,7 +55,7 @@ def remark_on_budget(results: Results) -> None:
     flow, gaussian = (results.figures.get(f"irreducible_variance{name}") for name in ("", "_gaussian"))
     if flow is not None and gaussian is not None and flow.value > gaussian.value:
         results.remarks["irreducible_variance"] = (
-            f"it lies above the Gaussian's {gaussian.value:.4f}, which is a bound as well: the small flow has not learned more than the "
+            f"it lies above the {gaussian.value:.4f} of a Gaussian with this covariance: the small flow has not learned more than the "
             "covariance, which takes more of flow.steps= or images="
         )
 

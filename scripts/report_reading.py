@@ -11,14 +11,27 @@ from typing import Any
 GENERATORS = {"mar": "MAR", "sit": "SiT", "simflow": "autoregressive flow"}  # folders of a run, and what they hold
 
 
+SCRIPTS = {
+    "flowhead": "train_flowhead",
+    "ae": "train_ae",
+    "sit": "train_sit",
+    "simflow": "train_tarflow",
+}  # by a stage's folder
+
+
 def measured_generators(run: Path) -> list[str]:
     """The folders of the run's generators that were measured; the first of all where none was."""
     return [name for name in GENERATORS if (run / name / "evaluation.json").is_file()] or list(GENERATORS)[:1]
 
 
 def read(path: Path) -> dict[str, Any]:
+    """A stage's JSON file; where it is missing, one line that names the stage's script, and exit code 2."""
     if not path.is_file():
-        print(f"error: {path} is not there: finish the run with `bash scripts/quickstart.sh`", file=sys.stderr)
+        script = SCRIPTS.get(path.parent.name, "train_mar")
+        print(
+            f"error: {path} is not there: finish with `bash scripts/{script}.sh run_dir={path.parents[1]}`",
+            file=sys.stderr,
+        )
         sys.exit(2)
     return json.loads(path.read_text())
 

@@ -88,6 +88,10 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         self.source = FORMER_SOURCES.get(self.source, self.source)  # type: ignore[assignment]
+        if self.path and self.embedded:
+            raise ValueError(
+                f"path names {self.path}, and source={self.source} reads no files: write data.source=files as well, or DATA=<place> before a script"
+            )
         if self.size < 8:
             raise ValueError(f"images are at least 8 pixels on a side, not {self.size}")
         if not 0 < self.min_area <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from flowprior.errors import UserError
 from flowprior.metrics.optional import library
 from flowprior.metrics.statistics import Statistics
+from flowprior.notes import note
 
 if TYPE_CHECKING:
     from flowprior.metrics.image_set import ImageSet
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
 def fid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, float]:
     """Distance of the generated images from the reference; key ``fid``."""
     real = reference if isinstance(reference, Statistics) else reference.statistics()
-    return {"fid": frechet_distance(generated.features().statistics(), real)}
+    drawn = generated.features().statistics()
+    if (fewest := min(part.count or math.inf for part in (drawn, real))) <= len(drawn.mu):
+        note(
+            f"FID is of {fewest} images on features of {len(drawn.mu)} dimensions: so few have no covariance of full rank, and FID lies far above "
+            "that of more"
+        )
+    return {"fid": frechet_distance(drawn, real)}
 
 
 def sfid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, float]:

@@ -57,6 +57,21 @@ def test_a_folder_is_still_called_so_in_configs_of_earlier_versions(folder):
     assert changed_options(ImageConfig, kept, to_dict(config)) == [] and len(open_images(config)) == 5
 
 
+def test_a_path_beside_embedded_images_is_refused_since_it_would_not_be_read(folder):
+    with pytest.raises(
+        UserError, match=f"path names {folder}, and source=digits reads no files: write data.source=files"
+    ):
+        build_config(ImageConfig, {"path": str(folder)}, "data")
+
+
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+def test_a_column_of_a_folder_is_refused_since_there_is_none(folder, option):
+    with pytest.raises(
+        UserError, match="whose labels are its sub-folders' names: leave out data.image_column and data.label"
+    ):
+        folder_images(folder, **{option: "label"})
+
+
 def test_labels_are_the_places_of_the_sorted_sub_folders(folder):
     images = folder_images(folder)
     assert images.class_names == ["ant", "zebra"] and images.num_classes == 2 and len(images) == 5

@@ -249,4 +249,4 @@ def test_a_flow_that_has_not_learned_more_than_a_gaussian_is_remarked_on(gaussia
     if gaussian is not None:
         results.figures["irreducible_variance_gaussian"] = Estimate(gaussian, 0.01)
     remark_on_budget(results)
-    assert ("above the Gaussian's 1.1000" in results.remarks.get("irreducible_variance", "")) == remarked
+    assert ("above the 1.1000 of a Gaussian" in results.remarks.get("irreducible_variance", "")) == remarked

@@ -43,6 +43,13 @@ def digits() -> ImageSet:
     return ImageSet(digit_images(32)[0], DIGITS)
 
 
+@pytest.mark.parametrize("count, said", [(10, True), (11, False)])
+def test_an_fid_of_no_more_images_than_dimensions_is_remarked_on(count, said, capsys):
+    points = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
+    evaluate_generation(set_of(points[:count]), set_of(points), ["fid"], {})
+    assert (f"FID is of {count} images on features of 10 dimensions" in capsys.readouterr().err) == said
+
+
 @pytest.mark.parametrize("reference_as", ["features", "statistics"])
 def test_fid_of_gaussians_with_common_axes_is_the_closed_form(reference_as):
     rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(9))).Q

@@ -64,7 +64,8 @@ class FilesStore(ImageStore):
                 found.append(self.file(index).stat())
         except (OSError, ValueError) as error:
             raise UserError(
-                f"there is no image {self.name(index)}, which is one of {self.where} ({one_line(error)})"
+                f"there is no image {self.name(index)}, which {self.where} names ({one_line(getattr(error, 'strerror', None) or error)}): "
+                "mend its path or leave it out, which data.skip_bad does not"
             ) from error
         return found
 

@@ -69,6 +69,10 @@ def _recognised(path: str, options: StoreOptions) -> ImageStore:
     if deeper := [name for name in below if is_saved(place / name) or _shards(place / name)]:
         raise UserError(f"the images of {path} lie in {some_of(deeper)} below it: write DATA={place / deeper[0]}, say")
     _check_unpacked(_alone(place, lambda name: bool(COMPRESSED_TAR.search(name))), path)
+    if options.image_column or options.label_column:
+        raise UserError(
+            f"{path} is a folder of images, whose labels are its sub-folders' names: leave out data.image_column and data.label_column"
+        )
     return FolderStore(place)
 
 

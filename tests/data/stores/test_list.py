@@ -111,7 +111,7 @@ REFUSED = {
     "three columns without names": (".csv", f"{FILE},1,2\n", "has 3 columns and no row of their names"),
     "a row without a label": (".csv", f"path,label\n{FILE}\n", "no path or no label in line 2"),
     "an empty label": (".csv", f"path,label\n{FILE},1\n{FILE},\n", "of 2 images .* 1 has no label .*, first row 3"),
-    "no such image": (".csv", "path,label\nant/none.png,1\n", "there is no image .*ant/none.png, which is one of .*list.csv"),
+    "no such image": (".csv", "path,label\nant/none.png,1\n", "there is no image .*ant/none.png, which .*list.csv names"),
     "a quote without end": (".csv", f'path,label\n"{FILE},1\n', "cannot be read"),
     "no UTF-8": (".csv", "path,label\n\udcff,1\n", "cannot be read"),
     "no JSON": (".jsonl", "{\n", "line 1 of the list .* is no JSON"),
