@@ -20,6 +20,7 @@ from latent_report.figures import FIGURES, number
 
 FORECASTS = Path(__file__).parent / "forecasts"
 FORMAT_VERSION = 1
+NETWORKS = {"extractor": "the extractor's weights", "lpips": "LPIPS' VGG-16", "features": "the timm model's weights"}
 SHOWN = {"sit": "SiT", "mar": "MAR"}
 # Distances and ratios, whose steps are ratios as an FID's are.
 LOGARITHMIC = ("rfid", "rfid_noise_0.4", "midpoint_fid", "channel_std_ratio", "gaussian_distance", "euler_steps")
@@ -47,7 +48,7 @@ def distance(name: str, value: float, reference: float) -> float:
 
 
 def protocol_of(config: ReportConfig) -> dict[str, Any]:
-    """The options that a forecast depends on; which images they are is a matter of their fingerprint, and a prior changes no figure of it."""
+    """The options that a forecast depends on; which images and networks they are is a matter of fingerprints, and a prior changes no figure of it."""
     return to_dict(replace(config, prior="", data=ImageConfig()))
 
 
@@ -60,7 +61,7 @@ def kept_forecasts(named: str = "") -> list[dict[str, Any]]:
     files = [Path(named)] if named else sorted(FORECASTS.glob("*.json"))
     made = [read_json(file, "forecast") for file in files]
     for file, forecast in zip(files, made):
-        needed = {"study", "images", "protocol", "protocol_version", "reference", "generators"}
+        needed = {"study", "images", "protocol", "protocol_version", "weights", "cells", "reference", "generators"}
         if forecast.get("format") != FORMAT_VERSION or not needed <= forecast.keys():
             raise UserError(
                 f"{file} is no forecast of this version: fit it again by `bash scripts/study.sh --forecast`"
@@ -102,7 +103,14 @@ def _fitting(entry: dict[str, Any], config: ReportConfig, kept: list[dict[str, A
         )
     if told := changed_options(ReportConfig, forecast["protocol"], protocol_of(config)):
         raise Refused(f"the forecast was fitted on reports with other options ({'; '.join(told[:3])})")
+    if others := other_weights(entry["weights"], forecast["weights"]):
+        raise Refused(f"the forecast was fitted on figures by other networks: {', '.join(others)} differ")
     return forecast
+
+
+def other_weights(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The networks, in words, that two reports both look with, and whose weights' fingerprints differ."""
+    return [shown for name, shown in NETWORKS.items() if name in one.keys() & other.keys() and one[name] != other[name]]
 
 
 def _of_generator(figures: dict[str, Any], reference: dict[str, float], model: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Results:
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # why, by the name of a figure or a curve
     remarks: dict[str, str] = field(default_factory=dict)  # what else there is to know of a figure, by its name
+    weights: dict[str, str] = field(default_factory=dict)  # fingerprints of the extractor, lpips and features
     pictures: dict[str, Tensor] = field(default_factory=dict)  # uint8 images (n, 3, H, H) by caption
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.digit_networks import judge_confidence
 from flowprior.metrics.latent_statistics import midpoints
-from flowprior.run.files import read_tensors
+from flowprior.run.files import read_tensors, tensors_fingerprint
 from latent_report.bootstrap import Estimate, bootstrap, mean
 from latent_report.left_out import named_in
 from latent_report.measure import Measured, Results
@@ -37,8 +37,8 @@ def extractor_name(measured: Measured) -> str:
     return measured.config.extractor or (kind if kind in EMBEDDED else "inception")
 
 
-def extracted(measured: Measured, images: Tensor) -> Features:
-    """What the extractor sees in uint8 images.
+def extracted(measured: Measured, results: Results, images: Tensor) -> Features:
+    """What the extractor sees in uint8 images; its weights' fingerprint is kept.
 
     Raises:
         UserError: the extractor's weights cannot be had.
@@ -46,6 +46,8 @@ def extracted(measured: Measured, images: Tensor) -> Features:
     from flowprior.metrics.extractors import Extractor, Features
 
     extractor = Extractor(extractor_name(measured), weights_path=measured.config.extractor_weights or None)
+    if "extractor" not in results.weights:
+        results.weights["extractor"] = extractor.fingerprint
     return Features.concatenate([extractor(part) for part in images.split(BATCH)])
 
 
@@ -80,16 +82,18 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
     halfway = reconstruction.decoded(latents.decode, between)
     results.pictures["midpoints"] = halfway[:PICTURES]
     try:
-        real = extracted(measured, latents.images)
+        real = extracted(measured, results, latents.images)
     except UserError as error:
         results.leave_out(str(error), *named_in("reconstruction"))
         return
-    results.figures["rfid"] = _distance(measured, extracted(measured, rebuilt).fid, real.fid)
-    seen = extracted(measured, halfway)
+    results.figures["rfid"] = _distance(measured, extracted(measured, results, rebuilt).fid, real.fid)
+    seen = extracted(measured, results, halfway)
     results.figures["midpoint_fid"] = _distance(measured, seen.fid, real.fid)
     results.figures["midpoints_sure"] = mean((confidence(measured, halfway, seen) >= SURE).double())
     if noisy:
-        each = {s: _distance(measured, extracted(measured, images).fid, real.fid) for s, images in noisy.items()}
+        each = {
+            s: _distance(measured, extracted(measured, results, images).fid, real.fid) for s, images in noisy.items()
+        }
         results.curve("rfid_noise", shares, _along([results.figures["rfid"], *each.values()]))
         if 0.4 in each:
             results.figures["rfid_noise_0.4"] = each[0.4]
@@ -111,6 +115,7 @@ def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> Non
         results.leave_out(f"VGG-16's weights are not at {vgg_place()}: lpips_weights= names another place", "lpips")
         return
     distance = PerceptualLoss().load(weights)
+    results.weights["lpips"] = tensors_fingerprint(distance.state_dict())
     pairs = zip(rebuilt.split(BATCH), measured.latents.images.split(BATCH))
     with torch.no_grad():
         results.figures["lpips"] = mean(torch.cat([distance.per_image(*map(to_model, pair)) for pair in pairs]))
@@ -137,7 +142,7 @@ def measure_semantics(measured: Measured, results: Results) -> None:
     if measured.latents.images is None:
         results.leave_out("bare latents have no images", "cka", "cknna")
         return
-    features = reference_features(measured)
+    features = reference_features(measured, results)
     for name, statistic in (("cka", semantics.linear_cka), ("cknna", semantics.cknna)):
         results.figures[name] = measured.resample(
             lambda i, statistic=statistic: statistic(vectors[i], features[i]), halves=True
@@ -158,11 +163,12 @@ def _measure_classes(measured: Measured, vectors: Tensor, results: Results) -> N
     results.figures["probe_accuracy"] = mean(semantics.probe_hits(*sets))
 
 
-def reference_features(measured: Measured) -> Tensor:
-    """Pooled features ``(N, d)`` of the images by the timm model that the config names, or else by the extractor."""
+def reference_features(measured: Measured, results: Results) -> Tensor:
+    """Pooled features ``(N, d)`` of the images by the timm model that the config names, or else by the extractor; the weights' fingerprint is
+    kept."""
     config, images = measured.config, measured.latents.images
     if not config.features:
-        return extracted(measured, images).fid
+        return extracted(measured, results, images).fid
     from flowprior.pretrained.timm_encoder import TimmEncoder
     from flowprior.pretrained.timm_models import build_timm, hub_weights
 
@@ -172,6 +178,7 @@ def reference_features(measured: Measured) -> Tensor:
         else hub_weights(config.features, "write features_weights=<the file>")
     )
     model = build_timm(config.features, file)
+    results.weights["features"] = tensors_fingerprint(model.state_dict())
     size = model.pretrained_cfg["input_size"][-1]
     encoder = TimmEncoder(model, "pooled", size).eval()
     with torch.no_grad():

@@ -16,10 +16,11 @@ from latent_report.config import PROTOCOL_VERSION
 from latent_report.figures import FIGURES
 from latent_report.forecast import FORECASTS, FORMAT_VERSION, Refused, distance, protocol_of
 from study.fit import choose, least_squares, left_out_predictions
+from study.forecast_page import fitted_on
 from study.kept import cell_of
 from study.page import current_cells, figure_of_guidance
 from study.plan import Plan
-from study.reports import report_differences
+from study.reports import Pair, with_reports
 from study.stages import GENERATORS
 from study.table import StudyTable
 
@@ -72,6 +73,8 @@ def make_forecast(plan: Plan, cells: list[dict[str, Any]], reports: list[dict[st
         "images": both[0][0]["data"],
         "protocol_version": PROTOCOL_VERSION,
         "protocol": protocol_of(stage.config()),
+        "weights": {network: weights for _, report in both for network, weights in report["weights"].items()},
+        "cells": fitted_on(both),
         "reference": reference_of(both, reference_length(plan)),
         "generators": models,
     }
@@ -80,24 +83,6 @@ def make_forecast(plan: Plan, cells: list[dict[str, Any]], reports: list[dict[st
 def reference_length(plan: Plan) -> str:
     """The length whose autoencoders a forecast is for: the one that selects, or the first."""
     return next((name for name, length in plan.table.lengths.items() if length.selects), next(iter(plan.table.lengths)))
-
-
-Pair = tuple[dict[str, Any], dict[str, Any]]  # a finished cell and its report
-
-
-def with_reports(plan: Plan, cells: list[dict[str, Any]], reports: list[dict[str, Any]]) -> list[Pair]:
-    """Cells beside their reports; a report of something else than its cell is named."""
-    by_cell, made = {cell_of(report): report for report in reports}, []
-    for cell in cells:
-        if (report := by_cell.get(cell_of(cell))) is None:
-            continue
-        if told := report_differences(report, plan, cell_of(cell), cell):
-            note(
-                f"the report of {cell_of(cell).name} is left out, since it is of something else ({'; '.join(told[:3])})"
-            )
-        else:
-            made.append((cell, report))
-    return made
 
 
 def known_of(table: StudyTable, both: list[Pair], generator: str) -> list[Known]:

@@ -10,8 +10,33 @@ from typing import Any
 from flowprior.run.files import write_bytes
 from latent_report.figures import FIGURES
 from latent_report.forecast import SHOWN
+from study.kept import cell_of
+from study.reports import Pair
 
 DRAWN_FIGURES = 12
+
+
+def fitted_on(both: list[Pair]) -> dict[str, dict[str, str]]:
+    """By cell, fingerprints of its autoencoder and of its generators."""
+    return {
+        cell_of(cell).name: {stage: of["fingerprint"] for stage, of in cell["figures"].items() if "fingerprint" in of}
+        for cell, _ in both
+    }
+
+
+def out_of_date(forecast: dict[str, Any], both: list[Pair]) -> list[str]:
+    """Why a forecast is not of the cells with a report that there are now, in words; none where it is."""
+    before, now, told = forecast["cells"], fitted_on(both), []
+    trained = [name for name in before.keys() & now.keys() if before[name] != now[name]]
+    for names, what in (
+        (trained, "trained again"),
+        (now.keys() - before.keys(), "new"),
+        (before.keys() - now.keys(), "gone"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            told.append(f"{what}: {min(names)}{more}")
+    return told
 
 
 def in_words(forecast: dict[str, Any]) -> str:

@@ -11,9 +11,10 @@ from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.run.files import write_bytes
 from latent_report.forecast import kept_forecasts
-from study.forecast_page import in_words
+from study.forecast_page import in_words, out_of_date
 from study.kept import cell_of, differences, read_cells
 from study.plan import Plan
+from study.reports import read_reports, with_reports
 from study.stages import GENERATORS
 from study.table import TABLES, StudyTable, read_table
 
@@ -195,9 +196,23 @@ def page_tables(results: Path = RESULTS, tables: Path = TABLES) -> str:
     made = []
     for file in sorted(tables.glob("*.yaml")):
         if (results / file.stem).is_dir() and (cells := read_cells(results / file.stem, file.stem)):
-            made.append(markdown(read_table(file), cells))
-            made += [in_words(forecast) for forecast in kept_forecasts() if forecast["study"] == file.stem]
+            table = read_table(file)
+            cells = current_cells(table, cells)  # what is not shown is named once
+            made.append(markdown(table, cells))
+            for forecast in kept_forecasts():
+                if forecast["study"] == file.stem:
+                    made.append(in_words(forecast))
+                    say_if_out_of_date(forecast, table, cells, read_reports(results / file.stem, file.stem))
     return "\n\n".join([START, *(list(filter(None, made)) or ["No cell is finished yet."]), END])
+
+
+def say_if_out_of_date(forecast: Record, table: StudyTable, cells: list[Record], reports: list[Record]) -> None:
+    """A note where a forecast was not fitted on the cells that have a report now."""
+    if told := out_of_date(forecast, with_reports(Plan(table, Path()), cells, reports)):
+        note(
+            f"the forecast of {table.name} was fitted on other cells than there are now ({'; '.join(told)}): fit it again by "
+            f"`bash scripts/study.sh --data {table.name} --forecast`"
+        )
 
 
 def put_into(page: Path = PAGE, results: Path = RESULTS) -> None:

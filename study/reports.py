@@ -13,10 +13,12 @@ from flowprior.notes import note
 from flowprior.run.files import read_json, write_json
 from flowprior.run.machine import device_name
 from latent_report.config import PROTOCOL_VERSION
+from latent_report.forecast import other_weights
 from study.kept import (
     FORMAT_VERSION,
     REPORT_SUFFIX,
     cell_file,
+    cell_of,
     made_otherwise,
     read_cell,
     read_kept,
@@ -25,6 +27,8 @@ from study.kept import (
 )
 from study.plan import Cell, Plan, PlannedStage
 
+Pair = tuple[dict[str, Any], dict[str, Any]]  # a finished cell and its report
+
 
 def report_file(folder: Path, cell: Cell) -> Path:
     return folder / f"{cell.name}{REPORT_SUFFIX}"
@@ -32,7 +36,7 @@ def report_file(folder: Path, cell: Cell) -> Path:
 
 def read_report(file: Path, study: str) -> dict[str, Any]:
     """A :class:`UserError` for a file that is damaged, no report's, of another study than ``study``, or called as another cell's."""
-    return read_kept(file, study, "report of a cell", {"autoencoder", "data", "made_from"}, REPORT_SUFFIX)
+    return read_kept(file, study, "report of a cell", {"autoencoder", "data", "weights", "made_from"}, REPORT_SUFFIX)
 
 
 def read_reports(folder: Path, study: str) -> list[dict[str, Any]]:
@@ -67,6 +71,7 @@ def write_report(
             "left_out": entry["left_out"],
             "spent": spent,
             "data": entry["about"]["images"],
+            "weights": entry["weights"],
             "device": device_name(device),
             "device_type": device.type,
             "versions": versions(),
@@ -92,6 +97,32 @@ def report_differences(kept: dict[str, Any], plan: Plan, cell: Cell, finished: d
     if finished["figures"]["autoencoder"]["fingerprint"] != kept["autoencoder"]:
         told.append("another autoencoder than the finished cell's")
     return told
+
+
+def with_reports(plan: Plan, cells: list[dict[str, Any]], reports: list[dict[str, Any]]) -> list[Pair]:
+    """Cells beside their reports; a report of something else than its cell is named.
+
+    Raises:
+        UserError: two of the reports look with networks of different weights.
+    """
+    by_cell, made, seen = {cell_of(report): report for report in reports}, [], {}
+    for cell in cells:
+        if (report := by_cell.get(cell_of(cell))) is None:
+            continue
+        if told := report_differences(report, plan, cell_of(cell), cell):
+            note(
+                f"the report of {cell_of(cell).name} is left out, since it is of something else ({'; '.join(told[:3])})"
+            )
+            continue
+        for network, weights in report["weights"].items():
+            before = seen.setdefault(network, report)
+            if others := other_weights({network: weights}, before["weights"]):
+                raise UserError(
+                    f"the reports of {cell_of(before).name} and {cell_of(cell).name} do not compare, since {others[0]} differ: delete those of "
+                    "one kind, and make them again by `bash scripts/study.sh --report`"
+                )
+        made.append((cell, report))
+    return made
 
 
 def reports_left(plan: Plan, cells: list[Cell], unfinished: list[Cell], results: Path, anew: bool) -> list[Cell]:

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from flowprior import FlowPrior
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import UserError
+from flowprior.metrics import Extractor
+from flowprior.run.files import tensors_fingerprint
 from latent_report.__main__ import parse, short_names, write_report
 from latent_report.config import ReportConfig
 from latent_report.curves import CURVES
@@ -77,6 +79,8 @@ def test_every_figure_of_the_table_is_measured_or_its_absence_has_a_reason(repor
         assert measured | reasons == every and not measured & reasons
     for tokenizer in (one, two):
         assert tokenizer["left_out"].keys() <= {"lpips"}
+        assert tokenizer["weights"]["extractor"] == Extractor("digits").fingerprint
+    assert bare["weights"] == {}
     reconstruction, images = "bare latents have no decoder", "bare latents have no images"
     expected = dict.fromkeys(named_in("reconstruction"), reconstruction) | dict.fromkeys(("cka", "cknna"), images)
     assert bare["left_out"] == expected
@@ -169,6 +173,7 @@ def test_latents_are_compared_with_the_pooled_features_of_the_timm_model_that_is
     results = measure(latents, config, {"semantics": measure_semantics})
     assert results.figures["cka"].value == pytest.approx(1, abs=1e-4)
     assert results.figures["cknna"].value == pytest.approx(1, abs=1e-4)
+    assert results.weights == {"features": tensors_fingerprint(model.state_dict())}
 
 
 def test_the_best_is_marked_only_where_it_differs_from_the_worst_by_more_than_chance():

@@ -18,26 +18,12 @@ def test_the_arithmetic_of_each_generator_is_its_own(plan):
     assert 0 < sit != mar > 0
 
 
-def test_the_arithmetic_of_an_opening_counts_in_its_steps(plan):
-    handed, ramped = (
-        count_tflop(plan.stages_of(Cell(row, "trained", 1)), "autoencoder")
-        for row in ("distribution", "distribution_ramped")
-    )
-    plain, none = (
-        count_tflop(plan.stages_of(Cell(row, "trained", 1)), "autoencoder") for row in ("flow_semantic", "none")
-    )
-    assert handed - ramped == pytest.approx((plain - none) * 799 / 3600, rel=1e-3)
+def test_the_arithmetic_of_an_opening_counts_once_in_its_steps_even_where_it_outlasts_the_training(plan):
+    def counted(row, *words):
+        stages = Plan(plan.table, plan.runs, words).stages_of(Cell(row, "trained", 1))
+        return count_tflop(stages, "autoencoder")
 
-
-def test_an_opening_that_outlasts_the_training_counts_once_in_each_of_its_steps(plan):
-    steps = 5
-    handed, ramped = (
-        count_tflop(
-            Plan(plan.table, plan.runs, (f"train.steps={steps}",)).stages_of(Cell(row, "trained", 1)), "autoencoder"
-        )
-        for row in ("distribution", "distribution_ramped")
-    )
-    plain, none = (
-        count_tflop(plan.stages_of(Cell(row, "trained", 1)), "autoencoder") for row in ("flow_semantic", "none")
-    )
-    assert handed - ramped == pytest.approx((plain - none) * steps / 3600, rel=1e-3)
+    of_a_step = (counted("flow_semantic") - counted("none")) / 3600
+    for words, steps in ([], 799), (["train.steps=5"], 5):
+        opening = counted("distribution", *words) - counted("distribution_ramped", *words)
+        assert opening == pytest.approx(of_a_step * steps, rel=1e-3)

@@ -8,15 +8,18 @@ import pytest
 
 from flowprior.data.images import ImageConfig
 from flowprior.errors import UserError
+from flowprior.run.files import write_json
 from latent_report import forecast as read
 from latent_report.__main__ import print_table
 from latent_report.config import PROTOCOL_VERSION, ReportConfig
 from latent_report.page import page as report_page
 from study.fit import choose, left_out_errors, left_out_predictions
 from study.forecast import LEAST_ROWS, make_forecast
-from study.forecast_page import draw, in_words
-from study.kept import measuring, result_options
+from study.forecast_page import draw, in_words, out_of_date
+from study.kept import cell_file, cell_of, measuring, result_options
+from study.page import page_tables
 from study.plan import Cell, Plan
+from study.reports import report_file
 from study.table import TABLES, read_table
 
 ROWS = ("kl", "softvq", "flow_semantic", "flow_textual", "distribution", "flow_noise", "reals", "vavae", "noise")
@@ -34,7 +37,7 @@ def made(plan, cell, figures, fids):
     """A finished cell and its report."""
     stages, of_report = plan.stages_of(cell), plan.report_stages(cell)
     identity = {"format": 1, "study": "mnist", "row": cell.row, "length": cell.length, "seed": cell.seed}
-    identity |= {"data": "f00d", "device": "2 cores", "device_type": "cpu"}
+    identity |= {"data": "f00d", "device": "2 cores", "device_type": "cpu", "spent": {}}
     ofs = {name: {"by_guidance": {"1": {"fid": fid}}} for name, fid in fids.items()}
     kept = identity | {
         "figures": {"autoencoder": {"fingerprint": cell.name}, **ofs},
@@ -44,6 +47,7 @@ def made(plan, cell, figures, fids):
     report = identity | {
         "protocol_version": PROTOCOL_VERSION,
         "autoencoder": cell.name,
+        "weights": {"extractor": "e1"},
         "figures": {name: {"value": value, "error": 0.1} for name, value in figures.items()},
         "made_from": {stage.name: result_options(stage.config()) for stage in of_report},
     }
@@ -186,9 +190,50 @@ def test_a_report_of_something_else_is_left_out_and_named(plan, planted, capsys)
     assert "report flow.steps: 5 -> 600" in said
 
 
+def test_reports_by_networks_of_different_weights_are_never_fitted_together(plan, planted):
+    cells, reports = planted
+    of_others = [json.loads(json.dumps(report)) for report in reports]
+    of_others[3]["weights"] = {"extractor": "e2", "lpips": "v1"}
+    with pytest.raises(
+        UserError, match=f"none_trained_seed1 and {cell_of(reports[3]).name} .* the extractor's weights differ"
+    ):
+        make_forecast(plan, cells, of_others)
+    for report in of_others:
+        report["weights"] = {"extractor": "e2"}
+    of_others[3]["weights"]["lpips"] = "v1"  # as where only one machine has them
+    assert make_forecast(plan, cells, of_others)["weights"] == {"extractor": "e2", "lpips": "v1"}
+
+
+def test_a_forecast_keeps_which_autoencoders_it_was_fitted_on_and_the_page_says_when_they_are_others(
+    plan, planted, forecast, tmp_path, monkeypatch, capsys
+):
+    cells, reports = planted
+    assert forecast["cells"]["kl_trained_seed2"] == {"autoencoder": "kl_trained_seed2"} and len(forecast["cells"]) == 30
+    cells, reports = (json.loads(json.dumps(part)) for part in (cells, reports))
+    monkeypatch.setattr("study.page.kept_forecasts", lambda: [forecast])
+    results = tmp_path / "mnist"
+
+    def said():
+        for cell, report in zip(cells, reports):
+            write_json(cell_file(results, cell_of(cell)), cell)
+            write_json(report_file(results, cell_of(cell)), report)
+        assert "over 27 autoencoders of 9 rows" in page_tables(tmp_path)
+        return capsys.readouterr().err
+
+    assert said() == ""
+    again = next(place for place, cell in enumerate(cells) if cell_of(cell).name == "kl_trained_seed2")
+    cells[again]["figures"]["autoencoder"]["fingerprint"] = reports[again]["autoencoder"] = "another"
+    new = made(plan, Cell("noise_interpolated", "trained", 1), {"rfid": 0.1}, {"sit": 0.2})
+    cells, reports = [*cells, new[0]], [*reports, new[1]]
+    told = said()
+    assert "trained again: kl_trained_seed2; new: noise_interpolated_trained_seed1): fit it again by" in told
+    assert "--data mnist --forecast" in told and told.count("\n") == 1
+    assert out_of_date(forecast, [])[0].startswith("gone: distribution_trained_seed1 and 29 more")
+
+
 def entry_of(figures, images="f00d"):
     there = {name: {"value": value, "error": None} for name, value in figures.items()}
-    return {"name": "mine", "about": {"images": images}, "figures": there}
+    return {"name": "mine", "about": {"images": images}, "weights": {"extractor": "e1"}, "figures": there}
 
 
 def usual(forecast, **changes):
@@ -229,6 +274,9 @@ def test_other_images_and_another_protocol_are_refused_in_one_line(forecast):
     ):
         told = read.expected(entry, config(**options), [forecast])
         assert said in told["refused"] and "\n" not in told["refused"] and told.keys() == {"refused"}
+    elsewhere = entry_of(usual(forecast)) | {"weights": {"extractor": "e2"}}
+    refused = read.expected(elsewhere, config(), [forecast])["refused"]
+    assert refused == "the forecast was fitted on figures by other networks: the extractor's weights differ"
     older = forecast | {"protocol_version": PROTOCOL_VERSION - 1}
     assert "figures of version" in read.expected(entry_of(usual(forecast)), config(), [older])["refused"]
 

@@ -27,7 +27,7 @@ def trained(plan, cell, fingerprint="f1"):
     folder = plan.runs / cell.name
     write_json(folder / "ae" / "result.json", {"fingerprint": fingerprint})
     entry = {"figures": {"rfid": {"value": 0.1, "error": 0.01}}, "left_out": {"lpips": "no weights"}}
-    entry["about"] = {"images": "f00d"}
+    entry |= {"about": {"images": "f00d"}, "weights": {"extractor": "e1"}}
     write_json(folder / "report" / "report.json", {"tokenizers": [entry]})
 
 
@@ -61,6 +61,7 @@ def test_a_file_has_the_figures_and_what_they_were_made_from_and_is_no_cell(plan
     file = reported(plan, CELL, tmp_path / "results")
     kept = read_report(file, "mnist")
     assert kept["figures"] == {"rfid": {"value": 0.1, "error": 0.01}} and kept["autoencoder"] == "f1"
+    assert kept["weights"] == {"extractor": "e1"}
     assert kept["made_from"].keys() == {"prior", "autoencoder", "report"}
     assert "out" not in kept["made_from"]["report"] and kept["made_from"]["report"]["flow"]["steps"] == 600
     assert read_cells(tmp_path / "results", "mnist") == [] and len(read_reports(tmp_path / "results", "mnist")) == 1
