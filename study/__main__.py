@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -103,8 +104,8 @@ def make_plan(arguments: argparse.Namespace) -> tuple[Plan, list[Cell]]:
 def check_data(plan: Plan, cells: list[Cell]) -> None:
     """A :class:`UserError` unless DATA is given where the study reads files, and only there."""
     for cell in cells[:1]:
-        data = plan.task(cell).stages[0].config().data
-        if data.source == "files" and not data.path:
+        data = replace(plan, extra=()).task(cell).stages[0].config().data
+        if data.source == "files" and not plan.extra:
             raise UserError(f"name the images: DATA=<folder> bash scripts/study.sh --data {plan.table.name}")
         if data.source != "files" and plan.extra:
             raise UserError(

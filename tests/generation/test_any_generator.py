@@ -95,7 +95,7 @@ def test_a_command_before_the_one_that_it_needs_names_that_ones_of_its_own_room(
     for before in done:
         assert room(before)[0] == 0
     code, said = room(name)
-    assert code == 2 and f"run `{needed}`" in said.splitlines()[-1]
+    assert code == 2 and f"run `{needed}" in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize("words", [[], ["trian"], ["run_dir=x"]])

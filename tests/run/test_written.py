@@ -67,7 +67,7 @@ def test_any_text_is_a_path(text):
     ],
 )
 def test_a_folder_with_a_number_sign_reaches_every_stage_whole(config, name):
-    made = build_config(config, apply_overrides({}, [f"{name}=/d/set #2"]))
+    made = build_config(config, apply_overrides({}, ["data.source=files", f"{name}=/d/set #2"]))
     for part in name.split("."):
         made = getattr(made, part)
     assert made == "/d/set #2"

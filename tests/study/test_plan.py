@@ -24,7 +24,7 @@ def plan(tmp_path):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_row_of_a_study_is_words_that_its_stages_take(name, tmp_path):
-    plan = Plan(read_table(TABLES / f"{name}.yaml"), tmp_path, ("data.path=somewhere",))
+    plan = Plan(read_table(TABLES / f"{name}.yaml"), tmp_path, ("data.path=somewhere",) * (name == "emoji"))
     cells = plan.cells(["all", "grid"], list(plan.table.lengths), 0)
     assert {cell.row for cell in cells} == set(plan.table.rows)
     for cell in cells:
