@@ -26,6 +26,7 @@ from latent_report.left_out import TABLES, named_in
 from latent_report.measures import distribution
 from latent_report.opening.base import Latents
 
+LEAST_SIDE = 4  # places along a side from which on frequencies are high or low
 ONE_TOKEN = "there is one token per image"
 FEW_DIRECTIONS = 64  # for the error of a sliced distance
 
@@ -161,12 +162,16 @@ def measure_places(measured: Measured, results: Results) -> None:
     correlation = measured.resample(lambda i: autocorrelation(places[i]))
     results.curve("autocorrelation", torch.arange(len(correlation.value)), correlation)
     figures["neighbour_correlation"] = Estimate(correlation.value[1].item(), correlation.error[1].item())
+    if min(latents.places) < LEAST_SIDE:
+        few = f"{' x '.join(map(str, latents.places))} places have too few frequencies"
+        results.leave_out(few, "high_frequency_ratio")
     for name, statistic in (
         ("spectral_entropy", spectral_entropy),
         ("high_frequency_ratio", high_frequency_ratio),
         ("total_variation", total_variation),
     ):
-        figures[name] = measured.resample(lambda i, statistic=statistic: statistic(places[i]))
+        if name not in results.left_out:
+            figures[name] = measured.resample(lambda i, statistic=statistic: statistic(places[i]))
 
 
 def _ratio(deviations: Tensor) -> float:

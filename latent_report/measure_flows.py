@@ -37,9 +37,9 @@ def measure_flow(measured: Measured, results: Results) -> None:
     else:
         reason = f"{len(z)} images do not tell the covariance of {tokens * channels} dimensions"
         results.leave_out(reason, "irreducible_variance_gaussian")
-    remark_on_budget(results)
     measure_total_correlation(measured, results, token, together)
     figures["log_likelihood"] = mean(log_likelihoods(together, held[:LIKELIHOOD_IMAGES], config.seed))
+    remark_on_budget(results)
     flat, shape = _on_vectors(together, tokens), (STEPS_SAMPLES, tokens * channels)
     euler = flow.euler_steps(flat, shape, resamples=config.resamples, seed=config.seed)
     figures["euler_steps"] = Estimate(euler.needed, euler.error)
@@ -58,6 +58,10 @@ def remark_on_budget(results: Results) -> None:
             f"it lies above the {gaussian.value:.4f} of a Gaussian with this covariance: the small flow has not learned more than the "
             "covariance, which takes more of flow.steps= or images="
         )
+        for name in {"total_correlation", "log_likelihood"} & results.figures.keys():
+            results.remarks[name] = (
+                "it is too low by what the small flow has not learned, as the irreducible variance tells"
+            )
 
 
 def measure_total_correlation(measured: Measured, results: Results, token: Any, together: Any) -> None:

@@ -22,11 +22,11 @@ from latent_report.svg import COLOURS, Line, line_plot
 
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a202c}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem;color:#1a202c}"
     "h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}.scroll{overflow-x:auto}"
     "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .9rem .3rem 0;border-bottom:1px solid #e2e8f0;vertical-align:top}"
     "td.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}th.number{text-align:right;white-space:nowrap}td.best{font-weight:600}"
-    "td.name{white-space:nowrap;min-width:13rem}td.path{color:#4a5568;font-size:.86rem;overflow-wrap:anywhere}code{font-size:.82rem}td.meaning{color:#4a5568;font-size:.86rem;min-width:18rem}.error{color:#718096;font-weight:400;font-size:.82rem}"
+    "td.name{min-width:17rem}td.path{color:#4a5568;font-size:.86rem;overflow-wrap:anywhere}code{font-size:.82rem}.meaning{color:#4a5568;font-size:.86rem}.error{color:#718096;font-weight:400;font-size:.82rem}"
     ".plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(20rem,1fr));gap:1rem}figure{margin:.6rem 0}"
     "figcaption{color:#4a5568;font-size:.86rem}svg{width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:#4a5568}"
     ".grid{stroke:#e2e8f0}.axis{stroke:#a0aec0}.key{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.35rem}"
@@ -64,7 +64,7 @@ def _head(tokenizers: list[dict[str, Any]]) -> str:
         f"<th>{h}</th>" for h in ("tokenizer", "", "kind", "images", "tokens", "channels", "values per image")
     )
     several = (
-        " Bold is the best of several, where it differs from the worst by more than two standard errors."
+        " Bold are the best of several and all within two standard errors of it, where others are not."
         if len(tokenizers) > 1
         else ""
     )
@@ -105,12 +105,11 @@ def _table(names: list[str], tokenizers: list[dict[str, Any]]) -> str:
         figure = FIGURES[name]
         entries = [one["figures"].get(name) for one in tokenizers]
         best = best_of(figure, entries)
-        cells = "".join(_cell(figure, entry, place == best) for place, entry in enumerate(entries))
+        cells = "".join(_cell(figure, entry, place in best) for place, entry in enumerate(entries))
         label = html.escape(figure.label) + (f" {ARROWS[figure.better]}" if figure.better else "")
-        rows.append(
-            f"<tr><td class='name'>{label}</td>{cells}<td class='meaning'>{html.escape(figure.meaning)}</td></tr>"
-        )
-    return f"<div class='scroll'><table><tr><th></th>{heads}<th></th></tr>{''.join(rows)}</table></div>"
+        meaning = f"<div class='meaning'>{html.escape(figure.meaning)}</div>"
+        rows.append(f"<tr><td class='name'>{label}{meaning}</td>{cells}</tr>")
+    return f"<div class='scroll'><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
 
 
 def _cell(figure: Figure, entry: dict[str, Any] | None, best: bool) -> str:
@@ -119,17 +118,16 @@ def _cell(figure: Figure, entry: dict[str, Any] | None, best: bool) -> str:
     return f"<td class='number{' best' if best else ''}'>{value}{tail}</td>"
 
 
-def best_of(figure: Figure, entries: list[dict[str, Any] | None]) -> int | None:
-    """Which tokenizer has the best of a figure, where it has a direction and the best and the worst differ by two standard errors."""
+def best_of(figure: Figure, entries: list[dict[str, Any] | None]) -> set[int]:
+    """Which tokenizers have the best of a figure, or lie within two standard errors of it; none where that is all of them, or where the
+    figure has no direction or no error."""
     known = [(entry["value"], place) for place, entry in enumerate(entries) if entry and entry["value"] is not None]
-    if not figure.better or len(known) < 2:
-        return None
-    ranked = sorted(known, reverse=figure.better == "higher")
-    (best, place), (worst, last) = ranked[0], ranked[-1]
-    errors = [entries[at]["error"] for at in (place, last)]
-    if None in errors:  # nobody knows whether they differ
-        return None
-    return place if abs(best - worst) > 2 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5 else None
+    if not figure.better or len(known) < 2 or any(entries[place]["error"] is None for _, place in known):
+        return set()
+    best, first = (max if figure.better == "higher" else min)(known)
+    own = entries[first]["error"]
+    near = {place for value, place in known if abs(value - best) <= 2 * math.hypot(own, entries[place]["error"])}
+    return near if len(near) < len(known) else set()
 
 
 def _curves(group: str, tokenizers: list[dict[str, Any]]) -> str:

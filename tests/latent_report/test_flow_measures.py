@@ -245,8 +245,9 @@ def test_a_gaussians_latents_have_its_log_density_under_the_flow_that_is_trained
 
 @pytest.mark.parametrize("gaussian, remarked", [(1.1, True), (1.3, False), (None, False)])
 def test_a_flow_that_has_not_learned_more_than_a_gaussian_is_remarked_on(gaussian, remarked):
-    results = Results(figures={"irreducible_variance": Estimate(1.2, 0.01)})
+    results = Results(figures={name: Estimate(1.2, 0.01) for name in ("irreducible_variance", "total_correlation")})
     if gaussian is not None:
         results.figures["irreducible_variance_gaussian"] = Estimate(gaussian, 0.01)
     remark_on_budget(results)
     assert ("above the 1.1000 of a Gaussian" in results.remarks.get("irreducible_variance", "")) == remarked
+    assert results.remarks.keys() == ({"irreducible_variance", "total_correlation"} if remarked else set())

@@ -176,12 +176,14 @@ def test_latents_are_compared_with_the_pooled_features_of_the_timm_model_that_is
     assert results.weights == {"features": tensors_fingerprint(model.state_dict())}
 
 
-def test_the_best_is_marked_only_where_it_differs_from_the_worst_by_more_than_chance():
+def test_the_best_and_its_like_are_marked_where_others_differ_by_more_than_chance():
     lower, open_ = Figure("flow", "a", "A.", "lower"), Figure("flow", "a", "A.")
     far = [{"value": 1.0, "error": 0.1}, {"value": 2.0, "error": 0.1}, None]
     near = [{"value": 1.0, "error": 0.5}, {"value": 2.0, "error": 0.5}]
-    assert best_of(lower, far) == 0 and best_of(lower, near) is None and best_of(open_, far) is None
-    assert best_of(lower._replace(better="higher"), far) == 1
+    assert best_of(lower, far) == {0} and best_of(lower, near) == best_of(open_, far) == set()
+    assert best_of(lower._replace(better="higher"), far) == {1}
+    alike = [{"value": value, "error": 0.01} for value in (3.0, 1.0, 1.02, 1.0)]
+    assert best_of(lower, alike) == {1, 2, 3}
     assert number(lower._replace(form=".1%"), {"value": 0.5, "error": 0.01}) == "50.0% ± 1.0%"
     assert number(lower, None) == "-"
     assert [number(lower, {"value": v, "error": None}) for v in (-1e-9, -0.02)] == ["0.000", "-0.020"]
@@ -279,5 +281,5 @@ def test_images_of_one_class_keep_the_likeness_to_features_which_needs_no_label(
 
 def test_a_figure_without_an_error_has_no_best():
     figure, known = FIGURES["rfid"], {"value": 1.0, "error": 0.01}
-    assert best_of(figure, [known, {"value": 2.0, "error": 0.01}]) == 0
-    assert best_of(figure, [known, {"value": 2.0, "error": None}]) is None
+    assert best_of(figure, [known, {"value": 2.0, "error": 0.01}]) == {0}
+    assert best_of(figure, [known, {"value": 2.0, "error": None}]) == set()
