@@ -21,7 +21,7 @@ from latent_report.curves import CURVES
 from latent_report.figures import FIGURES, GROUPS, Figure
 from latent_report.flows import FlowBudget
 from latent_report.left_out import by_reason, named_in
-from latent_report.measure import measure
+from latent_report.measure import measure, measure_places
 from latent_report.measure_images import measure_semantics
 from latent_report.measures.reconstruction import (
     decoded,
@@ -44,7 +44,7 @@ SMALL = FlowBudget(steps=3, images=16, width=8, depth=1, times=4)
 def small_autoencoder(seed: int = 0) -> Autoencoder:
     vit = ViTConfig(width=12, depth=1, heads=3)
     torch.manual_seed(seed)
-    return Autoencoder(AutoencoderConfig(32, 16, 2, 3, encoder=vit, decoder=vit)).eval()
+    return Autoencoder(AutoencoderConfig(32, 16, 4, 3, encoder=vit, decoder=vit)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def reported(tmp_path_factory):
         small_autoencoder(seed).save(folder / f"seed{seed}" / "ae" / "autoencoder")
     features = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
     FlowPrior.fit(features, channels=3, width=8, depth=1, steps=2, progress=False).save(folder / "prior")
-    bare = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    bare = torch.randn(40, 4, 3, generator=torch.Generator().manual_seed(0)).numpy()
     np.savez(folder / "bare.npz", latents=bare, labels=np.arange(40) % 2)
     config = ReportConfig(
         out=str(folder / "out"),
@@ -283,3 +283,12 @@ def test_a_figure_without_an_error_has_no_best():
     figure, known = FIGURES["rfid"], {"value": 1.0, "error": 0.01}
     assert best_of(figure, [known, {"value": 2.0, "error": 0.01}]) == {0}
     assert best_of(figure, [known, {"value": 2.0, "error": None}]) == set()
+
+
+def test_a_map_of_two_by_two_has_no_high_frequencies():
+    latents = torch.randn(40, 4, 3, generator=torch.Generator().manual_seed(0))
+    results = measure(Latents("latents", latents, (2, 2)), ReportConfig(resamples=2), {"dependence": measure_places})
+    assert (
+        "2 x 2 places have too few" in results.left_out["high_frequency_ratio"]
+        and "spectral_entropy" in results.figures
+    )
