@@ -11,23 +11,44 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
 
 from flowprior.errors import UserError, entry_point
 from flowprior.run.config import apply_overrides, build_config
 from flowprior.run.presets import Parser
-from imports.autoencoder import import_autoencoder, is_autoencoder
+from imports.autoencoder import NAMES as AUTOENCODER
+from imports.autoencoder import import_autoencoder
 from imports.checkpoint import NEEDS_NONE, Checkpoint, read_checkpoint
 from imports.config import ImportConfig
-from imports.flow_prior import import_flow_prior, is_flow_prior
-from imports.mar import import_mar, is_mar
-from imports.names import few, refuse_adapters
+from imports.flow_prior import NAMES as FLOW_PRIOR
+from imports.flow_prior import import_flow_prior
+from imports.mar import NAMES as MAR
+from imports.mar import import_mar
+from imports.names import few, has_names, refuse_adapters
+
+
+class Kind(NamedTuple):
+    """What a checkpoint may hold.
+
+    Attributes:
+        names: beginnings of names that it is known by.
+        take: writes it as a folder of this project.
+        options: of :class:`~imports.config.ImportConfig`, that it is made by.
+    """
+
+    names: tuple[str, ...]
+    take: Callable[[Checkpoint, ImportConfig, Path], nn.Module]
+    options: tuple[str, ...]
+
 
 KINDS = {
-    "autoencoder": (is_autoencoder, import_autoencoder),
-    "flow prior": (is_flow_prior, import_flow_prior),
-    "MAR": (is_mar, import_mar),
+    "autoencoder": Kind(AUTOENCODER, import_autoencoder, ("encoder", "decoder", "temperature")),
+    "flow prior": Kind(FLOW_PRIOR, import_flow_prior, ("scale", "features", "projection_seed")),
+    "MAR": Kind(MAR, import_mar, ("autoencoder", "scale")),
 }
 DIFFUSERS = ("encoder.down_blocks.", "decoder.up_blocks.")
 USAGE = "bash scripts/import_weights.sh SOURCE --out FOLDER"
@@ -67,17 +88,34 @@ def check_out(out: Path) -> None:
 def import_weights(checkpoint: Checkpoint, config: ImportConfig, out: Path) -> None:
     """Write what the checkpoint holds into ``out``; a :class:`UserError` where it is none of :data:`KINDS`."""
     refuse_adapters(checkpoint)
-    for kind, (fits, take) in KINDS.items():
-        if fits(checkpoint):
-            made = take(checkpoint, config, out)
-            numbers = sum(parameter.numel() for parameter in made.parameters())
-            print(f"{kind}: {out}  ({numbers / 1e6:.1f} million numbers of {checkpoint.file})")
+    for name, kind in KINDS.items():
+        if has_names(checkpoint, kind.names):
+            check_options(config, name, checkpoint)
+            made = kind.take(checkpoint, config, out)
+            numbers = in_words(sum(parameter.numel() for parameter in made.parameters()))
+            print(f"{name}: {out}  ({numbers} numbers of {checkpoint.file})")
             return
     if any(name.startswith(DIFFUSERS) for name in checkpoint.tensors):
         raise UserError(f"{checkpoint.file} has the names of an autoencoder of diffusers: {NEEDS_NONE}")
+    known = ", ".join(f"{name} (names begin with {' or '.join(kind.names)})" for name, kind in KINDS.items())
     raise UserError(
-        f"the checkpoint {checkpoint.file} is none of {', '.join(KINDS)}: its names are {few(sorted(checkpoint.tensors))}"
+        f"the checkpoint {checkpoint.file} is none of {known}: its names are {few(sorted(checkpoint.tensors))}"
     )
+
+
+def check_options(config: ImportConfig, name: str, checkpoint: Checkpoint) -> None:
+    """A :class:`UserError` for options that change nothing in this one of :data:`KINDS`."""
+    used = ("set", *KINDS[name].options)
+    fields = dataclasses.fields(ImportConfig)
+    idle = [f"{f.name}=" for f in fields if f.name not in used and getattr(config, f.name) != f.default]
+    if idle:
+        takes = ", ".join(f"{option}=" for option in used)
+        raise UserError(f"leave out {' and '.join(idle)}: the {name} in {checkpoint.file} takes {takes} alone")
+
+
+def in_words(count: int) -> str:
+    """``count``, in millions where there are as many."""
+    return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:.1f} million"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from imports.names import Made, depth_of, fill_by_names, renamed, size_of
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 
 WHAT = "a ViT autoencoder"
+NAMES = ("encoder.model.", "quant_conv.", "post_quant_conv.")  # that tell one
 BEGINNINGS = {  # ours: published
     "encoder.vit.": "encoder.model.",
     "encoder.to_latent.": "quant_conv.",
@@ -33,11 +34,6 @@ REFUSED = {
     r"^quantize\.embedding\.": "it has a hard codebook (VQ), and here there are soft ones",
 }
 VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
-
-
-def is_autoencoder(checkpoint: Checkpoint) -> bool:
-    """Whether the names are those of such an autoencoder."""
-    return any(name.startswith(("encoder.model.", "quant_conv.", "post_quant_conv.")) for name in checkpoint.tensors)
 
 
 def import_autoencoder(checkpoint: Checkpoint, options: ImportConfig, out: Path) -> Autoencoder:
@@ -92,6 +88,8 @@ def config_of(checkpoint: Checkpoint, options: ImportConfig) -> AutoencoderConfi
         codebooks, size, _ = size_of(checkpoint, "quantize.embedding", 3, WHAT)
         sizes = {"codebooks": codebooks, "size": size, "temperature": options.temperature}
         latent_map = {"name": "segment_codebooks", "segment_codebooks": sizes}
+    elif options.temperature != ImportConfig.temperature:
+        raise UserError(f"leave out temperature=: the autoencoder in {checkpoint.file} has no codebooks")
     values = {
         "image_size": side * patch,
         "patch_size": patch,

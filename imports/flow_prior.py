@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
@@ -17,11 +18,7 @@ from imports.flow_head import head_parts, head_sizes
 from imports.names import fill_by_names
 
 BEGINNING = "flow_loss.net."
-
-
-def is_flow_prior(checkpoint: Checkpoint) -> bool:
-    """Whether the names are those of such a prior."""
-    return any(name.startswith(BEGINNING) for name in checkpoint.tensors)
+NAMES = (BEGINNING,)  # that tell one
 
 
 def import_flow_prior(checkpoint: Checkpoint, options: ImportConfig, out: Path) -> FlowPrior:
@@ -30,6 +27,10 @@ def import_flow_prior(checkpoint: Checkpoint, options: ImportConfig, out: Path) 
     Raises:
         UserError: tensors are missing, unknown or of other sizes, or the scale is no finite number above 0.
     """
+    if not options.features and options.projection_seed != ImportConfig.projection_seed:
+        raise UserError(
+            "projection_seed= goes with features=<channels before the projection>: write both, or leave it out"
+        )
     velocity = VelocityMLP(**head_sizes(checkpoint, BEGINNING, "a flow prior"))
     made = head_parts(list(velocity.state_dict()), BEGINNING)
     fill_by_names(velocity, checkpoint, made, f"a flow prior of {velocity.channels} channels")

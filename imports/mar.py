@@ -9,6 +9,8 @@ import torch
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
 from flowprior.run.config import build_config
+from flowprior.run.files import read_json
+from flowprior.run.hub import saved_folder
 from generation.generator import GeneratorObjective, build_generator
 from generation.saved import save_generator
 from imports.checkpoint import Checkpoint, scale_of
@@ -17,9 +19,11 @@ from imports.flow_head import head_parts, head_sizes
 from imports.names import Made, depth_of, fill_by_names, renamed, size_of
 from mar.config import MARStageConfig
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.diffusers_kl import is_diffusers
 
 WHAT = "a MAR with a flow head"
 HEAD = "diffloss.net."
+NAMES = ("encoder_blocks.", HEAD)  # that tell one
 BEGINNINGS = {  # ours: published
     "embed.": "z_proj.",
     "embed_norm.": "z_proj_ln.",
@@ -33,11 +37,6 @@ BEGINNINGS = {  # ours: published
     "decoder_norm.": "decoder_norm.",
     "mask_token": "mask_token",
 }
-
-
-def is_mar(checkpoint: Checkpoint) -> bool:
-    """Whether the names are those of a MAR."""
-    return any(name.startswith(("encoder_blocks.", HEAD)) for name in checkpoint.tensors)
 
 
 def import_mar(checkpoint: Checkpoint, options: ImportConfig, out: Path) -> GeneratorObjective:
@@ -102,7 +101,13 @@ def autoencoder_of(options: ImportConfig, shape: dict[str, int]) -> Autoencoder:
     """The one whose latents it makes; a :class:`UserError` where none is named, or it is of other sizes."""
     if not options.autoencoder:
         raise UserError("a MAR belongs to an autoencoder: write autoencoder=<its folder, imported before>")
-    autoencoder = Autoencoder.from_pretrained(options.autoencoder)
+    folder = saved_folder(options.autoencoder, "autoencoder")
+    if is_diffusers(read_json(folder / "config.json", "autoencoder")):
+        raise UserError(
+            f"{options.autoencoder} is an autoencoder of diffusers, and an imported MAR belongs to one that was imported: import the autoencoder "
+            "whose latents it was trained on, and write autoencoder=<its folder>"
+        )
+    autoencoder = Autoencoder.load(folder)
     there, wanted = (autoencoder.config.tokens, autoencoder.config.channels), (shape["tokens"], shape["channels"])
     if there != wanted:
         raise UserError(

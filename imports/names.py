@@ -79,8 +79,13 @@ def fill_by_names(
     if left:
         begins = [beginning for beginning in dropped if any(name.startswith(beginning) for name in left)]
         note(
-            f"of {checkpoint.file}, {len(left)} tensors have no place here and are left out: those called {', '.join(begins)}..."
+            f"of {checkpoint.file}, {len(left)} tensors have no place here and are left out: their names begin with {', '.join(begins)}"
         )
+
+
+def has_names(checkpoint: Checkpoint, beginnings: tuple[str, ...]) -> bool:
+    """Whether one of the checkpoint's names has one of ``beginnings``."""
+    return any(name.startswith(beginnings) for name in checkpoint.tensors)
 
 
 def refuse_adapters(checkpoint: Checkpoint) -> None:

@@ -120,7 +120,13 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(_holds_objects(path, what, named[1])) from error
-        raise UserError(f"the {what} {path} is damaged ({one_line(error)}): restore or delete it") from error
+        raise UserError(f"the {what} {path} is damaged ({_first_sentence(error)}): restore or delete it") from error
+
+
+def _first_sentence(error: Exception, limit: int = 160) -> str:
+    """What an error says first, or its type where that is longer than ``limit``: torch goes on with advice to read the file unsafely."""
+    sentence = re.split(r"(?<=\w)\.(?: |$)", one_line(error, limit=None))[0]
+    return sentence if len(sentence) <= limit else type(error).__name__
 
 
 def _holds_objects(path: Path, what: str, kind: str) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flowprior.errors import UserError
-from imports.__main__ import check_out, import_weights, parse
+from imports.__main__ import check_out, import_weights, in_words, parse
 from imports.checkpoint import read_checkpoint
 from imports.names import few
 from published_autoencoder import CHANNELS, IMAGE, NAME, TOKENS, PublishedAutoencoder
@@ -84,6 +84,7 @@ def test_half_precision_is_taken_as_it_is_and_what_is_dropped_is_said(tmp_path, 
         "decoder.model.patch_embed.",
     ):
         assert words in said
+    assert ".." not in said
 
 
 def without(*names):
@@ -121,7 +122,10 @@ CHANGES = {
     "other size": (having(quant_conv__bias=torch.zeros(5)), r"quant_conv.bias is \(5,\), for \(6,\) here"),
     "not finite": (having(post_quant_conv__bias=torch.full((64,), torch.nan)), "no finite .*: post_quant_conv.bias"),
     "both prefixes": (lambda s: s | {"module.quant_conv.bias": s["quant_conv.bias"]}, "with and without"),
-    "other network": (lambda s: {"fc.weight": torch.zeros(2, 2)}, "none of autoencoder"),
+    "other network": (
+        lambda s: {"fc.weight": torch.zeros(2, 2)},
+        r"none of autoencoder.*flow prior \(names begin with flow_loss.net.\)",
+    ),
     "unequal channels": (
         having(post_quant_conv__weight=torch.zeros(64, 5)),
         "encodes to 6 channels and decodes from 5",
@@ -202,6 +206,37 @@ def test_a_checkpoint_that_ends_early_is_damaged(suffix, tmp_path):
     file.write_bytes(file.read_bytes()[:4000])
     with pytest.raises(UserError, match="is damaged"):
         read_checkpoint(str(file))
+
+
+def test_of_what_torch_says_of_a_damaged_file_one_whole_sentence_is_quoted(tmp_path, monkeypatch):
+    (tmp_path / "file.pt").write_bytes(b"\x80\x02 no pickle")
+    for said, quoted in (
+        ("Weights only load failed. Version 2.6 " + "word " * 99, "Weights only load failed"),
+        ("word " * 99, "RuntimeError"),
+    ):
+
+        def failing(*_, told=said, **__):
+            raise RuntimeError(told)
+
+        monkeypatch.setattr(torch, "load", failing)
+        with pytest.raises(UserError, match=rf"is damaged \({quoted}\): restore or delete it"):
+            read_checkpoint(str(tmp_path / "file.pt"))
+
+
+@pytest.mark.parametrize("word", ["scale=3", "features=8", "projection_seed=1", "autoencoder=x"])
+def test_an_option_that_changes_nothing_in_an_autoencoder_is_refused(word, tmp_path):
+    save_file(state_of(published()), tmp_path / "model.safetensors")
+    option = word.partition("=")[0]
+    with pytest.raises(UserError, match=f"leave out {option}=: the autoencoder in .* takes set=, encoder=, decoder="):
+        imported(tmp_path, tmp_path / "ours", word)
+    with pytest.raises(UserError, match="leave out temperature=: .* has no codebooks"):
+        imported(tmp_path, tmp_path / "ours", "temperature=0.1")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("count, words", [(7, "7"), (12_345, "12,345"), (1_234_567, "1.2 million")])
+def test_a_small_count_of_numbers_is_said_as_it_is(count, words):
+    assert in_words(count) == words
 
 
 def test_names_in_a_line_end_with_how_many_more_there_are_unless_there_are_none():

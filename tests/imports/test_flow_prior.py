@@ -110,3 +110,12 @@ def test_what_does_not_fit_is_refused_by_name(imported, change, words, tmp_path)
     with pytest.raises(UserError, match=words) as caught:
         imported(change=change)
     assert "\n" not in str(caught.value) and not (tmp_path / "prior").exists()
+
+
+def test_a_projections_seed_without_a_projection_and_an_autoencoders_options_are_refused(imported):
+    for word, told in (
+        ("projection_seed=3", "goes with features="),
+        ("encoder=vit_tiny_patch16_224", "leave out encoder="),
+    ):
+        with pytest.raises(UserError, match=told):
+            imported(word)

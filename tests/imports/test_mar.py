@@ -106,7 +106,11 @@ def test_what_does_not_fit_is_refused_by_name(imported, change, words, tmp_path)
 
 def test_a_mar_without_its_scale_or_its_autoencoder_is_refused(imported, tmp_path):
     folder = tmp_path / "run" / "ae" / "autoencoder"
+    (tmp_path / "sd").mkdir()
+    (tmp_path / "sd" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     for words, told in (
+        (("scale=1", f"autoencoder={tmp_path}/sd"), "an imported MAR belongs to one that was imported"),
+        (("scale=1", f"autoencoder={folder}", "temperature=0.1"), "leave out temperature=: the MAR in"),
         ((f"autoencoder={folder}",), "write scale="),
         (("scale=1",), "write autoencoder="),
         (("scale=1", f"autoencoder={tmp_path}/none"), "no autoencoder at"),
