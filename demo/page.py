@@ -7,10 +7,9 @@ import functools
 import inspect
 import math
 import tempfile
-import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from demo.actions import generate, prior_picture, read_as_cropped, rebuild, walk
+from demo.fields import filled, sampler_option, upload
 from demo.trained_run import TrainedGenerator, TrainedRun
 from flowprior.errors import UserError, one_line
 from flowprior.run.config import apply_overrides, build_config
@@ -71,12 +71,14 @@ def _generator_tab(name: str, generator: TrainedGenerator) -> None:
                 label="classes",
                 info="none chosen: all",
             )
-            per_class = gr.Slider(1, 16, 4, step=1, label="images of each")
-            cfg = gr.Slider(0, 6, generator.config.sample.preview_cfg, step=0.05, label="guidance", info="1: none")
+            per_class = filled(gr.Slider(1, 16, 4, step=1, label="images of each"))
+            cfg = filled(
+                gr.Slider(0, 6, generator.config.sample.preview_cfg, step=0.05, label="guidance", info="1: none")
+            )
             classes.preprocess = lambda chosen: chosen or []  # what is no class is said by generate
-            seed = gr.Number(generator.config.sample.seed, precision=0, label="seed")
+            seed = filled(gr.Number(generator.config.sample.seed, precision=0, label="seed"))
             with gr.Accordion("sampler", open=False):
-                options = [_option(field, generator.sampler) for field in shown]
+                options = [sampler_option(field, generator.sampler) for field in shown]
             button = gr.Button("Generate", variant="primary")
         with gr.Column(scale=2):
             sheet, said = _picture(), gr.Markdown()
@@ -85,8 +87,10 @@ def _generator_tab(name: str, generator: TrainedGenerator) -> None:
     def run_it(classes: list[str], per_class: int, cfg: float, seed: int, *values: Any) -> tuple[np.ndarray, str]:
         words = [f"{field.name}={_word(value)}" for field, value in zip(shown, values)]
         generator.sample_by(build_config(type(generator.sampler), apply_overrides({}, words)))
-        images, seconds = generate(generator, [_class(one) for one in classes], int(per_class), cfg, _whole(seed))
+        images, seconds = generate(generator, [_class(one) for one in classes], int(per_class), cfg, _seed(seed))
         told = f"{len(images)} images in {seconds:.1f} s, {seconds / len(images):.3f} s each"
+        if len(images) == 1:
+            told = f"1 image in {seconds:.3f} s"
         return _sheet_of_classes(images, int(per_class)), ". ".join(filter(None, [told, generator.otherwise()]))
 
     names = ["classes", "per_class", "cfg", "seed", *(field.name for field in shown)]  # what "Use via API" calls them
@@ -102,17 +106,19 @@ def _rebuild_tab(run: TrainedRun, examples: list[str]) -> None:
     side = run.autoencoder.config.image_size
     with gr.Row():
         with gr.Column(scale=1):
-            image = _upload(f"an image; its centre is taken at {side} pixels")
-            noise = gr.Slider(
-                0,
-                2,
-                0,
-                step=0.05,
-                label="noise on the latents",
-                info="share of their deviation over images, of every token's every channel",
-                interactive=run.deviation is not None,
+            image = upload(f"an image; its centre is taken at {side} pixels")
+            noise = filled(
+                gr.Slider(
+                    0,
+                    2,
+                    0,
+                    step=0.05,
+                    label="noise on the latents",
+                    info="share of their deviation over images, of every token's every channel",
+                    interactive=run.deviation is not None,
+                )
             )
-            seed = gr.Number(0, precision=0, label="seed of the noise")
+            seed = filled(gr.Number(0, precision=0, label="seed of the noise"))
             button = gr.Button("Rebuild", variant="primary")
             if examples:
                 gr.Examples(examples, image, label="images that the autoencoder is measured on")
@@ -122,7 +128,7 @@ def _rebuild_tab(run: TrainedRun, examples: list[str]) -> None:
 
     @_said_in_the_browser
     def run_it(file: str | None, noise: float, seed: int) -> tuple[np.ndarray, str]:
-        found = rebuild(run, read_as_cropped(run, file), noise, _whole(seed))
+        found = rebuild(run, read_as_cropped(run, file), noise, _seed(seed))
         return _sheet(found.images, 3), "PSNR {:.2f} dB, with noise {:.2f} dB".format(*found.psnr)
 
     button.click(run_it, [image, noise, seed], [sheet, said], api_name="rebuild", **ONE_AT_A_TIME)
@@ -130,8 +136,8 @@ def _rebuild_tab(run: TrainedRun, examples: list[str]) -> None:
 
 def _walk_tab(run: TrainedRun, examples: list[str]) -> None:
     with gr.Row():
-        ends = [_upload(name) for name in ("from", "to")]
-    steps = gr.Slider(3, 16, 9, step=1, label="images on the way")
+        ends = [upload(name) for name in ("from", "to")]
+    steps = filled(gr.Slider(3, 16, 9, step=1, label="images on the way"))
     button = gr.Button("Walk", variant="primary")
     gr.Markdown("Above: a straight line through the pixels. Below: through the latents.")
     sheet = _picture()
@@ -148,16 +154,16 @@ def _walk_tab(run: TrainedRun, examples: list[str]) -> None:
 
 def _prior_tab(run: TrainedRun, files: Path) -> None:
     with gr.Row():
-        count = gr.Slider(100, 4000, 2000, step=100, label="samples")
-        steps = gr.Slider(1, 100, 50, step=1, label="Heun steps")
-        seed = gr.Number(0, precision=0, label="seed")
+        count = filled(gr.Slider(100, 4000, 2000, step=100, label="samples"))
+        steps = filled(gr.Slider(1, 100, 50, step=1, label="Heun steps"))
+        seed = filled(gr.Number(0, precision=0, label="seed"))
     button = gr.Button("Sample", variant="primary")
     picture, said = _picture(), gr.Markdown()
 
     @_said_in_the_browser
     def run_it(count: int, steps: int, seed: int) -> tuple[str, str]:
         file = files / "prior.png"
-        seconds = prior_picture(run, int(count), int(steps), _whole(seed), file)
+        seconds = prior_picture(run, int(count), int(steps), _seed(seed), file)
         return str(file), f"{int(count)} samples in {seconds:.2f} s"
 
     button.click(run_it, [count, steps, seed], [picture, said], api_name="prior", **ONE_AT_A_TIME)
@@ -176,32 +182,6 @@ def _picture() -> gr.Image:
     return gr.Image(show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"])
 
 
-def _upload(label: str) -> gr.Image:
-    """Where a person puts an image; its file is read as every image of a data set is."""
-    image = gr.Image(type="filepath", label=label, image_mode=None, sources=["upload", "clipboard"], height=260)
-    read_by_gradio = image.preprocess
-
-    def preprocess(payload: Any) -> str | None:
-        """The path of the file as it is: gradio's own opens it, and its objection to what is no image is a dozen lines."""
-        return payload.path if payload is not None and payload.path else read_by_gradio(payload)
-
-    image.preprocess = preprocess
-    return image
-
-
-def _option(field: dataclasses.Field, sampler: Any) -> gr.components.Component:
-    """What sets one of the sampler's options, with the option's help."""
-    hint, value = typing.get_type_hints(type(sampler))[field.name], getattr(sampler, field.name)
-    labels = {"label": field.name, "info": field.metadata.get("help", "")}
-    if hint is bool:
-        return gr.Checkbox(value, **labels)
-    if typing.get_origin(hint) is Literal:
-        return gr.Dropdown(list(typing.get_args(hint)), value=value, **labels)
-    if hint in (int, float):
-        return gr.Number(value, precision=0 if hint is int else None, **labels)
-    return gr.Textbox(str(list(value)) if isinstance(value, tuple) else str(value), **labels)
-
-
 def _class(chosen: str) -> int:
     """A class's number; a :class:`UserError` where it is none."""
     if not str(chosen).isdecimal():
@@ -209,10 +189,8 @@ def _class(chosen: str) -> int:
     return int(chosen)
 
 
-def _whole(seed: float | None) -> int:
-    """What a seed's field holds; a :class:`UserError` where it is empty or below 0, which elsewhere asks for a random one."""
-    if seed is None:
-        raise UserError("seed is empty: write a whole number")
+def _seed(seed: float) -> int:
+    """What a seed's field holds; a :class:`UserError` where it is below 0, which elsewhere asks for a random one."""
     if seed < 0:
         raise UserError(f"seed is 0 or more, not {seed:g}: the same seed draws the same again")
     return int(seed)

@@ -36,7 +36,7 @@ from generation.earlier import Earlier, by_guidance, earlier_figures, say_what_c
 from generation.fdr import SeveralExtractors, likeness
 from generation.generate import draw_sets
 from generation.labels import mismatch, total_variation
-from generation.reference import Reference, check_reference, open_reference
+from generation.reference import Reference, check_counts, open_reference
 from generation.samples import Samples, find_samples, open_samples, samples_protocol
 
 ONE_PROCESS, NOTHING = World(), Earlier()
@@ -53,7 +53,7 @@ def main(stage: type[GenerationConfig]) -> None:
         extractor = config.evaluate.open_extractor(world.device)
         samples = find_samples(config, world)
         reference = open_reference(config, extractor, samples.size, world)
-        check_reference(config, reference.identity["count"])
+        check_counts(config, reference.identity["count"])
         several = SeveralExtractors(config, reference, samples.size, world) if config.evaluate.fdr.extractors else None
         made_by, file = protocol(config, extractor, samples, reference, world), result_file(config)
         if several:
@@ -98,16 +98,26 @@ def say(result: dict[str, Any]) -> None:
 def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> None:
     """One line on stderr for each way in which the two sides are not alike, or the extractor not made for them."""
     own = config.evaluate.samples_have_labels
-    source = config.data.source if own and config.evaluate.uses_data else ""
     names, compared = names_of_samples(config, samples), reference.counts_by(names_of_samples(config, samples))
     notes = [unlike_names(names, reference.class_names or (), "generator" if own else "samples")]
-    notes += [] if config.evaluate.own_weights else [foreign_images(config.evaluate.extractor_name, source)]
+    notes += [] if config.evaluate.own_weights else [says_of_extractor(config)]
     for name, counts in samples.class_counts(len(compared or ())).items() if compared else ():
         caveat = mismatch(counts, compared, names)
         remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
         notes.append(caveat and f"{f'cfg {name}' if own else name}: {caveat}{remedy}")
     for line in dict.fromkeys(filter(None, notes)):
         note(line)
+
+
+def says_of_extractor(config: GenerationConfig) -> str:
+    """What to say where the extractor was made for other images than those of the data, or may be for those of files; else empty."""
+    measured, name = config.evaluate, config.evaluate.extractor_name
+    of_data = measured.uses_data or measured.samples_have_labels
+    told = foreign_images(name, config.data.source) if of_data else ""
+    if told or measured.uses_data:
+        return told
+    files = [measured.reference] + [measured.samples] * (not measured.samples_have_labels)
+    return foreign_images(name, "", " or ".join(files))
 
 
 def unlike_names(names: Sequence[str], reference: Sequence[str], whose: str) -> str:

@@ -112,9 +112,13 @@ def open_reference(
     return Reference(statistics, identity | stated, statistics.class_counts, statistics.class_names)
 
 
-def check_reference(config: GenerationConfig, count: int | None) -> None:
-    """A :class:`UserError` where precision and recall would keep the features of, and compare with, too many images."""
+def check_counts(config: GenerationConfig, count: int | None) -> None:
+    """A :class:`UserError` for an FID of one image, and where precision and recall would keep the features of, and compare with, too many:
+    ``count`` of the reference."""
     chosen = config.evaluate.chosen_metrics()
+    if "fid" in chosen and 1 in (config.sample.count, count):
+        whose = "sample.count is 1" if config.sample.count == 1 else "the reference holds 1"
+        raise UserError(f"FID compares means and covariances, and one image has no covariance: {whose}, give 2 or more")
     if count is None or count <= MOST_COMPARED:
         return
     named = ", ".join(name for name in chosen if name != "precision_recall")

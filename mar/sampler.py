@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from flowprior.run.config import option
+from flowprior.run.config import Section, option
 from mar.attention import gather_tokens
 from mar.context import Context
 from mar.head import FlowDrawer, MapDrawer, TokenDrawer
@@ -21,14 +21,14 @@ MOST_EVALUATIONS_OF_MAP = 4
 
 
 @dataclass
-class SamplerConfig:
+class SamplerConfig(Section):
     """How latents are drawn. The defaults are the paper's.
 
     ``skip_unread``, ``share_first``, ``share_times``, ``one_batch`` and ``cuda_graphs`` change speed and memory, and images by rounding
     only. ``head: map``, ``one_pass``, and ``encoder_every`` and ``decoder_every`` above 1, are approximations.
     """
 
-    ar_steps: int = option(64, "autoregressive steps; at most the number of tokens")
+    ar_steps: int = option(64, "autoregressive steps; at most the number of tokens", least=1)
     head: Literal["flow", "map"] = option(
         "flow",
         f"flow: solve the head's ODE; map: its distilled flow map in head_evaluations, 1 to {MOST_EVALUATIONS_OF_MAP}, and the flow while training",
@@ -37,7 +37,7 @@ class SamplerConfig:
         False,
         "guidance by one pass of the transformer, distilled to take the scale as an input, in place of two; needs head=map; two while training",
     )
-    head_steps: int = option(100, "steps of the flow head's solver per token")
+    head_steps: int = option(100, "steps of the flow head's solver per token", least=1)
     solver: Literal["euler", "ab2", "midpoint", "heun"] = option("euler", "solver of the flow head")
     head_evaluations: int = option(
         0,
@@ -58,7 +58,7 @@ class SamplerConfig:
         0.0,
         "guidance falls to 1 as exp(-cfg_damping r), r the squared ratio of what it adds to the unconditional velocity; 0: it does not",
     )
-    temperature: float = option(1.0, "scale of the head's noise")
+    temperature: float = option(1.0, "scale of the head's noise", above=0)
     skip_unread: bool = option(False, "leave out of the decoder's last block what no drawn token reads")
     share_first: bool = option(False, "while no token is known, run the transformer once per class")
     share_times: bool = option(True, "embed each of the solver's times once for all tokens and steps")
@@ -67,18 +67,18 @@ class SamplerConfig:
         False, "on a GPU, replay the head's evaluations as CUDA graphs: one launch in place of some eighty"
     )
     encoder_every: int = option(
-        1, "renew the known tokens' encoding every so many steps; between, new tokens see the old ones, not the reverse"
+        1,
+        "renew the known tokens' encoding every so many steps; between, new tokens see the old ones, not the reverse",
+        least=1,
     )
     decoder_every: int = option(
         1,
         "renew the decoder's features every so many steps; between, only new and wanted tokens are computed, beside the others' old ones",
+        least=1,
     )
 
     def __post_init__(self) -> None:
-        if min(self.ar_steps, self.head_steps, self.encoder_every, self.decoder_every) < 1 or self.temperature <= 0:
-            raise ValueError(
-                "ar_steps, head_steps, encoder_every and decoder_every are at least 1, temperature is above 0"
-            )
+        super().__post_init__()
         if self.head_evaluations < 0:
             raise ValueError(
                 f"head_evaluations is 0 (as many as head_steps takes) or more, not {self.head_evaluations}"

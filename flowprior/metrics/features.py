@@ -53,7 +53,7 @@ class Features:
     def statistics(self) -> Statistics:
         """Moments of the FID layer, in float64."""
         if self.count < 2:
-            raise UserError(f"FID needs at least 2 images, got {self.count}")
+            raise UserError(f"FID needs at least 2 images, got {self.count}: fewer have no covariance")
         moments = StreamingMoments()
         for part in self.fid.split(CHUNK):
             moments.update(part)

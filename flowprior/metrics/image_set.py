@@ -114,7 +114,7 @@ class ImageSet:
                 moments.update(extractor(batch).fid)
             moments.sum_over(self.world)
             if moments.count < 2:
-                raise UserError(f"FID needs at least 2 images, got {moments.count}")
+                raise UserError(f"FID needs at least 2 images, got {moments.count}: fewer have no covariance")
             self._moments[key] = moments.statistics(extractor.name)
         return self._moments[key]
 

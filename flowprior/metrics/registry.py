@@ -77,13 +77,19 @@ METRICS = {
 }
 
 
-def foreign_images(extractor: str, source: str) -> str:
-    """What to say where an embedded data set's extractor meets images of another source (as ``data.source``; empty: unknown); else empty."""
+def foreign_images(extractor: str, source: str, unknown: str = "") -> str:
+    """What to say where an embedded data set's extractor meets images of another source (as ``data.source``; empty: not known, of the files
+    ``unknown``); else empty."""
     spec = EXTRACTORS[split_name(extractor).kind]
     if not spec.embedded or source == extractor:
         return ""
+    little = (
+        f"if {unknown} does not hold such images, metrics by it mean little"
+        if unknown
+        else "metrics of other images by it mean little"
+    )
     return (
-        f"the extractor '{extractor}' was trained on {spec.trained_on} at 32 x 32: metrics of other images by it mean little; "
+        f"the extractor '{extractor}' was trained on {spec.trained_on} at 32 x 32: {little}; "
         f"write evaluate.extractor={source if source in EMBEDDED else 'inception'}"
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from flowprior.errors import UserError, one_line
+from flowprior.metrics.extractor_options import TimmExtractor
 from flowprior.notes import note
 from flowprior.pretrained.timm_encoder import (
     TimmEncoder,
@@ -38,6 +39,8 @@ class TimmFeatureExtractor(FeatureExtractorBase):
     def __init__(self, model: str, size: int = 0, weights_path: str | Path | None = None) -> None:
         super().__init__(f"timm:{model}", ["pooled"])
         remedy = f"name its weight file (evaluate.timm.weights, or timm:{model}=<the file>)"
+        if model == TimmExtractor.model:
+            remedy += "; this network is the default, and evaluate.timm.model=<any timm model> names another"
         file = Path(weights_path) if weights_path else hub_weights(model, remedy)
         self.size = size or trained_size(model)
         network = built_at(model, self.size, file, seed=0)

@@ -52,7 +52,9 @@ def test_every_option_of_the_sampler_is_on_the_page_with_the_runs_value(client):
     other, _ = client.predict([0], 1, 1, 0, head_steps=1, api_name="/generate_mar")
     assert np.any(np.asarray(Image.open(first)) != np.asarray(Image.open(other)))
     _, said = client.predict([0], 1, 1, 0, ar_steps=999, api_name="/generate_mar")
-    assert said.endswith(" s each. ar_steps=999 is more than the 4 tokens: 4 steps are made.")
+    assert said.startswith("1 image in ") and said.endswith(
+        " s. ar_steps=999 is more than the 4 tokens: 4 steps are made."
+    )
 
 
 def test_an_uploaded_image_is_rebuilt_and_two_are_walked_between(client, image):
@@ -80,7 +82,18 @@ def test_a_file_that_is_no_image_is_one_line_in_the_browser(client, tmp_path):
 @pytest.mark.parametrize(
     "name, values, message",
     [
-        ("/generate_mar", {"cfg": 1, "per_class": 1, "ar_steps": 0}, "ar_steps"),
+        (
+            "/generate_mar",
+            {"cfg": 1, "per_class": 1, "ar_steps": 0},
+            "^(?!.*head_steps).*ar_steps is at least 1, not 0",
+        ),
+        ("/generate_mar", {"head_steps": 0}, "head_steps is at least 1, not 0"),
+        ("/generate_mar", {"temperature": -1}, "temperature is above 0, not -1"),
+        ("/generate_mar", {"ar_steps": 1.5}, "ar_steps is a whole number, not 1.5"),
+        ("/generate_mar", {"ar_steps": None}, "ar_steps is empty: write a whole number"),
+        ("/generate_mar", {"cfg": None}, "guidance is empty: write a number"),
+        ("/generate_mar", {"per_class": None}, "images of each is empty: write a whole number"),
+        ("/rebuild", {"file": None, "noise": None}, "noise on the latents is empty: write a number"),
         ("/generate_mar", {"head": "map", "head_evaluations": 1}, "there is no flow map"),
         ("/generate_mar", {"seed": None}, "seed is empty"),
         ("/generate_mar", {"seed": -1}, "seed is 0 or more, not -1"),

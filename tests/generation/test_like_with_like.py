@@ -17,8 +17,9 @@ from flowprior.notes import forget_notes
 from flowprior.run.config import build_config
 from flowprior.run.files import write_json
 from generation import evaluate
+from generation.config import SampleConfig
 from generation.generate import samples_file
-from generation.reference import open_reference
+from generation.reference import check_counts, open_reference
 from generation.samples import find_samples
 from image_sets import Picture, write_tar, write_zip
 from mar.config import MARStageConfig
@@ -219,11 +220,13 @@ def test_only_an_embedded_extractor_on_images_of_another_source_is_warned_of(nam
 
 def test_what_the_extractor_was_trained_on_is_said_and_stated(measured, forms, capsys):
     result = measured(forms["npz"], forms["folder"])
-    assert "was trained on scikit-learn's 1,797 handwritten digits" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was trained on scikit-learn's 1,797 handwritten digits" in said
+    assert f"if {forms['folder']} or {forms['npz']} does not hold such images, metrics by it mean little" in said
     assert result["protocol"]["extractor"]["trained on"] == "scikit-learn's 1,797 handwritten digits"
     forget_notes()
-    small = measured(forms["small npz"], "data")  # the reference are the digits, but whose images are these?
-    assert "was trained on" in capsys.readouterr().err and small["protocol"]["reference"]["crop"] == "centre"
+    small = measured(forms["small npz"], "data")  # digits, so that nothing is foreign
+    assert "was trained on" not in capsys.readouterr().err and small["protocol"]["reference"]["crop"] == "centre"
 
 
 def test_weights_of_ones_own_are_not_said_to_be_trained_on_anything(measured, forms, capsys):
@@ -302,3 +305,12 @@ def test_a_figure_that_is_not_a_number_is_null_with_its_reason(own_sets, monkeyp
     assert result["not_measured"] == {"1": {"fid": "its value is nan"}} and "best_cfg" not in result
     write_json(tmp_path / "x.json", result)
     assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == result
+
+
+def test_an_fid_of_one_image_is_refused_before_anything_is_measured(tmp_path):
+    config = MARStageConfig(sample=SampleConfig(count=1))
+    for count in (1, 30):
+        with pytest.raises(UserError, match="one image has no covariance: sample.count is 1"):
+            check_counts(config, count)
+    with pytest.raises(UserError, match="the reference holds 1, give 2"):
+        check_counts(MARStageConfig(), 1)

@@ -133,9 +133,9 @@ def test_samples_of_another_size_than_the_data_are_refused(config_with, pictures
 
 def test_precision_and_recall_against_too_many_images_are_refused(config_with):
     config = config_with()
-    evaluate.check_reference(config, 100_000)
+    evaluate.check_counts(config, 100_000)
     with pytest.raises(UserError, match="compare all features of 100001 reference images.*evaluate.metrics="):
-        evaluate.check_reference(config, 100_001)
+        evaluate.check_counts(config, 100_001)
 
 
 def test_samples_of_another_generator_or_of_other_options_are_refused(config_with, tmp_path):

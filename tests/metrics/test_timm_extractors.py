@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from flowprior.errors import UserError
-from flowprior.metrics import Extractor, ImageSet, Statistics, evaluate_generation, frechet_distance, missing_weights
+from flowprior.metrics import (
+    Extractor,
+    ImageSet,
+    Statistics,
+    evaluate_generation,
+    frechet_distance,
+    missing_weights,
+    timm_extractors,
+)
 from flowprior.metrics.extractor_options import ExtractorOptions, split_weights
 from flowprior.metrics.timm_extractors import _check_patches
 from flowprior.pretrained.timm_encoder import patch_side
@@ -167,3 +175,13 @@ def test_a_mistake_is_one_line(weights, tmp_path):
         assert "\n" not in str(caught.value)
     told = missing_weights(Extractor("timm:test_vit", weights_path=file))
     assert "test_vit" in told and missing_weights(Extractor("timm:test_resnet@32", weights_path=file)) == ""
+
+
+def test_the_default_network_is_called_so_where_its_weights_are_missing(monkeypatch):
+    def hub_has_none(name, remedy):
+        raise UserError(remedy)
+
+    monkeypatch.setattr(timm_extractors, "hub_weights", hub_has_none)
+    told = missing_weights(ExtractorOptions(extractor="timm").open_extractor())
+    assert "this network is the default, and evaluate.timm.model=<any timm model> names another" in told
+    assert "is the default" not in missing_weights(Extractor("timm:test_vit"))
