@@ -41,8 +41,10 @@ def images_fingerprint(store: ImageStore, crop: tuple[str, int]) -> ImagesFinger
         looked_at = list(pool.map(lambda index: _look_at(store, index, crop[1]), chosen))
         contents = [sha256 for sha256, _ in looked_at]
         digest = hashlib.sha256(repr((READER, crop, contents)).encode())
-        of_folder = isinstance(store, FolderStore)
-        if not of_folder:
+        of_folder = isinstance(store, FolderStore) and not store.loses_labels
+        if isinstance(store, FolderStore) and store.loses_labels:
+            digest.update(b"without labels")
+        elif not of_folder:
             digest.update(repr((store.kind, store.class_names)).encode() + store.labels.astype("<i8").tobytes())
         before = _EarlierFingerprint(crop)
         for facts in _in_parts(pool, store.facts, len(store)):

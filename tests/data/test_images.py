@@ -72,6 +72,18 @@ def test_a_column_of_a_folder_is_refused_since_there_is_none(folder, option):
         folder_images(folder, **{option: "label"})
 
 
+def test_a_folder_read_without_labels_has_the_same_images_in_one_class(folder, capsys):
+    plain, without = folder_images(folder), folder_images(folder, label_column="none")
+    assert "5 images, read without labels" in capsys.readouterr().err
+    assert without.num_classes == 1 and without.class_names == [folder.name]
+    keys = [SampleKey(i, -1) for i in range(5)]
+    one, other = plain.batch(keys), without.batch(keys)
+    assert torch.equal(one["image"], other["image"]) and other["label"].tolist() == [0] * 5
+    assert plain.fingerprint() != (kept := without.fingerprint())
+    (folder / "zebra" / "a.JPG").rename(folder / "zebra" / "c.JPG")
+    assert folder_images(folder, label_column="none").fingerprint() != kept
+
+
 def test_labels_are_the_places_of_the_sorted_sub_folders(folder):
     images = folder_images(folder)
     assert images.class_names == ["ant", "zebra"] and images.num_classes == 2 and len(images) == 5

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from flowprior.run.config import build_config
-from flowprior.run.presets import find_preset, read_preset
+from flowprior.run.presets import read_preset
+from generation.presets import find_family
 from simflow.config import PRESETS, SimFlowStageConfig
 from simflow.train_simflow import PRESETS as JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
@@ -25,7 +26,7 @@ def test_a_preset_is_strictly_a_config_and_its_head_says_the_command_and_what_to
 @pytest.mark.parametrize("name", JOINT)
 def test_what_is_trained_together_is_sampled_under_the_presets_of_stage_3_at_the_same_size_and_under_a_like_flow(name):
     joint = build_config(SimFlowAEConfig, read_preset(JOINT_PRESETS / f"{name}.yaml", JOINT_PRESETS))
-    file = find_preset(name, PRESETS, families=True)
+    file = find_family(name, PRESETS)
     stage = build_config(SimFlowStageConfig, read_preset(file, PRESETS))
     assert stage.data.size == joint.data.size and stage.data.source == joint.data.source
     flow = joint.regulariser.simflow.flow

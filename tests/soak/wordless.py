@@ -48,7 +48,12 @@ def words() -> Iterator[Case]:
     ]  # fmt: skip
     for name, config in (("data.path", AEConfig), ("target.file.path", FlowPriorConfig)):
         for text in texts:
-            yield Case(f"{name}={text}", lambda folder, c=config, n=name, t=text: _option(c, n, f"{n}={t}"), used=text)
+            source = ["data.source=files"] * (name == "data.path")
+            yield Case(
+                f"{name}={text}",
+                lambda folder, c=config, n=name, t=text, s=source: _option(c, n, *s, f"{n}={t}"),
+                used=text,
+            )
     for word, value in (
         ("cache.hold=no", "no"),
         ("train.steps=010", 10),
@@ -70,8 +75,8 @@ def words() -> Iterator[Case]:
         )
 
 
-def _option(config: type, name: str, word: str) -> Any:
-    made = build_config(config, apply_overrides({}, [word]))
+def _option(config: type, name: str, *words: str) -> Any:
+    made = build_config(config, apply_overrides({}, list(words)))
     for part in name.split("."):
         made = getattr(made, part)
     return made

@@ -107,7 +107,7 @@ def test_an_infinite_psnr_is_null_with_its_reason_and_foreign_images_are_said(so
     for number in range(3):
         (tmp_path / "data").mkdir(exist_ok=True)
         Image.new("RGB", (32, 32), (number, 9, 9)).save(tmp_path / "data" / f"{number}.png")
-    data = {"source": source, "path": str(tmp_path / "data")}
+    data = {"source": source, "path": str(tmp_path / "data") if source == "folder" else ""}
     config = build_config(
         AEConfig,
         {

@@ -78,9 +78,10 @@ class FolderStore(FilesStore):
 
     kind = "folder"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, labelled: bool = True) -> None:
         self.root, self.where = root, str(root)
-        self.class_names, self.names, self.labels = list_images(root)
+        self.class_names, self.names, self.labels = list_images(root, labelled)
+        self.loses_labels = not labelled and any(b"/" in name for name in self.names.tolist())
 
     def member(self, index: int) -> str:
         return os.fsdecode(self.names[index])

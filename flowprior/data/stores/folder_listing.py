@@ -41,8 +41,12 @@ class _Found(NamedTuple):
     unread: Counter[str]  # files of other kinds, by extension
 
 
-def list_images(root: Path) -> ImageFolder:
+def list_images(root: Path, labelled: bool = True) -> ImageFolder:
     """``root/<class>/.../<image>``; images straight in ``root`` make one class. Prints how many files of which kinds are not read.
+
+    Args:
+        root: the folder.
+        labelled: otherwise all images are of one class, in the same order.
 
     Raises:
         UserError: there are no images, a sub-folder has none and so is no class, images lie beside class folders, sub-folders are
@@ -71,7 +75,11 @@ def list_images(root: Path) -> ImageFolder:
         )
     if unread := sum((part.unread for part in found), here.unread):
         note(f"in {root} are not read: {kinds_in_words(unread)} (images are {READ})")
-    if not folders:
+    if folders and not labelled:
+        note(
+            f"{root} has {counted(sum(len(part.images) for part in found), 'image', 'images')}, read without labels: one class"
+        )
+    elif not folders:
         note(f"{root} says no labels: its {counted(len(here.images), 'image is', 'images are')} one class")
     else:
         note(origin(str(root), sum(len(part.images) for part in found), len(folders), "its sub-folders"))
@@ -83,6 +91,8 @@ def list_images(root: Path) -> ImageFolder:
     prefixes = [f"{name}/" for name in folders] or [""]
     names = [os.fsencode(prefix + name) for prefix, part in zip(prefixes, parts) for name in part]
     labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    if not labelled:
+        return ImageFolder([root.name], np.array(names), np.zeros_like(labels))
     return ImageFolder(folders or [root.name], np.array(names), labels)
 
 

@@ -11,6 +11,7 @@ from flowprior.data.stores.arrow import HUB, is_saved, open_files, open_hub, ope
 from flowprior.data.stores.base import ImageStore, StoreOptions, printable
 from flowprior.data.stores.files import FolderStore
 from flowprior.data.stores.folder_listing import EXTENSIONS, SPLITS, is_system_file, some_of
+from flowprior.data.stores.labels import NO_LABEL
 from flowprior.data.stores.listed import KINDS as LISTS
 from flowprior.data.stores.listed import ListStore
 from flowprior.data.stores.parquet import ParquetStore
@@ -69,11 +70,11 @@ def _recognised(path: str, options: StoreOptions) -> ImageStore:
     if deeper := [name for name in below if is_saved(place / name) or _shards(place / name)]:
         raise UserError(f"the images of {path} lie in {some_of(deeper)} below it: write DATA={place / deeper[0]}, say")
     _check_unpacked(_alone(place, lambda name: bool(COMPRESSED_TAR.search(name))), path)
-    if options.image_column or options.label_column:
+    if options.image_column or options.label_column not in ("", "folder", NO_LABEL):
         raise UserError(
             f"{path} is a folder of images, whose labels are its sub-folders' names: leave out data.image_column and data.label_column"
         )
-    return FolderStore(place)
+    return FolderStore(place, labelled=options.label_column != NO_LABEL)
 
 
 def may_hold_images(path: str) -> bool:
