@@ -19,7 +19,7 @@ REGULARISERS = {
     "vavae": VAVAEConfig,
 }
 
-# Trained with a generator, in its room: the last word of its presets, and the script that has both.
+# Regularisers that are trained together with a generator, and the script that trains both; presets of both end in their names.
 ELSEWHERE = {"simflow": "bash scripts/train_simflow.sh"}
 
 RegulariserConfig = registry_section(
