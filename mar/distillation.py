@@ -33,7 +33,7 @@ class DistilConfig:
         (1.0, 4.0), "smallest and largest guidance scale that it serves; in training they are drawn uniformly"
     )
     solver: Literal["euler", "ab2", "midpoint", "heun"] = option(
-        "euler", "solver of the head's flow whose solutions the map learns, with its error"
+        "ab2", "solver of the head's flow whose solutions the map learns, with its error"
     )
     solver_steps: int = option(25, "steps of that solver")
     jumps: int = option(16, "jumps along the solution of every token that a step learns from")

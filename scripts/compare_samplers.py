@@ -69,6 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "map, 2 evaluations": MAP,
     "map, 2 falling to 1": MAP | {"head_evaluations_last": 1},
     "map, 2; encodings every 2nd step": MAP | {"encoder_every": 2},
+    "map, 2; encodings and decodings every 2nd step": MAP | {"encoder_every": 2, "decoder_every": 2},
     "map, 2; encodings every 4th step": MAP | {"encoder_every": 4},
     "map, 2; decodings, too, every 2nd step": MAP | {"encoder_every": 4, "decoder_every": 2},
     "map, 2; decodings, too, every 4th step": MAP | {"encoder_every": 4, "decoder_every": 4},
