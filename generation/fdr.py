@@ -20,6 +20,7 @@ from flowprior.metrics.extractor_options import split_weights
 from flowprior.metrics.fdr import baseline_distance, mean_ratio
 from flowprior.metrics.precision_recall import precision_recall
 from flowprior.notes import note
+from flowprior.run.archives import check_expansion
 from generation.config import GenerationConfig
 from generation.reference import Reference, open_reference
 
@@ -53,6 +54,8 @@ class SeveralExtractors:
             config, evaluate=replace(config.evaluate, reference=self.options.baseline, metrics=("fid",))
         )
         file = Path(self.options.baseline)
+        if file.suffix == ".npz" and file.is_file():
+            check_expansion(file, "baseline of FDr")
         moments_only = file.suffix == ".npz" and file.is_file() and not archive_has_images(file)
         for what, without_images in (
             ("evaluate.reference", isinstance(reference.images, Statistics)),

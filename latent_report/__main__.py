@@ -10,7 +10,8 @@ names. Writes report.html and report.json into the folder out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from latent_report.bootstrap import Estimate
 from latent_report.config import PROTOCOL_VERSION, ReportConfig
 from latent_report.figures import FIGURES, number
 from latent_report.forecast import expected, kept_forecasts, lines
+from latent_report.kept import Kept
 from latent_report.left_out import by_reason
-from latent_report.measure import Group, Results, measure, measure_distribution, measure_places
+from latent_report.measure import Group, Results, finished, measure, measure_distribution, measure_places
 from latent_report.measure_flows import measure_flow
 from latent_report.measure_images import measure_alignment, measure_reconstruction, measure_semantics
 from latent_report.opening import ImageOptions, Latents, open_tokenizer, read_labels
@@ -66,22 +68,31 @@ def parse(argv: Sequence[str]) -> tuple[list[str], ReportConfig]:
 
 
 def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
-    """Open every tokenizer, then measure one after the other; write both files."""
+    """Open every tokenizer of which figures are missing, then measure one after the other; write both files."""
     labels = read_labels(config.labels) if config.labels else None
     options = ImageOptions(config.data, config.images, labels)
     kept = kept_forecasts(config.forecast)
-    opened = [open_tokenizer(name, options) for name in names]  # whoever cannot be read is said before any is measured
-    measured = []
-    for name, latents in zip(short_names(names), opened):
-        note(
-            f"{name}: {len(latents.latents)} images, {latents.latents.shape[1]} tokens of {latents.latents.shape[2]} channels"
-        )
-        measured.append(measure(latents, config, MEASURES))
-        for what, why in by_reason(measured[-1].left_out):
+    files = [Kept.of(name, config, options) for name in names]
+    before = [file.read(name) for name, file in zip(short_names(names), files)]
+    # Whoever cannot be read is said before any is measured.
+    opened = [
+        None if results.seconds.keys() == MEASURES.keys() else open_tokenizer(name, options)
+        for name, (results, _) in zip(names, before)
+    ]
+    entries, pictures = [], []
+    for name, path, latents, file, (results, about) in zip(short_names(names), names, opened, files, before):
+        if latents is None:
+            note(f"{name}: its figures are kept as they were measured ({file.file})")
+            results = finished(results)
+        else:
+            about = about_latents(latents)
+            results = measured(name, latents, config, results, partial(file.write, latents=about))
+        for what, why in by_reason(results.left_out):
             note(f"{name}: {what} left out, since {why}")
-        for figure, remark in measured[-1].remarks.items():
+        for figure, remark in results.remarks.items():
             note(f"{name}: {FIGURES[figure].label}: {remark}")
-    entries = [entry(*parts) for parts in zip(short_names(names), names, opened, measured)]
+        entries.append({"name": name, "path": path, **about, **plain_results(results)})
+        pictures.append(results.pictures)
     if kept:
         entries = [one | {"forecast": expected(one, config, kept)} for one in entries]
     report = {
@@ -91,24 +102,39 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
         "tokenizers": entries,
     }
     out = Path(config.out)
-    write_bytes(out / "report.html", page(report, [results.pictures for results in measured]).encode())
+    write_bytes(out / "report.html", page(report, pictures).encode())
     write_json(out / "report.json", report)
     print_table(report)
     print(f"report: {out / 'report.html'}")
     return report
 
 
-def entry(name: str, path: str, latents: Latents, results: Results) -> dict[str, Any]:
-    """What ``report.json`` says of one tokenizer."""
+def measured(
+    name: str, latents: Latents, config: ReportConfig, results: Results, keep: Callable[[Results], None]
+) -> Results:
+    """All figures of a tokenizer, of which ``results`` has some groups."""
+    count, tokens, channels = latents.latents.shape
+    note(f"{name}: {count} images, {tokens} tokens of {channels} channels")
+    if results.seconds:
+        note(f"{name}: {', '.join(results.seconds)} kept as measured before it was stopped; the rest follows")
+    return measure(latents, config, MEASURES, results, keep)
+
+
+def about_latents(latents: Latents) -> dict[str, Any]:
+    """What ``report.json`` says of one tokenizer's latents."""
     count, _, channels = latents.latents.shape
     return {
-        "name": name,
-        "path": path,
         "kind": latents.kind,
         "images": count,
         "places": list(latents.places),
         "channels": channels,
         "about": latents.about,
+    }
+
+
+def plain_results(results: Results) -> dict[str, Any]:
+    """What it says of its figures."""
+    return {
         "weights": results.weights,
         "figures": {key: _plain(estimate) for key, estimate in results.figures.items()},
         "curves": {key: {axis: _list(v) for axis, v in curve.items()} for key, curve in results.curves.items()},

@@ -176,8 +176,9 @@ FIGURES = {
     "irreducible_variance_sample": Figure(
         "flow",
         "irreducible variance, at least",
-        "The same from the images' own latents as neighbours, with no training; a sample's paths cross less than the distribution's.",
-        "lower",
+        "The same from the images' own latents as neighbours, with no training. A sample's paths cross less than the distribution's, the less the "
+        "fewer images and the more values they have: compare it with the bound above it alone.",
+        "",
         ".4f",
     ),
     "irreducible_variance_gaussian": Figure(

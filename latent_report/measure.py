@@ -73,20 +73,40 @@ class Measured:
 Group = Callable[[Measured, Results], None]
 
 
-def measure(latents: Latents, config: ReportConfig, groups: dict[str, Group]) -> Results:
-    """The figures of every group. What cannot be measured of these latents is left out with a reason, and never stops the rest."""
+def measure(
+    latents: Latents,
+    config: ReportConfig,
+    groups: dict[str, Group],
+    results: Results | None = None,
+    keep: Callable[[Results], None] = lambda results: None,
+) -> Results:
+    """The figures of every group. What cannot be measured of these latents is left out with a reason, and never stops the rest.
+
+    Args:
+        latents: of a tokenizer.
+        config: of the report.
+        groups: by name.
+        results: of the first groups, where these were measured before: those that have their ``seconds``.
+        keep: is given the results after every group.
+    """
     normalised = canonical(distribution.normalised(latents.latents))
     order = torch.randperm(len(normalised), generator=torch.Generator().manual_seed(config.seed))
     held = max(2, round(config.held_out * len(order)))
     measured = Measured(latents, normalised, order[held:].sort().values, order[:held].sort().values, config)
-    results = Results()
-    for name, group in groups.items():
+    results = results or Results()
+    for name in [name for name in groups if name not in results.seconds]:
         start = time.perf_counter()
         try:
-            group(measured, results)
+            groups[name](measured, results)
         except (UserError, ValueError) as error:  # the measures' own: latents that have no spectrum, say
             results.leave_out(one_line(error, limit=None), *named_in(name))
         results.seconds[name] = time.perf_counter() - start
+        keep(results)
+    return finished(results)
+
+
+def finished(results: Results) -> Results:
+    """Results of all groups, in which every figure and curve of the report is finite or has a reason why it is missing."""
     for name in [name for name, estimate in results.figures.items() if not math.isfinite(estimate.value)]:
         results.leave_out(f"it came out as {results.figures.pop(name).value}", name)
     measured_at_last = (

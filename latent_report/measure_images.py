@@ -14,14 +14,15 @@ from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.digit_networks import judge_confidence
 from flowprior.metrics.latent_statistics import midpoints
-from flowprior.run.files import read_tensors, tensors_fingerprint
+from flowprior.run.files import file_sha256, read_tensors, tensors_fingerprint
 from latent_report.bootstrap import Estimate, bootstrap, mean
+from latent_report.config import ReportConfig
 from latent_report.left_out import named_in
 from latent_report.measure import Measured, Results
 from latent_report.measures import alignment, reconstruction, semantics
 
 if TYPE_CHECKING:
-    from flowprior.metrics.extractors import Features
+    from flowprior.metrics.extractors import Extractor, Features
 
 PICTURES = 10
 WIDE_FEATURES = 256  # beyond, a Fréchet distance takes so long that it is resampled a few times alone
@@ -31,10 +32,32 @@ BATCH = 64
 SURE = 0.9  # probability of a class (SimFlow, arXiv 2512.04084, Fig. 3)
 
 
-def extractor_name(measured: Measured) -> str:
+def extractor_name(config: ReportConfig, image_kind: str | None) -> str:
     """The extractor of these images: the one that was named, or an embedded data set's own."""
-    kind = measured.latents.about.get("image_kind")
-    return measured.config.extractor or (kind if kind in EMBEDDED else "inception")
+    return config.extractor or (image_kind if image_kind in EMBEDDED else "inception")
+
+
+def _open_extractor(config: ReportConfig, image_kind: str | None) -> Extractor:
+    from flowprior.metrics.extractors import Extractor
+
+    return Extractor(extractor_name(config, image_kind), weights_path=config.extractor_weights or None)
+
+
+def networks(config: ReportConfig, image_kind: str) -> dict[str, str]:
+    """Fingerprints of what images of this kind are looked at with, empty where that is not to be had: ``extractor``, ``lpips``, ``features``."""
+    from tokenizer.losses.perceptual import vgg_place
+
+    vgg = vgg_place(config.lpips_weights)
+    made = {"lpips": file_sha256(vgg)[:16] if vgg.is_file() else ""}
+    for name, fingerprint in (
+        ("extractor", lambda: _open_extractor(config, image_kind).fingerprint),
+        ("features", lambda: file_sha256(_features_file(config))[:16] if config.features else ""),
+    ):
+        try:
+            made[name] = fingerprint()
+        except (UserError, OSError):  # whoever measures with it says so
+            made[name] = ""
+    return made
 
 
 def extracted(measured: Measured, results: Results, images: Tensor) -> Features:
@@ -43,9 +66,9 @@ def extracted(measured: Measured, results: Results, images: Tensor) -> Features:
     Raises:
         UserError: the extractor's weights cannot be had.
     """
-    from flowprior.metrics.extractors import Extractor, Features
+    from flowprior.metrics.extractors import Features
 
-    extractor = Extractor(extractor_name(measured), weights_path=measured.config.extractor_weights or None)
+    extractor = _open_extractor(measured.config, measured.latents.about.get("image_kind"))
     if "extractor" not in results.weights:
         results.weights["extractor"] = extractor.fingerprint
     return Features.concatenate([extractor(part) for part in images.split(BATCH)])
@@ -53,7 +76,7 @@ def extracted(measured: Measured, results: Results, images: Tensor) -> Features:
 
 def confidence(measured: Measured, images: Tensor, seen: Features) -> Tensor:
     """The largest probability of a class in each image, ``(N,)``: by the judge of embedded images, which no other figure uses, or the extractor."""
-    if (name := extractor_name(measured)) in EMBEDDED:
+    if (name := extractor_name(measured.config, measured.latents.about.get("image_kind"))) in EMBEDDED:
         return judge_confidence(name, images)
     return seen.logits.double().softmax(1).amax(1)
 
@@ -170,19 +193,22 @@ def reference_features(measured: Measured, results: Results) -> Tensor:
     if not config.features:
         return extracted(measured, results, images).fid
     from flowprior.pretrained.timm_encoder import TimmEncoder
-    from flowprior.pretrained.timm_models import build_timm, hub_weights
+    from flowprior.pretrained.timm_models import build_timm
 
-    file = (
-        Path(config.features_weights)
-        if config.features_weights
-        else hub_weights(config.features, "write features_weights=<the file>")
-    )
-    model = build_timm(config.features, file)
+    model = build_timm(config.features, _features_file(config))
     results.weights["features"] = tensors_fingerprint(model.state_dict())
     size = model.pretrained_cfg["input_size"][-1]
     encoder = TimmEncoder(model, "pooled", size).eval()
     with torch.no_grad():
         return torch.cat([encoder(part)[:, 0] for part in images.split(BATCH)])
+
+
+def _features_file(config: ReportConfig) -> Path:
+    from flowprior.pretrained.timm_models import hub_weights
+
+    if config.features_weights:
+        return Path(config.features_weights)
+    return hub_weights(config.features, "write features_weights=<the file>")
 
 
 def measure_alignment(measured: Measured, results: Results) -> None:
@@ -204,9 +230,14 @@ def measure_alignment(measured: Measured, results: Results) -> None:
     results.figures["prior_divergence"] = mean(divergence)
 
 
+def target_samples(prior: str) -> Path:
+    """Where stage 1 leaves some target features, beside its prior."""
+    return Path(prior).parent / "target_samples.safetensors"
+
+
 def _samples(prior: FlowPrior, named: str) -> Tensor:
     """Target features that stage 1 left beside the prior, or else samples of the prior."""
-    beside = Path(named).parent / "target_samples.safetensors"
+    beside = target_samples(named)
     if beside.is_file() and (kept := read_tensors(beside, "target samples").get("samples")) is not None:
         return kept
     return prior.sample(PRIOR_SAMPLES, generator=torch.Generator().manual_seed(0))

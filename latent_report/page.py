@@ -68,10 +68,15 @@ def _head(tokenizers: list[dict[str, Any]]) -> str:
         if len(tokenizers) > 1
         else ""
     )
+    unlike = (
+        " The numbers of images differ, and with them rFID, effective ranks, log-likelihood and every bound: images= takes as many of each."
+        if len({one["images"] for one in tokenizers}) > 1
+        else ""
+    )
     return (
         f"<div class='scroll'><table><tr>{heads}</tr>{rows}</table></div>"
         "<p class='note'>↑ and ↓ say which direction helps a generator; without an arrow neither is known to help by itself. ± is one standard "
-        f"error over images, and does not hold what another seed of the same autoencoder would give.{several}</p>"
+        f"error over images, and does not hold what another seed of the same autoencoder would give.{several}{unlike}</p>"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.errors import UserError, one_line
-from flowprior.run.files import file_sha256, tensors_fingerprint
+from flowprior.run.files import damage, file_sha256, tensors_fingerprint
 from tokenizer.autoencoder import Encoded
 
 CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2")
@@ -117,7 +117,7 @@ class DiffusersAutoencoder(nn.Module):
             family = getattr(diffusers, config["_class_name"])
             model = family.from_pretrained(source, use_safetensors=True, torch_dtype=torch.float32, **options)
         except Exception as error:  # of a damaged folder: its readers raise a dozen kinds
-            raise UserError(f"the autoencoder {where} cannot be read by diffusers ({one_line(error)})") from error
+            raise UserError(f"the autoencoder {where} cannot be read by diffusers ({damage(folder, error)})") from error
         finally:
             log.set_verbosity(verbosity)
         if any(parameter.is_meta for parameter in model.parameters()):

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flowprior.data.order import SampleKey
-from flowprior.errors import UserError, one_line
-from flowprior.run.archives import archive_members, load_pt, read_arrays
+from flowprior.errors import UserError
+from flowprior.run.archives import archive_members, check_expansion, load_pt, read_arrays
+from flowprior.run.files import damage
 
 
 def read_features(path: str | Path, key: str = "", key_option: str = "target.file.key") -> Tensor:
@@ -41,6 +42,7 @@ def read_array(path: str | Path, key: str = "", key_option: str = "target.file.k
         if path.suffix == ".npy":
             table: Tensor | dict[str, Tensor] = _tensor(np.load(path, mmap_mode="r", allow_pickle=False))
         elif path.suffix == ".npz":
+            check_expansion(path, "feature file")
             chosen = _choose(path, [name.removesuffix(".npy") for name in archive_members(path)], key, key_option)
             table = _tensor(read_arrays(path, "feature file", (chosen,))[chosen])
         elif path.suffix == ".safetensors":
@@ -55,7 +57,7 @@ def read_array(path: str | Path, key: str = "", key_option: str = "target.file.k
     except UserError:
         raise
     except Exception as error:  # of a damaged file: the parsers raise a dozen kinds, down to tokenize.TokenError
-        raise UserError(f"the feature file {path} cannot be read ({one_line(error)})") from error
+        raise UserError(f"the feature file {path} cannot be read ({damage(path, error)})") from error
     if key and isinstance(table, Tensor) and path.suffix in (".npy", ".pt", ".pth"):
         raise UserError(f"{path} holds one array without a name, and so none called '{key}': leave the key out")
     if isinstance(table, dict):

@@ -144,7 +144,7 @@ def _load(data: str, name: str, path: str | Path | None) -> nn.Module:
         load_weights(network, read_tensors(path, "file of weights"), "the network")
     except UserError as error:
         raise UserError(
-            f"{path} does not hold the weights of the {name} of {data} ({one_line(error)}); make them again with: {COMMAND}"
+            f"{path} does not hold the weights of the {name} of {data} ({one_line(error, limit=None)}); make them again with: {COMMAND}"
         ) from None
     return network.requires_grad_(False).eval()
 

@@ -63,10 +63,10 @@ def inception_weights(weights_path: str | Path | None) -> Path:
     try:
         weights = load_pt(path, "file of Inception weights", map_location="cpu")
         recognised = tuple(weights["fc.weight"].shape) == (1008, 2048)
-    except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
-        raise UserError(
-            f"{path} is damaged or no file of Inception weights ({one_line(error, limit=400)}); {advice}"
-        ) from error
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
+    except Exception as error:  # of something else than Inception's dictionary
+        raise UserError(f"{path} is no file of Inception weights ({one_line(error)}); {advice}") from error
     if not recognised:
-        raise UserError(f"{path} is damaged or no file of Inception weights; {advice}")
+        raise UserError(f"{path} is no file of Inception weights; {advice}")
     return path

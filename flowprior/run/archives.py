@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowprior.errors import UserError, one_line
+from flowprior.errors import UserError
+from flowprior.run.files import damage
 
 # Deflate makes a thousand bytes of one, at most. Arrays that are worth keeping are nowhere near that.
 LARGEST_EXPANSION = 200
@@ -27,7 +28,7 @@ def check_expansion(path: Path, what: str) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # of a damaged directory: zipfile and struct have several
-        raise UserError(f"the {what} {path} cannot be read ({one_line(error)})") from error
+        raise UserError(f"the {what} {path} cannot be read ({damage(path, error)})") from error
     unpacked = sum(member.file_size for member in members)
     if unpacked > ALWAYS_ALLOWED_BYTES + LARGEST_EXPANSION * path.stat().st_size:
         raise UserError(
@@ -72,7 +73,7 @@ def read_arrays(path: Path, what: str, wanted: Container[str] | None = None) -> 
                 with archive.open(member) as file:
                     arrays[name] = _read_array(file, member.file_size)
     except Exception as error:  # of a damaged file: zipfile, the decompressors and numpy's header parser have a dozen
-        raise UserError(f"the {what} {path} cannot be read ({one_line(error)})") from error
+        raise UserError(f"the {what} {path} cannot be read ({damage(path, error)})") from error
     return arrays
 
 
@@ -108,8 +109,9 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     source: Path | io.BytesIO = path
     if is_archive(path):
         check_expansion(path, what)
-    elif path.is_file() and not options.get("mmap"):
-        # The format before zip: a file takes the memory that a length in it asks for.
+    elif path.is_file():
+        # The format before zip, which cannot be mapped: a file takes the memory that a length in it asks for.
+        options.pop("mmap", None)
         source = io.BytesIO(path.read_bytes())
     try:
         with warnings.catch_warnings():
@@ -120,13 +122,14 @@ def load_pt(path: Path, what: str, **options: Any) -> Any:
     except Exception as error:  # of a damaged file: the reader's stack machine fails in a dozen ways
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(_holds_objects(path, what, named[1])) from error
-        raise UserError(f"the {what} {path} is damaged ({_first_sentence(error)}): restore or delete it") from error
+        raise UserError(f"the {what} {path} is damaged ({_in_short(path, error)}): restore or delete it") from error
 
 
-def _first_sentence(error: Exception, limit: int = 160) -> str:
-    """What an error says first, or its type where that is longer than ``limit``: torch goes on with advice to read the file unsafely."""
-    sentence = re.split(r"(?<=\w)\.(?: |$)", one_line(error, limit=None))[0]
-    return sentence if len(sentence) <= limit else type(error).__name__
+def _in_short(path: Path, error: Exception, limit: int = 160) -> str:
+    """The first sentence of :func:`damage`, or the error's type where that is longer than ``limit``: torch goes on with advice to read the file
+    unsafely."""
+    sentence = re.split(r"(?<=\w)\.(?: |$)", damage(path, error))[0]
+    return sentence if len(sentence) < limit else type(error).__name__
 
 
 def _holds_objects(path: Path, what: str, kind: str) -> str:

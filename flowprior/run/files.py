@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,22 @@ from flowprior.errors import UserError, one_line
 LARGEST_JSON_BYTES = 64 << 20
 LARGEST_SIZE = 1 << 24  # of one dimension of a network
 SPARE_BYTES = 1 << 20  # for names, folders and what else a file system keeps beside the data
+
+
+# What readers of archives, pickles, safetensors and arrays call a file that they cannot follow to its end.
+READERS_WORDS = re.compile(
+    r"PytorchStream|deserializ|weights only|load key|central directory|zip|EOF|data left|mmap length|out of input|magic|pickle|CRC|decompress|seek",
+    re.IGNORECASE,
+)
+
+
+def damage(path: Path, error: Exception) -> str:
+    """What is wrong with a file that its reader failed at: in plain words where ``error`` tells of the reader's own workings."""
+    if path.is_file() and path.stat().st_size == 0:
+        return "it is empty"
+    if isinstance(error, (SafetensorError, EOFError, struct.error)) or READERS_WORDS.search(str(error)):
+        return "it is cut short, or bytes of it have changed"
+    return one_line(error)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -128,7 +146,7 @@ def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"the {what} {path} is damaged ({error}): restore or delete it") from error
+        raise UserError(f"the {what} {path} is damaged ({damage(path, error)}): restore or delete it") from error
 
 
 def tensors_metadata(path: Path) -> dict[str, str]:

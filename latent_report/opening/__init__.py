@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 from flowprior.errors import UserError
 from flowprior.pretrained.hub_file import NoSuchFile, hub_file
-from flowprior.run.files import read_json
+from flowprior.run.files import file_sha256, read_json
 from flowprior.run.hub import saved_folder
 from latent_report.opening.bare import SUFFIXES, read_cache, read_file, read_labels
 from latent_report.opening.base import ImageOptions, Latents, encode_images
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.diffusers_kl import DiffusersAutoencoder, is_diffusers
 
-__all__ = ["ImageOptions", "Latents", "open_tokenizer", "read_labels"]
+__all__ = ["ImageOptions", "Latents", "made_of", "open_tokenizer", "read_labels"]
 
 # Where an autoencoder lies within what a person names: itself, a run, its stage 2, a diffusion pipeline.
 WITHIN = ("", "ae/autoencoder", "autoencoder", "vae")
+CACHE = "manifest.json"  # of this project's latent caches
 REMEDY = "name a folder of a tokenizer, or a file of latents"
 
 
@@ -30,19 +31,48 @@ def open_tokenizer(named: str, options: ImageOptions) -> Latents:
         UserError: it is none of these, it is damaged, or its latents are too few, not finite or of no known shape.
     """
     path = Path(named)
-    if path.suffix in SUFFIXES and (path.is_file() or not path.is_dir()):
+    if _is_file_of_latents(path):
         return read_file(path, options)
-    if (path / "manifest.json").is_file():
+    if (path / CACHE).is_file():
         return read_cache(path, options)
     place = _place(named)
     load, kind = _loader(place)
     return encode_images(load(place.where, place.within), kind, options)
 
 
+def made_of(named: str) -> tuple[dict[str, str], int | None]:
+    """What tells whether ``named`` is what it was: fingerprints of its files by their names, or the commit of a repository on the hub; and the
+    side of the images that it takes, 0 for any, None where it takes none. Nothing is loaded, and of a cache the manifest counts, which has its
+    shards' checksums.
+
+    Raises:
+        UserError: it is no tokenizer.
+    """
+    path = Path(named)
+    if _is_file_of_latents(path):
+        if not path.is_file():
+            raise UserError(f"there is no file of latents at {path}")
+        return {path.name: file_sha256(path)[:16]}, None
+    if (path / CACHE).is_file():
+        return {CACHE: file_sha256(path / CACHE)[:16]}, None
+    place = _place(named)
+    sizes = place.config.get("sizes")
+    side = sizes.get("image_size") if isinstance(sizes, dict) else 0
+    if not path.is_dir():
+        return {"commit": str(place.folder)}, side if isinstance(side, int) else 0
+    files = [file for file in sorted(place.folder.iterdir()) if file.suffix in (".json", ".safetensors")]
+    return {file.name: file_sha256(file)[:16] for file in files}, side if isinstance(side, int) else 0
+
+
+def _is_file_of_latents(path: Path) -> bool:
+    return path.suffix in SUFFIXES and (path.is_file() or not path.is_dir())
+
+
 class _Place(NamedTuple):
     where: str  # a folder, or a repository of the hub
     within: str  # sub-folder
     config: dict[str, Any]
+    folder: Path  # that the config lies in
 
 
 def _place(named: str) -> _Place:
@@ -67,7 +97,7 @@ def _place(named: str) -> _Place:
 def _folders(named: str) -> Iterator[_Place]:
     for within in WITHIN:
         if (file := Path(named) / within / "config.json").is_file():
-            yield _Place(named, within, read_json(file, "tokenizer's config"))
+            yield _Place(named, within, read_json(file, "tokenizer's config"), file.parent)
 
 
 def _hub_folders(named: str) -> Iterator[_Place]:
@@ -81,7 +111,7 @@ def _hub_folders(named: str) -> Iterator[_Place]:
             if cached_only:
                 continue
             raise
-        yield _Place(named, within, read_json(file, "tokenizer's config"))
+        yield _Place(named, within, read_json(file, "tokenizer's config"), file.parent)
 
 
 def _is_tokenizer(config: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowprior.data.chosen_images import ChosenImages
-from flowprior.data.images import ImageConfig, open_images
+from flowprior.data.images import ImageConfig, ImageSource, open_images
 from flowprior.errors import UserError
 from flowprior.notes import note
 from tokenizer.reconstruct import encoded
@@ -51,6 +51,14 @@ class ImageOptions:
     data: ImageConfig
     count: int = 0
     labels: Tensor | None = None
+    opened: dict[int, tuple[ImageSource, str]] = field(default_factory=dict)
+
+    def images(self, size: int) -> tuple[ImageSource, str]:
+        """The source at ``size`` pixels on a side and its fingerprint, which takes a look at every image: once for all tokenizers."""
+        if size not in self.opened:
+            source = open_images(replace(self.data, size=size))
+            self.opened[size] = (source, source.fingerprint())
+        return self.opened[size]
 
 
 class Tokenizer(Protocol):
@@ -71,7 +79,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
         UserError: there are too few images, other than there are labels, or the latents are not finite.
     """
     size = tokenizer.config.image_size or options.data.size
-    source = open_images(replace(options.data, size=size))
+    source, fingerprint = options.images(size)
     chosen = spread(len(source), options.count)
     check_count(len(chosen), f"the data ({source.kind})")
     images = ChosenImages(source, chosen)
@@ -91,7 +99,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
         labels,
         torch.cat([pictures for pictures, _ in parts]),
         lambda part: tokenizer.decode(part.to(device)),
-        {"image_size": size, "images": source.fingerprint(), "image_kind": source.kind},
+        {"image_size": size, "images": fingerprint, "image_kind": source.kind},
     )
 
 

@@ -169,6 +169,7 @@ def test_the_protocol_names_every_extractor_and_the_baseline(place):
 def test_mistakes_are_one_line(place):
     Statistics(np.zeros(64), np.eye(64), 24, "digits", crop="centre 32").save(place / "moments.npz")
     np.savez(place / "one.npz", arr_0=np.zeros((1, 32, 32, 3), np.uint8))
+    (place / "cut.npz").write_bytes((place / "one.npz").read_bytes()[:-10])
     twice = [f"timm:test_resnet={place}/{seed}.pth" for seed in (0, 1)]
     for changes, words in (
         ({"fdr": {"baseline": ""}}, "extractors goes with fdr.baseline"),
@@ -177,6 +178,7 @@ def test_mistakes_are_one_line(place):
         ({"fdr": {"extractors": ["vgg"]}}, "no feature extractor 'vgg'"),
         ({"reference": f"{place}/moments.npz"}, "evaluate.reference holds moments only"),
         ({"fdr": {"baseline": f"{place}/moments.npz"}}, "evaluate.fdr.baseline holds moments only"),
+        ({"fdr": {"baseline": f"{place}/cut.npz"}}, "the baseline of FDr .*cut.npz cannot be read .it is cut short"),
         ({"fdr": {"baseline": f"{place}/reference.npz"}}, "is the reference itself"),
         ({"fdr": {"baseline": f"{place}/gone.npz"}}, "there is no baseline of FDr at .*gone.npz: save real images"),
         ({"fdr": {"baseline": f"{place}/one.npz"}}, "one.npz, holds 1 image, which has no covariance"),

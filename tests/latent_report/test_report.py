@@ -31,7 +31,7 @@ from latent_report.measures.reconstruction import (
     psnr_and_ssim,
 )
 from latent_report.opening import Latents
-from latent_report.page import best_of, number
+from latent_report.page import best_of, number, page
 from latent_report.svg import Line, line_plot
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig
 from tokenizer.metrics import MeterContext, build_meters
@@ -292,3 +292,10 @@ def test_a_map_of_two_by_two_has_no_high_frequencies():
         "2 x 2 places have too few" in results.left_out["high_frequency_ratio"]
         and "spectral_entropy" in results.figures
     )
+
+
+def test_tokenizers_of_other_numbers_of_images_are_told_to_be_measured_on_as_many(reported):
+    _, report = reported
+    first, second, _ = report["tokenizers"]
+    alike, unlike = ({**report, "tokenizers": [first, other]} for other in (second, {**second, "images": 39}))
+    assert ["The numbers of images differ" in page(one, [{}, {}]) for one in (alike, unlike)] == [False, True]

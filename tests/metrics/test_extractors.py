@@ -119,14 +119,17 @@ class Malicious:
         return (pytest.fail, ("code in a weight file was executed",))
 
 
-@pytest.mark.parametrize("content", ["text", "pickle", "other network"])
-def test_a_file_that_is_not_inception_is_refused_and_not_executed(empty_hub, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("text", "is damaged"), ("pickle", "holds Python objects"), ("other network", "is no file of Inception weights")],
+)
+def test_a_file_that_is_not_inception_is_refused_and_not_executed(empty_hub, content, said):
     path = empty_hub / "inception.pth"
     if content == "text":
         path.write_text("hello")
     else:
         torch.save(Malicious() if content == "pickle" else {"weight": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="damaged or no file of Inception weights"):
+    with pytest.raises(UserError, match=said):
         _ = extractors.Extractor("inception", weights_path=path).module
 
 

@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import zipfile
 
@@ -8,9 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
+from safetensors.torch import save_file
 
+from flowprior.data.features import read_array
 from flowprior.errors import UserError
 from flowprior.run.archives import archive_members, load_pt, read_arrays
+from flowprior.run.files import read_tensors
 
 ARRAYS = numpy_strategies.arrays(
     st.sampled_from(["<f4", ">f8", "<i2", "|u1", "<U5", "|b1"]),
@@ -73,3 +77,25 @@ def test_what_is_no_archive_has_no_members_and_is_refused(tmp_path):
         if name != "a.npz":
             with pytest.raises(UserError, match=name):
                 read_arrays(tmp_path / name, "file")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".old.pt", ".npz", ".npy", ".safetensors"])
+@pytest.mark.parametrize("left", ["half", "all but the end", "nothing"])
+def test_a_file_that_was_cut_short_is_called_that_and_no_readers_words_are_quoted(suffix, left, tmp_path):
+    file, tensor = tmp_path / f"a{suffix}", torch.arange(5000.0).view(50, 100)
+    if suffix == ".npy":
+        np.save(file, tensor.numpy())
+    elif suffix == ".npz":
+        np.savez(file, latents=tensor.numpy())
+    elif suffix == ".safetensors":
+        save_file({"latents": tensor}, file)
+    else:
+        torch.save({"latents": tensor}, file, _use_new_zipfile_serialization=suffix == ".pt")
+    whole = file.read_bytes()
+    file.write_bytes({"half": whole[: len(whole) // 2], "all but the end": whole[:-10], "nothing": b""}[left])
+    others = {".npz": read_arrays, ".npy": lambda path, _: read_array(path), ".safetensors": read_tensors}
+    for reader in (others.get(suffix, load_pt), lambda path, _: read_array(path)):
+        with pytest.raises(UserError, match=re.escape(str(file))) as refusal:
+            reader(file, "file")
+        said = "it is empty" if left == "nothing" else "it is cut short, or bytes of it have changed"
+        assert f"({said})" in str(refusal.value)
