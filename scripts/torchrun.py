@@ -20,11 +20,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from flowprior.training.stop_signals import ONE_STOP_SECONDS
 
+# For the step or evaluation under way and its checkpoint, after which PyTorch kills; its own is 30, and below 2.12 always.
+SECONDS_TO_END = 600
 Handler = Callable[[int, Any], None]
 
 
 def main() -> None:
     api._terminate_process_handler = once_a_moment(api._terminate_process_handler)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_END))
     try:
         run.main()
     except api.SignalException as stop:
