@@ -62,41 +62,42 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def guarded() -> None:
         SAID.clear()  # of a command before, in the same process
-        try:
-            with _sigterm_raises():
+        with _sigterm_raises():
+            try:
                 main()
-        except UserError as error:
-            _end(f"error: {one_line(error, limit=None)}", USER_ERROR_EXIT)
-        except NonFiniteLoss as error:
-            _end(f"stopped: {error}; the last checkpoint is intact (a lower optim.lr may help)", NON_FINITE_EXIT)
-        except LostProcess as error:
-            if not _was_said():
-                print(f"stopped: {error}", file=sys.stderr, flush=True)
-            sys.exit(LOST_PROCESS_EXIT)
-        except OSError as error:
-            if error.errno is None:  # not the system's answer, but some library's own
+            except UserError as error:
+                _end(f"error: {one_line(error, limit=None)}", USER_ERROR_EXIT)
+            except NonFiniteLoss as error:
+                _end(f"stopped: {error}; the last checkpoint is intact (a lower optim.lr may help)", NON_FINITE_EXIT)
+            except LostProcess as error:
+                if not _was_said():
+                    print(f"stopped: {error}", file=sys.stderr, flush=True)
+                sys.exit(LOST_PROCESS_EXIT)
+            except OSError as error:
+                if error.errno is None:  # not the system's answer, but some library's own
+                    raise
+                _end(f"error: {error.filename or 'input or output'}: {error.strerror}", USER_ERROR_EXIT)
+            except Terminated:
+                _end("stopped by SIGTERM; run the same command again to go on", 128 + signal.SIGTERM)
+            except KeyboardInterrupt:
+                _end("interrupted; run the same command again to go on", 128 + signal.SIGINT)
+            except SystemExit as stop:
+                if isinstance(stop.code, int) and stop.code:
+                    _note_exit_code(stop.code)
                 raise
-            _end(f"error: {error.filename or 'input or output'}: {error.strerror}", USER_ERROR_EXIT)
-        except Terminated:
-            _end("stopped by SIGTERM; run the same command again to go on", 128 + signal.SIGTERM)
-        except KeyboardInterrupt:
-            _end("interrupted; run the same command again to go on", 128 + signal.SIGINT)
-        except SystemExit as stop:
-            if isinstance(stop.code, int) and stop.code:
-                _note_exit_code(stop.code)
-            raise
-        except Exception:
-            _note_exit_code(1)  # before torchrun ends the others, whose SIGTERM is not the reason
-            raise
+            except Exception:
+                _note_exit_code(1)  # before torchrun ends the others, whose SIGTERM is not the reason
+                raise
 
     return guarded
 
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Within, SIGTERM unwinds the stack as Ctrl-C does, so that temporary files and locks go."""
+    """Within, SIGTERM unwinds the stack as Ctrl-C does, so that temporary files and locks go; a second one does not disturb that."""
 
     def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
         raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
@@ -106,13 +107,16 @@ def _sigterm_raises() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        # One of several processes passes over torchrun's until it is gone.
+        if "FLOWPRIOR_EXIT_CODE" not in os.environ or signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _end(line: str, code: int) -> None:
     """Print ``line`` and exit; where the scripts started several processes, they print it, once and behind torchrun's own report."""
-    if "FLOWPRIOR_EXIT_CODE" in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, since another process was faster to end
+    if threading.current_thread() is threading.main_thread():
+        # A second one, or torchrun's, since another process was faster to end.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _note_exit_code(code, line)
     if not os.environ.get("FLOWPRIOR_EXIT_CODE"):
         print(line, file=sys.stderr, flush=True)

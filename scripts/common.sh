@@ -94,7 +94,7 @@ launch() {
   fi
   FLOWPRIOR_EXIT_CODE=$(mktemp)
   export FLOWPRIOR_EXIT_CODE
-  supervised "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
+  supervised "$PYTHON" -m scripts.torchrun --nnodes "$NNODES" --nproc_per_node "$NPROC" "${rendezvous[@]}" -m "$@" || status=$?
   # torchrun reports every failure as 1; a person's mistake keeps its code 2, divergence 3, a signal 143, also one that came before the
   # processes could note it.
   if (( status )); then

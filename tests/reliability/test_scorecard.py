@@ -1,6 +1,5 @@
 """The quick form of every row of the scorecard, and the table of the long one."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from soak import table  # noqa: E402
+from soak import kept, table  # noqa: E402
 from soak.files import code_from_files  # noqa: E402
 from soak.rows import ROWS, try_row  # noqa: E402
 from soak.stages import Soak  # noqa: E402
@@ -29,10 +28,21 @@ def test_every_trial_of_the_row_holds(number, soak):
 
 
 def test_the_pages_table_is_that_of_the_kept_results():
-    results = json.loads(table.RESULTS.read_text())
+    results = kept.read(kept.RESULTS)
     assert table.in_page(table.PAGE.read_text()) == table.table(results)
     assert list(results) == [str(number) for number in ROWS]
     assert all(row["title"] == ROWS[int(number)].title for number, row in results.items())
+
+
+def test_a_stage_that_is_tried_again_counts_once(tmp_path):
+    file = tmp_path / "results.json"
+    for stages, tried in ((["mar", "ae"], 5), (["sit"], 3), (["sit"], 4)):
+        kept.add(file, 1, "kill -9", {"stages": stages, "tried": tried})
+    assert [part["tried"] for part in kept.read(file)["1"]["parts"]] == [5, 4]
+    with pytest.raises(ValueError, match="mar, ae together"):
+        kept.add(file, 1, "kill -9", {"stages": ["mar"], "tried": 1})
+    kept.add(file, 1, "kill -9", {"stages": ["sit", "ae", "mar"], "tried": 9})
+    assert [part["tried"] for part in kept.read(file)["1"]["parts"]] == [9]
 
 
 @pytest.mark.parametrize(

@@ -30,25 +30,36 @@ def alive(group):
     return [line for line in listed.splitlines() if line.split()[0] == str(group) and "Z" not in line.split()[1]]
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_sigterm_to_the_script_alone_saves_the_step_under_way_and_leaves_no_process_behind(
-    processes, scripts, tmp_path
-):
-    command = scripts.command("train_flowhead", *ENDLESS, run_dir=tmp_path, NPROC=processes, **PLAIN)
+def stopped(scripts, run_dir, processes, send):
+    """Start an endless run, let ``send`` signal it, and see it end well; what was on stderr, and the step that it stopped after."""
+    command = scripts.command("train_flowhead", *ENDLESS, run_dir=run_dir, NPROC=processes, **PLAIN)
     process = subprocess.Popen(**command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
-    checkpoints = tmp_path / "flowhead" / "checkpoints"
-    begun(process, checkpoints)
-    process.send_signal(signal.SIGTERM)
+    checkpoints = run_dir / "flowhead" / "checkpoints"
+    before = begun(process, checkpoints)
+    while begun(process, checkpoints) == before:
+        time.sleep(0.05)
+    send(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 143, errors
-    assert "stopping after this step" in errors
-    said = f"stopped after step {begun(process, checkpoints)}; run the same command again to go on"
+    assert "stopping after this step" in errors and "Traceback" not in errors
+    step = max(int(p.parent.name[5:]) for p in checkpoints.glob("step_*/manifest.json"))
+    said = f"stopped after step {step}; run the same command again to go on"
     # The last line, behind the bar; torchrun has more to say.
     assert errors.splitlines()[-1] == said if processes == "1" else said in errors
     deadline = time.monotonic() + 60
     while alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(process.pid)
+    return step
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_sigterm_saves_the_step_under_way_and_leaves_no_process_behind_also_where_it_comes_twice(
+    processes, scripts, tmp_path
+):
+    # The script hands on what its processes have had as well, as when timeout ends it.
+    first = stopped(scripts, tmp_path, processes, os.killpg)
+    assert stopped(scripts, tmp_path, processes, os.kill) > first
 
 
 def test_sigterm_to_a_script_of_scripts_ends_the_stage_under_way_and_starts_no_other(scripts, tmp_path):

@@ -1,6 +1,6 @@
 """Try every row of the reliability scorecard, and say how much of it held.
 
-    bash scripts/soak.sh [--quick] [--rows 1,3,4] [--seed 0] [--share 1] [--json FILE]
+    bash scripts/soak.sh [--quick] [--rows 1,3,4] [--stages sit,distil] [--seed 0] [--share 1] [--json FILE]
     bash scripts/soak.sh --docs      write the table of docs/reliability.md anew from the kept results
 
 Prints ``row, tried, held`` per line, and every failure with what repeats it. Rows that a machine cannot try, such as a full disk where
@@ -10,7 +10,6 @@ small disks cannot be mounted, are printed with the reason.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -19,8 +18,9 @@ from pathlib import Path
 
 import torch
 
+from soak.kept import add
 from soak.rows import ROWS, try_row
-from soak.stages import Soak
+from soak.stages import STAGES, Soak
 from soak.table import PAGE, put_into
 
 
@@ -33,6 +33,7 @@ def main() -> int:
         "--rows",
         help=f"numbers joined by commas [all]: {', '.join(f'{number} {row.title}' for number, row in ROWS.items())}",
     )
+    parser.add_argument("--stages", help=f"stages that the rows try, joined by commas [all]: {', '.join(STAGES)}")
     parser.add_argument("--seed", type=int, default=0, help="of every random instant and mutation [0]")
     parser.add_argument("--share", type=float, default=1.0, help="of the long form's random trials, for less time [1]")
     parser.add_argument("--json", type=Path, help="file to which the rows that were tried are added")
@@ -44,14 +45,17 @@ def main() -> int:
     try:
         chosen = [int(number) for number in arguments.rows.split(",")] if arguments.rows is not None else list(ROWS)
         rows = {number: ROWS[number] for number in chosen}
+        stages = arguments.stages.split(",") if arguments.stages is not None else STAGES
+        if unknown := set(stages) - set(STAGES):
+            raise KeyError(*unknown)
     except (ValueError, KeyError):
-        print(f"error: --rows is a list of {', '.join(map(str, ROWS))}", file=sys.stderr)
+        lists = f"--rows is a list of {', '.join(map(str, ROWS))}, and --stages of {', '.join(STAGES)}"
+        print(f"error: {lists}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    results = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.is_file() else {}
     failed = False
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        soak = Soak(Path(folder), arguments.quick, arguments.seed, arguments.share)
+        soak = Soak(Path(folder), arguments.quick, arguments.seed, arguments.share, tuple(stages))
         for number, row in rows.items():
             start = time.perf_counter()
             outcome = try_row(row, soak, lambda line: print(f"    seed {arguments.seed}: {line}", flush=True))
@@ -60,20 +64,19 @@ def main() -> int:
             if outcome.note:
                 print(f"    {outcome.note}", flush=True)
             print(f"    {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-            results[str(number)] = {
-                "title": row.title,
-                "tried": outcome.tried,
-                "held": outcome.held,
-                "seed": arguments.seed,
-                "quick": arguments.quick,
-                "share": arguments.share,
-                "note": outcome.note,
-                "torch": torch.__version__,
-                "cores": os.cpu_count(),
-            }
             if arguments.json:
-                ordered = {key: results[key] for key in sorted(results, key=int)}
-                arguments.json.write_text(json.dumps(ordered, indent=2, allow_nan=False) + "\n")
+                part = {
+                    "stages": row.stages(soak),
+                    "tried": outcome.tried,
+                    "held": outcome.held,
+                    "seed": arguments.seed,
+                    "quick": arguments.quick,
+                    "share": arguments.share,
+                    "note": outcome.note,
+                    "torch": torch.__version__,
+                    "cores": os.cpu_count(),
+                }
+                add(arguments.json, number, row.title, part)
     return int(failed)
 
 

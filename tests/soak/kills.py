@@ -10,7 +10,7 @@ from pathlib import Path
 
 from soak.instruments import slow_saves, until
 from soak.processes import Process
-from soak.stages import STAGES, TRAINED, Soak, Trial, leftovers, log_of, stage_folder, steps_saved
+from soak.stages import TRAINED, Soak, Trial, leftovers, log_of, stage_folder, steps_saved
 
 TERMINATED = 128 + signal.SIGTERM
 LONGEST_WAIT_SECONDS = 60  # that peers of a lost rank may take to end
@@ -18,7 +18,7 @@ LONGEST_WAIT_SECONDS = 60  # that peers of a lost rank may take to end
 
 def kill_and_resume(soak: Soak) -> Iterator[Trial]:
     """Kill at random instants, a third of them inside a slowed save, and run the same command until it ends."""
-    for name in STAGES:
+    for name in soak.stages:
         kills = attempts = 0
         while kills < soak.few(50, 3):
             run, labels = soak.fresh(name), []
@@ -60,10 +60,10 @@ def _being_written(run: Path) -> list[Path]:
 
 def signals(soak: Soak) -> Iterator[Trial]:
     """SIGTERM at random instants, to a single process, to the launcher and to one rank of two; and one rank that is killed."""
-    for name in STAGES:
+    for name in soak.stages:
         for number in range(soak.few(12, 2)):
             yield _single(soak, name, slow=number % 3 == 2)
-    for name in STAGES if not soak.quick else ("ae", "cache"):
+    for name in soak.stages if not soak.quick else ("ae", "cache"):
         for kind in ["launcher"] * soak.few(3, 1) + ["rank"] * soak.few(3, 0) + ["lost"] * soak.few(2, 1):
             yield _of_two(soak, name, kind)
 

@@ -13,14 +13,14 @@ from flowprior.run.files import file_sha256, read_json, write_json
 from flowprior.training.checkpoint import named_entries
 from soak.instruments import poison
 from soak.resume import keeping_all, read_state, recorded
-from soak.stages import STEPS, TRAINED, Soak, Trial, checkpoint_hash, log_of, stage_folder, steps_saved
+from soak.stages import STEPS, Soak, Trial, checkpoint_hash, log_of, stage_folder, steps_saved
 
 IN_A_ROW = 3  # the preset's train.non_finite_steps
 
 
 def injected(soak: Soak) -> Iterator[Trial]:
     """Values that are not finite in many places: a few, which are skipped, and too many in a row."""
-    for name in TRAINED if not soak.quick else ("ae",):
+    for name in soak.trained if not soak.quick else ("ae",):
         places = ["loss", "gradient"] + (["discriminator", "discriminator_gradient"] if name == "ae" else [])
         for where in places:
             for value in (math.nan, math.inf) if not soak.quick else (math.nan,):
@@ -32,7 +32,8 @@ def injected(soak: Soak) -> Iterator[Trial]:
                     )
                 if ranks == 1 or not soak.quick:
                     yield f"{name} {where} {value} twice at step {step}", _a_few(soak, name, where, value, step)
-    yield from _latents(soak)
+    if "mar" in soak.stages:
+        yield from _latents(soak)
 
 
 def _too_many(soak: Soak, name: str, where: str, value: float, step: int, ranks: int) -> str | None:

@@ -174,6 +174,7 @@ def command(name: str, words: list[str], output: Path, instrument: Instrument = 
 def _launch(name: str, instrument: Instrument, ranks: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # as scripts/torchrun.py
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

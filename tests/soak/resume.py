@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from flowprior.run.files import file_sha256
 from flowprior.training.checkpoint import named_entries
 from soak.instruments import until
-from soak.stages import STEPS, TRAINED, Soak, Trial, checkpoint_hash, log_of, result_hash, stage_folder
+from soak.stages import STEPS, Soak, Trial, checkpoint_hash, log_of, result_hash, stage_folder
 
 DERIVED = ("lr",)  # entries of an optimiser that the loop sets anew in every step
 MIDDLE = 23  # a step after the discriminator's start, between two evaluations
@@ -72,7 +72,7 @@ def goes_on(soak: Soak, name: str, run: Path, *words: str) -> str | None:
 
 def every_step(soak: Soak) -> Iterator[Trial]:
     """Stop after every step, in the warm-up, at ends of epochs, before and after the discriminator's start; and twice in a row."""
-    for name in TRAINED if not soak.quick else ("ae",):
+    for name in soak.trained if not soak.quick else ("ae",):
         for step in [1, 12, 13, 21] if soak.quick else range(1, STEPS, round(1 / soak.share)):
             for loaders in (0, 2) if step % 3 == 1 and (not soak.quick or step == 13) else (0,):
                 run = stopped_after(soak, name, step)
@@ -103,7 +103,7 @@ def complete_state(soak: Soak) -> Iterator[Trial]:
 
     Every file is tried, and of the entries within a third of the autoencoder's, which has all kinds, and an eighth of the others'.
     """
-    for name in TRAINED if not soak.quick else ("ae",):
+    for name in soak.trained if not soak.quick else ("ae",):
         whole = stage_folder(name, recorded(soak, name)) / "checkpoints"
         folder, fresh = whole / f"step_{MIDDLE:08d}", whole / "step_00000001"
         yield f"{name} delete 'step' of the manifest", _refused_without_step(soak, name)

@@ -20,7 +20,7 @@ from flowprior.training.checkpoint import Checkpoints
 from flowprior.training.ema import EMA
 from soak.instruments import no_room_check
 from soak.processes import Process
-from soak.stages import STAGES, CannotTry, Soak, Trial, checkpoint_hash, stage_folder, steps_saved
+from soak.stages import CannotTry, Soak, Trial, checkpoint_hash, stage_folder, steps_saved
 
 CALLS = ("open", "fsync", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
@@ -142,7 +142,7 @@ def full_disk(soak: Soak) -> Iterator[Trial]:
     """Run every stage on disks of many sizes, with and without the look for room beforehand."""
     with small_disk(soak.folder / "disk", 64):
         pass
-    for name in STAGES if not soak.quick else ("ae", "cache"):
+    for name in soak.stages if not soak.quick else ("ae", "cache"):
         soak.reference(name)
         needs = _kilobytes(soak.fresh(name))
         most = _kilobytes(stage_folder(name, soak.base)) + 1400

@@ -120,12 +120,14 @@ class Soak:
         quick: a handful of each.
         seed: of the random instants.
         share: of the long form's trials, for a machine with less time.
+        stages: that the rows try which go from stage to stage.
     """
 
     folder: Path
     quick: bool
     seed: int
     share: float = 1.0
+    stages: tuple[str, ...] = tuple(STAGES)
     references: dict[tuple[str, int, tuple[str, ...]], Reference] = field(default_factory=dict)
     kept: dict[tuple, Any] = field(default_factory=dict)  # what several trials compare with
     count: int = 0
@@ -134,6 +136,11 @@ class Soak:
         self.random = random.Random(self.seed)
         self.base, self.data = self.folder / "base", self.folder / "data"
         self._make_data()
+
+    @property
+    def trained(self) -> list[str]:
+        """Those of its stages that train."""
+        return [name for name in TRAINED if name in self.stages]
 
     def few(self, many: int, quick: int) -> int:
         """How many: ``many`` or the share of it, or ``quick`` in the quick form."""
