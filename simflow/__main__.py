@@ -21,11 +21,16 @@ def train_alone(stage: type[SimFlowStageConfig]) -> None:
             f"autoencoder={config.autoencoder_folder}, and start={file.parent} to go on from this one"
         )
     if config.start:
-        note_noise(config)
+        note_other_noise(config)
+    elif config.model.tarflow.noise_std and not config.model.tarflow.sampler.denoise:
+        note(
+            f"samples of a new flow keep the noise that training adds, of {config.model.tarflow.noise_std:g} times each channel's standard deviation: "
+            "where the decoder was not trained on that, write model.tarflow.sampler.denoise=true, or start=<a flow> to train that one on"
+        )
     train.main(stage)
 
 
-def note_noise(config: SimFlowStageConfig) -> None:
+def note_other_noise(config: SimFlowStageConfig) -> None:
     """Say where a flow is trained on under another noise than it has learned so far."""
     file = Path(config.start) / "config.json"
     learned = read_json(file, "generator").get("about", {}).get("posterior_std", 0) if file.is_file() else 0

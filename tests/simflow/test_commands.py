@@ -107,9 +107,14 @@ def test_a_flow_on_cached_latents_goes_through_the_stage_like_any_generator(call
     assert call(train_simflow.main, first, *JOINT)[0] == 0
     words = [second, f"autoencoder={tmp_path / 'joint' / 'ae' / 'autoencoder'}", *SAMPLE, SHORT]
     words += [f"model.tarflow={FLOW}", "model.tarflow.noise_std=0.3", "optim={lr: 1e-2, warmup_steps: 1}"]
+    words += ["model.tarflow.sampler.denoise=false"]
     for command in ("cache_latents", "estimate_scale", "train", "generate", "evaluate"):
         code, said = call(command, *words)
         assert code == 0, said
+        keeps = (
+            "samples of a new flow keep the noise that training adds, of 0.3 times each channel's standard deviation"
+        )
+        assert (keeps in said) == (command == "train")
     rows = map(json.loads, (tmp_path / "alone" / "simflow" / "log.jsonl").read_text().splitlines())
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0]
@@ -132,6 +137,7 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_trained_on_while_that
     assert code == 2 and "another kind of scale of its latents: write cache.scale_per=channel" in said
     code, said = call("train", *words)
     assert code == 0 and "learned latents with noise of std 0.5, and model.tarflow.noise_std is 0" in said
+    assert "samples of a new flow" not in said
     before, after = (load_file(f / "model.safetensors") for f in (start, tmp_path / "more" / "simflow" / "generator"))
     assert before.keys() == after.keys() and not torch.equal(before["model.flow.blocks.0.start"], torch.zeros(1, 1, 12))
     assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-6) for name in before)
