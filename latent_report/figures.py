@@ -22,8 +22,11 @@ GLANCE = (
     "rfid_noise_0.4",
     "irreducible_variance",
     "variance_tokens",
+    "total_correlation",
+    "euler_steps",
     "probe_accuracy",
 )  # at the head of the page
+GLANCE_CURVES = ("rfid_noise",)  # below these
 
 
 class Figure(NamedTuple):
