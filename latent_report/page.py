@@ -125,7 +125,7 @@ def _table(names: list[str], tokenizers: list[dict[str, Any]]) -> str:
 def _cell(figure: Figure, entry: dict[str, Any] | None, best: bool, remark: bool) -> str:
     value, _, error = number(figure, entry).partition(" ±")
     tail = f" <span class='error'>±{error}</span>" if error else ""
-    tail += " <a href='#care' title='to be read with care'>*</a>" if remark else ""
+    tail += "<span title='to be read with care, below'> *</span>" if remark else ""
     return f"<td class='number{' best' if best else ''}'>{value}{tail}</td>"
 
 
@@ -216,7 +216,7 @@ def _remarks(tokenizers: list[dict[str, Any]]) -> str:
         for place, one in enumerate(tokenizers)
         for name, remark in one["remarks"].items()
     ]
-    return f"<h2 id='care'>* To be read with care</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
+    return f"<h2>* To be read with care</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
 
 
 def _left_out(tokenizers: list[dict[str, Any]]) -> str:

@@ -92,7 +92,10 @@ def main() -> None:
     first, width = max(map(len, table)) + 2, max(22, *(len(name) + 2 for name in columns))
     print(" " * first + "".join(f"{name:>{width}}" for name in columns))
     for regulariser, row in table.items():
-        cells = (" +- ".join(rounded_with_error(row[name]["mean"], row[name]["std"])) if name in row else "-" for name in columns)
+        cells = (
+            " +- ".join(rounded_with_error(row[name]["mean"], row[name]["std"])) if name in row else "-"
+            for name in columns
+        )
         print(f"{regulariser:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
     for fid in [name for name in columns if name == "fid" or name.endswith("_fid") and name != "half_half_fid"]:
         shown = fid.replace("_fid", " FID").replace("fid", "FID")

@@ -10,7 +10,9 @@ from flowprior.rounding import rounded, rounded_with_error
 
 
 @given(st.floats(-1e6, 1e6), st.sampled_from([".1f", ".3f", ".4f"]))
-def test_a_rounded_number_is_off_by_a_twentieth_at_most_and_has_the_usual_places_where_these_show_two_digits(value, form):
+def test_a_rounded_number_is_off_by_a_twentieth_at_most_and_has_the_usual_places_where_these_show_two_digits(
+    value, form
+):
     shown = rounded(value, form)
     if abs(value) >= 1e-8:
         assert math.isclose(float(shown), value, rel_tol=0.0501)

@@ -94,8 +94,14 @@ def _chosen(arrays: dict[str, Tensor], path: Path) -> Tensor:
     floats = {name: array for name, array in arrays.items() if array.is_floating_point()}
     name = _usual(floats, LATENTS, path) or (next(iter(floats)) if len(floats) == 1 else "")
     if not name:
-        there = ", ".join(f"{name} of {str(array.dtype).removeprefix('torch.')}" for name, array in sorted(arrays.items()))
-        none = "no array of floating point" if not floats else "several arrays of floating point and none is called 'latents'"
+        there = ", ".join(
+            f"{name} of {str(array.dtype).removeprefix('torch.')}" for name, array in sorted(arrays.items())
+        )
+        none = (
+            "no array of floating point"
+            if not floats
+            else "several arrays of floating point and none is called 'latents'"
+        )
         raise UserError(f"{path} holds {none} (it has: {there or 'no numbers'})")
     if name not in LATENTS:
         note(f"of {path}, the array '{name}' is taken for the latents, the only one of floating point")

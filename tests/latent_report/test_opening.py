@@ -137,7 +137,10 @@ def test_a_latent_cache_gives_the_first_view_of_every_image_with_its_label(tmp_p
         ({"latents": latents(3, 5, 2)}, "has 3 images, and the report takes 20"),
         ({"latents": latents(30, 2, 2, 2, 2)}, "have shape (30, 2, 2, 2, 2)"),
         ({"latents": latents(30)}, "have shape (30,)"),
-        ({"one": latents(30, 2), "two": latents(30, 2)}, "several arrays of floating point and none is called 'latents'"),
+        (
+            {"one": latents(30, 2), "two": latents(30, 2)},
+            "several arrays of floating point and none is called 'latents'",
+        ),
         ({"latents": latents(30, 2).long()}, "no array of floating point (it has: latents of int64)"),
         (
             {"latents": latents(30, 5, 2), "labels": torch.zeros(29, dtype=torch.int64)},
