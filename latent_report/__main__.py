@@ -71,7 +71,7 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
     """Open every tokenizer of which figures are missing, then measure one after the other; write both files."""
     labels = read_labels(config.labels) if config.labels else None
     options = ImageOptions(config.data, config.images, labels)
-    kept = kept_forecasts(config.forecast)
+    forecasts = kept_forecasts(config.forecast)
     files = [Kept.of(name, config, options) for name in names]
     before = [file.read(name) for name, file in zip(short_names(names), files)]
     # Whoever cannot be read is said before any is measured.
@@ -93,8 +93,8 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
             note(f"{name}: {FIGURES[figure].label}: {remark}")
         entries.append({"name": name, "path": path, **about, **plain_results(results)})
         pictures.append(results.pictures)
-    if kept:
-        entries = [one | {"forecast": expected(one, config, kept)} for one in entries]
+    if forecasts:
+        entries = [one | {"forecast": expected(one, config, forecasts)} for one in entries]
     report = {
         "format": PROTOCOL_VERSION,
         "protocol": {"options": to_dict(config), "standard error": "over images", "posterior": "its mean"},

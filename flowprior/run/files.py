@@ -35,6 +35,8 @@ def damage(path: Path, error: Exception) -> str:
     """What is wrong with a file that its reader failed at: in plain words where ``error`` tells of the reader's own workings."""
     if path.is_file() and path.stat().st_size == 0:
         return "it is empty"
+    if isinstance(error, OSError) and error.filename:  # of opening it, and the words may be the path's
+        return one_line(error)
     if isinstance(error, (SafetensorError, EOFError, struct.error)) or READERS_WORDS.search(str(error)):
         return "it is cut short, or bytes of it have changed"
     return one_line(error)
