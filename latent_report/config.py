@@ -9,6 +9,7 @@ from flowprior.metrics.registry import METRICS
 from flowprior.run.config import option
 from latent_report.flows import FlowBudget
 
+LEAST_IMAGES = 20  # a fifth of them is held out
 PROTOCOL_VERSION = 2  # of the figures: those of two versions do not compare
 
 
@@ -46,8 +47,8 @@ class ReportConfig:
     seed: int = option(0, "of the split, the noise, the flows and the bootstrap")
 
     def __post_init__(self) -> None:
-        if self.images < 0:
-            raise ValueError(f"images is 0 or more, not {self.images}")
+        if self.images < LEAST_IMAGES and self.images != 0:
+            raise ValueError(f"images is {LEAST_IMAGES} or more, or 0 for all, not {self.images}")
         if not 0.05 <= self.held_out <= 0.5:
             raise ValueError(f"held_out lies between 0.05 and 0.5, not at {self.held_out}")
         if self.resamples < 2:

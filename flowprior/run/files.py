@@ -26,7 +26,8 @@ SPARE_BYTES = 1 << 20  # for names, folders and what else a file system keeps be
 
 # What readers of archives, pickles, safetensors and arrays call a file that they cannot follow to its end.
 READERS_WORDS = re.compile(
-    r"PytorchStream|deserializ|weights only|load key|central directory|zip|EOF|data left|mmap length|out of input|magic|pickle|CRC|decompress|seek",
+    r"PytorchStream|deserializ|weights only|unable to load weights|load key|"
+    r"central directory|zip|EOF|data left|mmap length|out of input|magic|pickle|CRC|decompress|seek",
     re.IGNORECASE,
 )
 
