@@ -74,10 +74,15 @@ def _head(tokenizers: list[dict[str, Any]]) -> str:
         if len({one["images"] for one in tokenizers}) > 1
         else ""
     )
+    starred = (
+        " A star * says: to be read with care, for the reason at the end of the page."
+        if any(one["remarks"] for one in tokenizers)
+        else ""
+    )
     return (
         f"<div class='scroll'><table><tr>{heads}</tr>{rows}</table></div>"
         "<p class='note'>↑ and ↓ say which direction helps a generator; without an arrow neither is known to help by itself. ± is one standard "
-        f"error over images, and does not hold what another seed of the same autoencoder would give.{several}{unlike}</p>"
+        f"error over images, and does not hold what another seed of the same autoencoder would give.{several}{starred}{unlike}</p>"
     )
 
 

@@ -219,12 +219,13 @@ def test_two_bounds_of_one_curve_are_one_plot_with_the_lower_one_dashed(reported
 
 
 def test_words_of_a_command_line_are_tokenizers_and_options_in_any_order():
-    names, config = parse(["runs/a", "images=7", "user/name", "flow.steps=9"])
-    assert names == ["runs/a", "user/name"] and (config.images, config.flow.steps) == (7, 9)
+    names, config = parse(["runs/a", "images=70", "user/name", "flow.steps=9"])
+    assert names == ["runs/a", "user/name"] and (config.images, config.flow.steps) == (70, 9)
     for words, said in (
         ([], "name a tokenizer"),
         (["a", "a"], "named twice"),
         (["a", "imagez=7"], "'imagez'"),
+        (["a", "images=7"], "20 or more, or 0 for all"),
         (["a", "flow.steps=0"], "steps"),
         (["a", "held_out=1"], "held_out"),
         (["a", "--bogus"], "--help lists"),
