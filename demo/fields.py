@@ -12,7 +12,7 @@ import gradio as gr
 def filled(field: gr.Number | gr.Slider) -> gr.Number | gr.Slider:
     """The field, which refuses to be empty, and a fraction where it asks for a whole number."""
     read_by_gradio = field.preprocess
-    whole = field.precision == 0 or field.step == 1
+    whole = field.step == 1 if isinstance(field, gr.Slider) else field.precision == 0
 
     def preprocess(value: float | None) -> float:
         if value is None:

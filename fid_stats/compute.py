@@ -23,11 +23,14 @@ from flowprior.metrics.registry import foreign_images  # noqa: E402
 from flowprior.notes import note  # noqa: E402
 from flowprior.run.config import build_config  # noqa: E402
 
-# What messages about images call the options of a stage.
+# What messages call the options of a stage.
 OPTIONS = {
     "data.image_column=": "--image-column ",
     "data.label_column=": "--label-column ",
     "data.skip_bad=true": "--skip-bad",
+    "weights_path, or evaluate.weights beside evaluate.extractor=dinov2": "--weights-path",
+    "weights_path, or evaluate.weights": "--weights-path",
+    "evaluate.timm.weights": "--weights-path",
 }
 EPILOG = """examples:
   python fid_stats/compute.py digits                  rewrites fid_stats/digits.npz

@@ -14,6 +14,7 @@ from flowprior.data.latent_cache import LatentCache
 from flowprior.data.latent_scale import check_statistics, measure_statistics, store_statistics
 from flowprior.distributed import World
 from flowprior.errors import UserError
+from flowprior.rounding import rounded
 from flowprior.run.lock import sole_writer
 from flowprior.run.presets import Parser
 from generation.config import GenerationConfig
@@ -48,10 +49,9 @@ def parse(stage: type[GenerationConfig], words: list[str]) -> tuple[Path, int, s
 
 def describe(statistics: dict[str, Any]) -> str:
     """The line for the terminal."""
-    spread = " ".join(f"{value:.3f}" for value in statistics["channel_std"])
+    scale, std = (rounded(statistics[name], ".4f") for name in ("scale", "std"))
+    low, high, mean = (rounded(statistics[name]) for name in ("min", "max", "mean"))
     return (
-        "scale: {scale:.4f} = 1 / std of {images} images (min {min:.3f}, max {max:.3f}, mean {mean:.3f}, std {std:.4f}); ".format(
-            **statistics
-        )
-        + f"std per channel: {spread}"
+        f"scale: {scale} = 1 / std of {statistics['images']} images (min {low}, max {high}, mean {mean}, std {std}); "
+        f"std per channel: {' '.join(map(rounded, statistics['channel_std']))}"
     )

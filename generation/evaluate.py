@@ -28,6 +28,7 @@ from flowprior.metrics import METRICS, Extractor, ImageSet, evaluate_generation,
 from flowprior.metrics.inception_score import split_protocol
 from flowprior.metrics.registry import foreign_images
 from flowprior.notes import note
+from flowprior.rounding import rounded
 from flowprior.run.files import file_sha256, read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.provenance import Provenance
@@ -81,7 +82,9 @@ def say(result: dict[str, Any]) -> None:
         of = f"generator, cfg {cfg}" if "cfg" in result["protocol"]["samples"][cfg] else cfg
         # Rounding makes the distance of a set to itself a little less than 0.
         values = (
-            f"{name} {value:.3f}".replace("-0.000", "0.000") for name, value in metrics.items() if value is not None
+            f"{name} {rounded(0.0 if -5e-4 < value < 0 else value)}"
+            for name, value in metrics.items()
+            if value is not None
         )
         print(f"{of}: " + "  ".join(values))
         for name, reason in result.get("not_measured", {}).get(cfg, {}).items():
@@ -91,7 +94,7 @@ def say(result: dict[str, Any]) -> None:
     if "half_half_fid" in result:
         splits = result["half_half_fid"]
         print(
-            f"FID of one half of the real images against the other, mean of {len(splits['splits'])} splits: {splits['mean']:.3f}"
+            f"FID of one half of the real images against the other, mean of {len(splits['splits'])} splits: {rounded(splits['mean'])}"
         )
 
 

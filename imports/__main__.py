@@ -99,7 +99,7 @@ def import_weights(checkpoint: Checkpoint, config: ImportConfig, out: Path) -> N
         raise UserError(f"{checkpoint.file} has the names of an autoencoder of diffusers: {NEEDS_NONE}")
     known = ", ".join(f"{name} (names begin with {' or '.join(kind.names)})" for name, kind in KINDS.items())
     raise UserError(
-        f"the checkpoint {checkpoint.file} is none of {known}: its names are {few(sorted(checkpoint.tensors))}"
+        f"the checkpoint {checkpoint.file} holds none of these: {known}; its names are {few(sorted(checkpoint.tensors))}"
     )
 
 

@@ -10,7 +10,7 @@ names. Writes report.html and report.json into the folder out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,33 +68,21 @@ def parse(argv: Sequence[str]) -> tuple[list[str], ReportConfig]:
 
 
 def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
-    """Open every tokenizer of which figures are missing, then measure one after the other; write both files."""
+    """Measure what is missing of every tokenizer's figures, one tokenizer after the other; write both files."""
     labels = read_labels(config.labels) if config.labels else None
-    options = ImageOptions(config.data, config.images, labels)
-    kept = kept_forecasts(config.forecast)
-    files = [Kept.of(name, config, options) for name in names]
-    before = [file.read(name) for name, file in zip(short_names(names), files)]
-    # Whoever cannot be read is said before any is measured.
-    opened = [
-        None if results.seconds.keys() == MEASURES.keys() else open_tokenizer(name, options)
-        for name, (results, _) in zip(names, before)
-    ]
+    forecasts = kept_forecasts(config.forecast)
     entries, pictures = [], []
-    for name, path, latents, file, (results, about) in zip(short_names(names), names, opened, files, before):
-        if latents is None:
-            note(f"{name}: its figures are kept as they were measured ({file.file})")
-            results = finished(results)
-        else:
-            about = about_latents(latents)
-            results = measured(name, latents, config, results, partial(file.write, latents=about))
+    for name, path, (about, results) in zip(
+        short_names(names), names, all_results(names, config, ImageOptions(config.data, config.images, labels))
+    ):
         for what, why in by_reason(results.left_out):
             note(f"{name}: {what} left out, since {why}")
         for figure, remark in results.remarks.items():
             note(f"{name}: {FIGURES[figure].label}: {remark}")
         entries.append({"name": name, "path": path, **about, **plain_results(results)})
         pictures.append(results.pictures)
-    if kept:
-        entries = [one | {"forecast": expected(one, config, kept)} for one in entries]
+    if forecasts:
+        entries = [one | {"forecast": expected(one, config, forecasts)} for one in entries]
     report = {
         "format": PROTOCOL_VERSION,
         "protocol": {"options": to_dict(config), "standard error": "over images", "posterior": "its mean"},
@@ -107,6 +95,27 @@ def write_report(names: list[str], config: ReportConfig) -> dict[str, Any]:
     print_table(report)
     print(f"report: {out / 'report.html'}")
     return report
+
+
+def all_results(
+    names: list[str], config: ReportConfig, options: ImageOptions
+) -> Iterator[tuple[dict[str, Any], Results]]:
+    """What the report says of each tokenizer's latents, and their figures: those that are kept, and the missing ones as they are measured."""
+    shown = short_names(names)
+    files = [Kept.of(name, config, options) for name in names]
+    before = [file.read(name) for name, file in zip(shown, files)]
+    # Whoever cannot be read is said before any is measured.
+    opened = [
+        None if results.seconds.keys() == MEASURES.keys() else open_tokenizer(name, options)
+        for name, (results, _) in zip(names, before)
+    ]
+    for name, latents, file, (results, about) in zip(shown, opened, files, before):
+        if latents is None:
+            note(f"{name}: its figures are kept as they were measured ({file.file})")
+            yield about, finished(results)
+        else:
+            about = about_latents(latents)
+            yield about, measured(name, latents, config, results, partial(file.write, latents=about))
 
 
 def measured(

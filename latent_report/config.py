@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowprior.data.images import ImageConfig
-from flowprior.metrics.registry import METRICS, check_extractor
+from flowprior.metrics.registry import METRICS
 from flowprior.run.config import option
 from latent_report.flows import FlowBudget
 
+LEAST_IMAGES = 20  # a fifth of them is held out
 PROTOCOL_VERSION = 2  # of the figures: those of two versions do not compare
 
 
@@ -46,15 +47,15 @@ class ReportConfig:
     seed: int = option(0, "of the split, the noise, the flows and the bootstrap")
 
     def __post_init__(self) -> None:
-        if self.images < 0:
-            raise ValueError(f"images is 0 or more, not {self.images}")
+        if self.images < LEAST_IMAGES and self.images != 0:
+            raise ValueError(f"images is {LEAST_IMAGES} or more, or 0 for all, not {self.images}")
         if not 0.05 <= self.held_out <= 0.5:
             raise ValueError(f"held_out lies between 0.05 and 0.5, not at {self.held_out}")
         if self.resamples < 2:
             raise ValueError(f"resamples is at least 2, not {self.resamples}")
         if not all(0 < share <= 10 for share in self.noise_shares):
             raise ValueError(f"noise_shares lie above 0 and up to 10, not at {list(self.noise_shares)}")
-        if self.extractor:
-            check_extractor(self.extractor)
-            if self.extractor not in (able := METRICS["inception_score"].extractors):  # others have no classes
-                raise ValueError(f"extractor is {' or '.join(able)}, not {self.extractor}")
+        if self.extractor and self.extractor not in (able := METRICS["inception_score"].extractors):
+            raise ValueError(
+                f"extractor is {' or '.join(able)}, not {self.extractor}, since it must tell classes; of any timm model features= takes the features"
+            )

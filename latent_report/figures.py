@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+from flowprior.rounding import rounded_with_error
+
 Better = Literal["higher", "lower", ""]
 
 GROUPS = {
@@ -20,8 +22,11 @@ GLANCE = (
     "rfid_noise_0.4",
     "irreducible_variance",
     "variance_tokens",
+    "total_correlation",
+    "euler_steps",
     "probe_accuracy",
 )  # at the head of the page
+GLANCE_CURVES = ("rfid_noise",)  # below these
 
 
 class Figure(NamedTuple):
@@ -256,7 +261,5 @@ def number(figure: Figure, entry: dict[str, Any] | None) -> str:
     """A figure with its standard error, as text; a dash where there is none."""
     if entry is None or entry["value"] is None:
         return "-"
-    unit = f" {figure.unit}" if figure.unit else ""
-    error = "" if entry["error"] is None else f" ± {entry['error']:{figure.form}}"
-    value = f"{entry['value']:{figure.form}}"
-    return f"{value if value.strip('-0.%') else value.lstrip('-')}{error}{unit}"  # no "-0.0%"
+    value, error = rounded_with_error(entry["value"], entry["error"], figure.form)
+    return value + (f" ± {error}" if error else "") + (f" {figure.unit}" if figure.unit else "")

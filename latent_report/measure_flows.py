@@ -58,10 +58,11 @@ def remark_on_budget(results: Results) -> None:
             f"it lies above the {gaussian.value:.4f} of a Gaussian with this covariance: the small flow has not learned more than the "
             "covariance, which takes more of flow.steps= or images="
         )
-        for name in {"total_correlation", "log_likelihood"} & results.figures.keys():
-            results.remarks[name] = (
-                "it is too low by what the small flow has not learned, as the irreducible variance tells"
-            )
+        for name in ("total_correlation", "log_likelihood"):
+            if name in results.figures:
+                results.remarks[name] = (
+                    "it is too low by what the small flow has not learned, as the irreducible variance tells"
+                )
 
 
 def measure_total_correlation(measured: Measured, results: Results, token: Any, together: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from latent_report.curves import CURVES
-from latent_report.figures import FIGURES, GLANCE, GROUPS, Figure, number
+from latent_report.figures import FIGURES, GLANCE, GLANCE_CURVES, GROUPS, Figure, number
 from latent_report.forecast import HOW, lines
 from latent_report.left_out import by_reason
 from latent_report.svg import COLOURS, Line, line_plot
@@ -40,7 +40,8 @@ def page(report: dict[str, Any], pictures: list[dict[str, Tensor]]) -> str:
     parts = ["<h1>How hard will it be to generate from these latents?</h1>", _head(tokenizers), _glance(tokenizers)]
     for group, heading in GROUPS.items():
         names = [name for name, figure in FIGURES.items() if figure.group == group]
-        section = _table(names, tokenizers) + _curves(group, tokenizers)
+        curves = [name for name, curve in CURVES.items() if curve.group == group and not curve.drawn_in]
+        section = _table(names, tokenizers) + _curves(curves, tokenizers)
         if group == "reconstruction":
             section += _pictures(tokenizers, pictures)
         if section:
@@ -73,21 +74,27 @@ def _head(tokenizers: list[dict[str, Any]]) -> str:
         if len({one["images"] for one in tokenizers}) > 1
         else ""
     )
+    starred = (
+        " A star * says: to be read with care, for the reason at the end of the page."
+        if any(one["remarks"] for one in tokenizers)
+        else ""
+    )
     return (
         f"<div class='scroll'><table><tr>{heads}</tr>{rows}</table></div>"
         "<p class='note'>↑ and ↓ say which direction helps a generator; without an arrow neither is known to help by itself. ± is one standard "
-        f"error over images, and does not hold what another seed of the same autoencoder would give.{several}{unlike}</p>"
+        f"error over images, and does not hold what another seed of the same autoencoder would give.{several}{starred}{unlike}</p>"
     )
 
 
 def _glance(tokenizers: list[dict[str, Any]]) -> str:
-    table = _table(list(GLANCE), tokenizers)
+    table, curves = _table(list(GLANCE), tokenizers), _curves(list(GLANCE_CURVES), tokenizers)
     note = (
         "No number ranks tokenizers by itself. Reconstruction bounds what a generator can reach; rFID under noise says what its errors will cost, "
         "and the irreducible variance how many it must make. That variance is small, too, where tokens differ by their places more than by "
-        "their images: read it beside the variance between tokens."
+        "their images: read it beside the variance between tokens. The total correlation says how much a generator must learn of tokens together, "
+        "and Euler's steps what it costs to draw one image."
     )
-    return f"<h2>At a glance</h2>{table}<p class='note'>{note}</p>" if table else ""
+    return f"<h2>At a glance</h2>{table}{curves}<p class='note'>{note}</p>" if table else ""
 
 
 def _colour(place: int) -> str:
@@ -110,16 +117,20 @@ def _table(names: list[str], tokenizers: list[dict[str, Any]]) -> str:
         figure = FIGURES[name]
         entries = [one["figures"].get(name) for one in tokenizers]
         best = best_of(figure, entries)
-        cells = "".join(_cell(figure, entry, place in best) for place, entry in enumerate(entries))
+        cells = "".join(
+            _cell(figure, entry, place in best, name in tokenizers[place]["remarks"])
+            for place, entry in enumerate(entries)
+        )
         label = html.escape(figure.label) + (f" {ARROWS[figure.better]}" if figure.better else "")
         meaning = f"<div class='meaning'>{html.escape(figure.meaning)}</div>"
         rows.append(f"<tr><td class='name'>{label}{meaning}</td>{cells}</tr>")
     return f"<div class='scroll'><table><tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
 
 
-def _cell(figure: Figure, entry: dict[str, Any] | None, best: bool) -> str:
+def _cell(figure: Figure, entry: dict[str, Any] | None, best: bool, remark: bool) -> str:
     value, _, error = number(figure, entry).partition(" ±")
     tail = f" <span class='error'>±{error}</span>" if error else ""
+    tail += "<span title='to be read with care, below'> *</span>" if remark else ""
     return f"<td class='number{' best' if best else ''}'>{value}{tail}</td>"
 
 
@@ -135,9 +146,10 @@ def best_of(figure: Figure, entries: list[dict[str, Any] | None]) -> set[int]:
     return near if len(near) < len(known) else set()
 
 
-def _curves(group: str, tokenizers: list[dict[str, Any]]) -> str:
+def _curves(names: list[str], tokenizers: list[dict[str, Any]]) -> str:
     figures = []
-    for name, curve in CURVES.items():
+    for name in names:
+        curve = CURVES[name]
         together = {name: curve} | {other: beside for other, beside in CURVES.items() if beside.drawn_in == name}
         lines = [
             Line(one["name"], values["x"], values["y"], values["error"], _colour(place), bool(drawn.drawn_in))
@@ -145,7 +157,7 @@ def _curves(group: str, tokenizers: list[dict[str, Any]]) -> str:
             for place, one in enumerate(tokenizers)
             if (values := one["curves"].get(key))
         ]
-        if curve.group != group or curve.drawn_in or not lines:
+        if not lines:
             continue
         plot = line_plot(lines, curve.x, curve.y, curve.log, curve.log_x)
         meaning = " ".join(drawn.meaning for drawn in together.values())
@@ -209,7 +221,7 @@ def _remarks(tokenizers: list[dict[str, Any]]) -> str:
         for place, one in enumerate(tokenizers)
         for name, remark in one["remarks"].items()
     ]
-    return f"<h2>To be read with care</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
+    return f"<h2>* To be read with care</h2><ul class='note'>{''.join(lines)}</ul>" if lines else ""
 
 
 def _left_out(tokenizers: list[dict[str, Any]]) -> str:

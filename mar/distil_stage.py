@@ -12,6 +12,7 @@ from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError
+from flowprior.rounding import rounded
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.randomness import StepRandom, seed_global_generators
@@ -104,4 +105,4 @@ def distil(
 
 def describe(errors: dict[str, float]) -> str:
     """For the terminal."""
-    return "error " + ", ".join(f"{value:.3f} in {name.rsplit('_', 1)[-1]}" for name, value in errors.items())
+    return "error " + ", ".join(f"{rounded(value)} in {name.rsplit('_', 1)[-1]}" for name, value in errors.items())

@@ -32,6 +32,7 @@ from flowprior.data.image_sizes import ImageSize  # noqa: E402
 from flowprior.distributed import World  # noqa: E402
 from flowprior.errors import entry_point  # noqa: E402
 from flowprior.metrics import ImageSet  # noqa: E402
+from flowprior.rounding import rounded_with_error  # noqa: E402
 from flowprior.run.files import read_json, write_json  # noqa: E402
 from generation.evaluate import metrics_of  # noqa: E402
 from generation.generate import load_drawer  # noqa: E402
@@ -198,7 +199,8 @@ class Bench:
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return " ± ".join(filter(None, rounded_with_error(statistics.fmean(values), deviation)))
 
 
 def table(results: dict[str, Any]) -> str:

@@ -11,6 +11,10 @@ import statistics
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from flowprior.rounding import rounded_with_error  # noqa: E402
+
 COLUMNS = ("psnr", "rfid", "fid", "best_cfg", "recognised", "inception_score", "precision", "recall")
 LATENTS = (
     "latent_std",
@@ -88,7 +92,10 @@ def main() -> None:
     first, width = max(map(len, table)) + 2, max(22, *(len(name) + 2 for name in columns))
     print(" " * first + "".join(f"{name:>{width}}" for name in columns))
     for regulariser, row in table.items():
-        cells = (f"{row[name]['mean']:.3f} +- {row[name]['std']:.3f}" if name in row else "-" for name in columns)
+        cells = (
+            " +- ".join(rounded_with_error(row[name]["mean"], row[name]["std"])) if name in row else "-"
+            for name in columns
+        )
         print(f"{regulariser:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
     for fid in [name for name in columns if name == "fid" or name.endswith("_fid") and name != "half_half_fid"]:
         shown = fid.replace("_fid", " FID").replace("fid", "FID")

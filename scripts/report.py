@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from flowprior.rounding import rounded_with_error  # noqa: E402
 from scripts.report_reading import GENERATORS, classes_text, measured_generators, read, read_rows, two_scales  # noqa: E402
 
 FORMS = {
@@ -41,8 +42,8 @@ def metrics_text(metrics: dict[str, float | None]) -> str:
         if value is None:
             texts.append(f"{label} not measured")
             continue
-        deviation = f" +- {metrics[f'{name}_std']:{form}}" if f"{name}_std" in metrics else ""
-        texts.append(f"{label} {value:{form}}{deviation}{unit}")
+        shown, deviation = rounded_with_error(value, metrics.get(f"{name}_std"), form)
+        texts.append(f"{label} {shown}" + (f" +- {deviation}" if deviation else "") + unit)
     return "  ".join(texts)
 
 
@@ -69,7 +70,7 @@ def summary(run: Path) -> list[tuple[str, str]]:
         rows.append(
             (
                 "FID of real halves",
-                f"{halves['mean']:.3f} +- {halves['std']:.3f} (one random half of the real images against the other; "
+                f"{' +- '.join(rounded_with_error(halves['mean'], halves['std']))} (one random half of the real images against the other; "
                 "a yardstick: with half as many images a side it lies above what the generator's FID can reach)",
             )
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from flowprior.data.images import ImageSource, open_images, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.distributed import World, best_device
+from flowprior.rounding import rounded
 from flowprior.run.files import write_json
 from flowprior.run.lock import sole_writer
 from flowprior.training.randomness import stream_seed
@@ -51,7 +52,7 @@ def main(stage: type[GenerationConfig]) -> None:
     }
     with sole_writer(config.folder, World()):
         write_json(config.folder / "likelihood.json", {"metrics": result, "protocol": protocol})
-    print("likelihood: " + "  ".join(f"{name} {value:.3f}" for name, value in result.items()))
+    print("likelihood: " + "  ".join(f"{name} {rounded(value)}" for name, value in result.items()))
 
 
 def latents_of(

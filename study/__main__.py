@@ -33,7 +33,7 @@ from study.left import Left, cells_left, say_plan
 from study.page import markdown, put_into
 from study.plan import Cell, Plan, Task
 from study.reports import read_reports, report_file, reports_left, write_report
-from study.runner import Runner, spent_on
+from study.runner import Runner, forget_seconds, spent_on
 from study.table import TABLES, read_table
 
 
@@ -139,6 +139,9 @@ def run_study(arguments: argparse.Namespace) -> None:
                 *(cell_file(results, cell) for cell in left.cells),
                 *(report_file(results, c) for c in left.reports),
             ]
+            for task in tasks:  # one that was stopped goes on, and has no file yet
+                if task.is_report and report_file(results, task.cell).is_file():
+                    forget_seconds(task.run_dir, task.stages[-1].name)
             put_aside([task for task in tasks if not task.is_report], files)
 
         def finished(task: Task) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from flowprior.errors import UserError
 from flowprior.notes import note
+from flowprior.rounding import rounded_with_error
 from flowprior.run.files import write_bytes
 from latent_report.forecast import kept_forecasts
 from study.forecast_page import in_words, out_of_date
@@ -168,9 +169,10 @@ def entry(column: Column, cells: list[Record]) -> str:
     values = [scale * value for cell in cells if (value := column.value(cell)) is not None]
     if not values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.{column.digits}f}" if len(set(values)) > 1 else ""
+    deviation = statistics.stdev(values) if len(set(values)) > 1 else None
+    shown = " ± ".join(filter(None, rounded_with_error(statistics.fmean(values), deviation, f".{column.digits}f")))
     share = f" ({len(values)} of {len(cells)})" if len(values) < len(cells) else ""
-    return f"{statistics.fmean(values):.{column.digits}f}{spread}{' %' * column.percent}{share}"
+    return f"{shown}{' %' * column.percent}{share}"
 
 
 def weights_tried(table: StudyTable, cells: list[Record]) -> str:

@@ -155,9 +155,15 @@ class Runner:
 
 
 def spent_on(run_dir: Path) -> dict[str, dict[str, float]]:
-    """By stage, over all attempts: ``seconds`` of the clock, and ``cpu_seconds``."""
+    """By stage, over all attempts: ``seconds`` of the clock, and ``cpu_seconds``. An attempt that a power cut ended is not in it."""
     file = run_dir / SPENT
     return read_json(file, "list of seconds") if file.is_file() else {}
+
+
+def forget_seconds(run_dir: Path, stage: str) -> None:
+    """Leave out what ``stage`` has taken: it begins anew in the folder that it was in."""
+    if stage in (spent := spent_on(run_dir)):
+        write_json(run_dir / SPENT, {name: seconds for name, seconds in spent.items() if name != stage})
 
 
 def last_line(file: Path) -> str:

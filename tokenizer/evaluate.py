@@ -16,6 +16,7 @@ from flowprior.data.images import open_images
 from flowprior.distributed import World, best_device
 from flowprior.errors import UserError, entry_point
 from flowprior.notes import note
+from flowprior.rounding import rounded
 from flowprior.run.files import read_json
 from flowprior.run.lock import sole_writer
 from flowprior.run.presets import config_from_command_line
@@ -89,7 +90,7 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
         evaluation.write(protocol, metrics=metrics | dict.fromkeys(missing), **reasons)
     kept = read_json(file, "evaluation")
     finite = {name: value for name, value in kept["metrics"].items() if value is not None}
-    print("autoencoder: " + "  ".join(f"{name} {value:.3f}" for name, value in finite.items()))
+    print("autoencoder: " + "  ".join(f"{name} {rounded(value)}" for name, value in finite.items()))
     for name, reason in kept.get("not_measured", {}).items():
         note(f"no {name}: {reason}")
 

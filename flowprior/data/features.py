@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowprior.data.order import SampleKey
 from flowprior.errors import UserError
-from flowprior.run.archives import archive_members, check_expansion, load_pt, read_arrays
+from flowprior.run.archives import archive_members, check_expansion, load_pt, map_array, read_arrays
 from flowprior.run.files import damage
 
 
@@ -40,7 +40,7 @@ def read_array(path: str | Path, key: str = "", key_option: str = "target.file.k
         raise UserError(f"there is no feature file at '{path}'")
     try:
         if path.suffix == ".npy":
-            table: Tensor | dict[str, Tensor] = _tensor(np.load(path, mmap_mode="r", allow_pickle=False))
+            table: Tensor | dict[str, Tensor] = _tensor(map_array(path, "feature file"))
         elif path.suffix == ".npz":
             check_expansion(path, "feature file")
             chosen = _choose(path, [name.removesuffix(".npy") for name in archive_members(path)], key, key_option)

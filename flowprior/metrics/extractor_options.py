@@ -10,7 +10,7 @@ import torch
 
 from flowprior.errors import UserError
 from flowprior.metrics.optional import library
-from flowprior.metrics.registry import EXTRACTORS, check_extractor
+from flowprior.metrics.registry import EXTRACTORS, check_extractor, split_name
 from flowprior.pretrained.package_file import chosen_file
 from flowprior.run.config import Section, option
 
@@ -42,9 +42,24 @@ class ExtractorOptions:
 
     def __post_init__(self) -> None:
         if self.extractor:
+            self._refuse_file_in_name()
             check_extractor(self.extractor_name)
         if self.extractor == "timm" and self.weights:
             raise ValueError(f"of extractor=timm the weight file is timm.weights: write timm.weights={self.weights}")
+
+    def _refuse_file_in_name(self) -> None:
+        """A ``ValueError`` for ``NAME=FILE``, which names an extractor where a list of them is wanted: here the file is an option."""
+        name, equals, file = self.extractor.partition("=")
+        if not equals:
+            return
+        kind, model, size = split_name(name)
+        words = [f"extractor={name}", f"weights={file}"]
+        if kind == "timm":
+            where = f"package={file.removeprefix('package:')}" if file.startswith("package:") else f"weights={file}"
+            words = ["extractor=timm", f"timm.model={model}", f"timm.size={size}" if size else "", f"timm.{where}"]
+        section = f"{self.SECTION}." if self.SECTION else ""
+        told = " ".join(section + word for word in words if word)
+        raise ValueError(f"the extractor's weight file is an option of its own: write {told}")
 
     @property
     def extractor_name(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from flowprior.errors import UserError, one_line
+from flowprior.errors import UserError
 from flowprior.run.archives import load_pt
 
 INCEPTION_SHA256 = "6726825d"  # how the hash of torch-fidelity's file begins
@@ -65,8 +65,8 @@ def inception_weights(weights_path: str | Path | None) -> Path:
         recognised = tuple(weights["fc.weight"].shape) == (1008, 2048)
     except UserError as error:
         raise UserError(f"{error}; {advice}") from error
-    except Exception as error:  # of something else than Inception's dictionary
-        raise UserError(f"{path} is no file of Inception weights ({one_line(error)}); {advice}") from error
+    except Exception:  # of something else than Inception's dictionary
+        recognised = False
     if not recognised:
-        raise UserError(f"{path} is no file of Inception weights; {advice}")
+        raise UserError(f"{path} is no file of Inception weights: it has no fc.weight of shape (1008, 2048); {advice}")
     return path

@@ -105,6 +105,11 @@ class ExtractorName(NamedTuple):
 def split_name(name: str) -> ExtractorName:
     """The parts of an extractor's name; a ``ValueError`` with the known names where there is no such extractor."""
     if match := TIMM_NAME.fullmatch(name):
+        model, _, behind = match[1].partition(":")
+        if behind:
+            raise ValueError(
+                f"there is no feature extractor {name!r}; a weight file stands behind a =: timm:{model}={behind}"
+            )
         return ExtractorName("timm", match[1], int(match[2] or 0))
     if name not in EXTRACTORS or name == "timm":
         known = [f"{known}:<model>" if known == "timm" else known for known in EXTRACTORS]

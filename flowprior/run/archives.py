@@ -1,4 +1,4 @@
-"""Archives of arrays from other people: ``.npz`` and ``.pt``. Sizes are checked before memory is taken, and no code is run."""
+"""Arrays from other people: ``.npy``, ``.npz`` and ``.pt``. Sizes are checked before memory is taken, and no code is run."""
 
 from __future__ import annotations
 
@@ -75,6 +75,21 @@ def read_arrays(path: Path, what: str, wanted: Container[str] | None = None) -> 
     except Exception as error:  # of a damaged file: zipfile, the decompressors and numpy's header parser have a dozen
         raise UserError(f"the {what} {path} cannot be read ({damage(path, error)})") from error
     return arrays
+
+
+def map_array(path: Path, what: str) -> np.ndarray:
+    """The array in an ``.npy``, memory-mapped for reading.
+
+    Raises:
+        UserError: it is damaged or holds objects.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays: call it .npz")
+        return array
+    except Exception as error:  # of a damaged file: numpy's header parser fails in a dozen ways
+        raise UserError(f"the {what} {path} cannot be read ({damage(path, error)})") from error
 
 
 def _read_array(file: Any, size: int) -> np.ndarray:

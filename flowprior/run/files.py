@@ -26,7 +26,8 @@ SPARE_BYTES = 1 << 20  # for names, folders and what else a file system keeps be
 
 # What readers of archives, pickles, safetensors and arrays call a file that they cannot follow to its end.
 READERS_WORDS = re.compile(
-    r"PytorchStream|deserializ|weights only|load key|central directory|zip|EOF|data left|mmap length|out of input|magic|pickle|CRC|decompress|seek",
+    r"PytorchStream|deserializ|weights only|unable to load weights|load key|"
+    r"central directory|zip|EOF|data left|mmap length|out of input|magic|pickle|CRC|decompress|seek",
     re.IGNORECASE,
 )
 
@@ -35,6 +36,8 @@ def damage(path: Path, error: Exception) -> str:
     """What is wrong with a file that its reader failed at: in plain words where ``error`` tells of the reader's own workings."""
     if path.is_file() and path.stat().st_size == 0:
         return "it is empty"
+    if isinstance(error, OSError) and error.filename:  # of opening it, and the words may be the path's
+        return one_line(error)
     if isinstance(error, (SafetensorError, EOFError, struct.error)) or READERS_WORDS.search(str(error)):
         return "it is cut short, or bytes of it have changed"
     return one_line(error)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.order import SampleKey
-from flowprior.errors import UserError, one_line
+from flowprior.errors import UserError
 from flowprior.notes import note
-from flowprior.run.archives import read_arrays
+from flowprior.run.archives import map_array, read_arrays
 from flowprior.run.files import read_tensors
 from latent_report.opening.base import ImageOptions, Latents, check_labels, directions, spread, without_images
 
@@ -55,13 +55,10 @@ def read_cache(folder: Path, options: ImageOptions) -> Latents:
 
 def read_labels(path: str | Path) -> Tensor:
     """Labels int64 ``(N,)`` in an ``.npy`` file; a :class:`UserError` for anything else."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file of labels at {path}") from error
-    except Exception as error:  # of a damaged file: numpy's header parser fails in a dozen ways
-        raise UserError(f"the labels {path} cannot be read ({one_line(error)})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+    if not Path(path).is_file():
+        raise UserError(f"there is no file of labels at {path}")
+    array = map_array(Path(path), "file of labels")
+    if array.dtype.kind not in "iu":
         raise UserError(f"the labels {path} are no whole numbers: save them as int64 in an .npy file")
     return _whole(torch.from_numpy(array.astype(np.int64)), Path(path))
 
@@ -82,25 +79,30 @@ def as_tokens(latents: Tensor, path: Path | str) -> tuple[Tensor, tuple[int, ...
 def _arrays(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path, "file of latents")
-    if path.suffix == ".npy":
-        from flowprior.data.features import read_array
+    what = "file of latents"
+    found = {"latents": map_array(path, what)} if path.suffix == ".npy" else read_arrays(path, what)
+    return {name: _tensor(array) for name, array in found.items() if array is not None and array.dtype.kind in "fiu"}
 
-        return {"latents": read_array(path)}
-    found = read_arrays(path, "file of latents")
-    return {
-        name: torch.from_numpy(array)
-        for name, array in found.items()
-        if array is not None and array.dtype.kind in "fiu"
-    }
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A copy that torch takes: in this machine's byte order, and no wider than float64."""
+    kind = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, kind))
 
 
 def _chosen(arrays: dict[str, Tensor], path: Path) -> Tensor:
     floats = {name: array for name, array in arrays.items() if array.is_floating_point()}
     name = _usual(floats, LATENTS, path) or (next(iter(floats)) if len(floats) == 1 else "")
     if not name:
-        raise UserError(
-            f"{path} holds {len(floats)} arrays of floating point and none is called 'latents' (it has: {', '.join(sorted(arrays)) or 'none'})"
+        there = ", ".join(
+            f"{name} of {str(array.dtype).removeprefix('torch.')}" for name, array in sorted(arrays.items())
         )
+        none = (
+            "no array of floating point"
+            if not floats
+            else "several arrays of floating point and none is called 'latents'"
+        )
+        raise UserError(f"{path} holds {none} (it has: {there or 'no numbers'})")
     if name not in LATENTS:
         note(f"of {path}, the array '{name}' is taken for the latents, the only one of floating point")
     if not floats[name].numel():

@@ -13,9 +13,8 @@ from flowprior.data.chosen_images import ChosenImages
 from flowprior.data.images import ImageConfig, ImageSource, open_images
 from flowprior.errors import UserError
 from flowprior.notes import note
+from latent_report.config import LEAST_IMAGES
 from tokenizer.reconstruct import encoded
-
-LEAST_IMAGES = 20  # a fifth of them is held out
 
 
 @dataclass

@@ -51,6 +51,8 @@ def test_every_option_of_the_sampler_is_on_the_page_with_the_runs_value(client):
     first, _ = client.predict([0], 1, 1, 0, api_name="/generate_mar")
     other, _ = client.predict([0], 1, 1, 0, head_steps=1, api_name="/generate_mar")
     assert np.any(np.asarray(Image.open(first)) != np.asarray(Image.open(other)))
+    cooler, _ = client.predict([0], 1, 1, 0, temperature=0.5, api_name="/generate_mar")  # a fraction
+    assert np.any(np.asarray(Image.open(first)) != np.asarray(Image.open(cooler)))
     _, said = client.predict([0], 1, 1, 0, ar_steps=999, api_name="/generate_mar")
     assert said.startswith("1 image in ") and said.endswith(
         " s. ar_steps=999 is more than the 4 tokens: 4 steps are made."

@@ -124,7 +124,7 @@ CHANGES = {
     "both prefixes": (lambda s: s | {"module.quant_conv.bias": s["quant_conv.bias"]}, "with and without"),
     "other network": (
         lambda s: {"fc.weight": torch.zeros(2, 2)},
-        r"none of autoencoder.*flow prior \(names begin with flow_loss.net.\)",
+        r"none of these: autoencoder.*flow prior \(names begin with flow_loss.net.\)",
     ),
     "unequal channels": (
         having(post_quant_conv__weight=torch.zeros(64, 5)),

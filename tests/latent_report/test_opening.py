@@ -74,11 +74,14 @@ def test_latents_in_files_are_tokens_maps_or_one_token_each_with_the_labels_besi
     np.savez(tmp_path / "a.npz", latents=tokens.numpy(), labels=LABELS, more=np.zeros(3, np.float32))
     save_file({"z": maps, "labels": torch.from_numpy(LABELS)}, tmp_path / "b.safetensors")
     np.save(tmp_path / "c.npy", tokens[:, 0].numpy())
+    np.save(tmp_path / "d.npy", maps.numpy().astype(">f4"))  # of a machine with the other byte order
     whole = ImageOptions(ImageConfig())
-    one, two, three = (open_tokenizer(str(tmp_path / name), whole) for name in ("a.npz", "b.safetensors", "c.npy"))
+    files = ("a.npz", "b.safetensors", "c.npy", "d.npy")
+    one, two, three, four = (open_tokenizer(str(tmp_path / name), whole) for name in files)
     assert torch.equal(one.latents, tokens) and one.labels.tolist() == LABELS.tolist() and one.decode is None
     assert two.places == (2, 4) and torch.equal(two.latents[:, 5], maps[:, :, 1, 1])
     assert three.latents.shape == (30, 1, 3) and three.labels is None
+    assert four.places == (2, 4) and torch.equal(four.latents, two.latents)
     some = open_tokenizer(str(tmp_path / "a.npz"), ImageOptions(ImageConfig(), count=20))
     assert torch.equal(some.latents, tokens[spread(30, 20)]) and some.labels.tolist() == LABELS[spread(30, 20)].tolist()
 
@@ -134,7 +137,11 @@ def test_a_latent_cache_gives_the_first_view_of_every_image_with_its_label(tmp_p
         ({"latents": latents(3, 5, 2)}, "has 3 images, and the report takes 20"),
         ({"latents": latents(30, 2, 2, 2, 2)}, "have shape (30, 2, 2, 2, 2)"),
         ({"latents": latents(30)}, "have shape (30,)"),
-        ({"one": latents(30, 2), "two": latents(30, 2)}, "2 arrays of floating point and none is called 'latents'"),
+        (
+            {"one": latents(30, 2), "two": latents(30, 2)},
+            "several arrays of floating point and none is called 'latents'",
+        ),
+        ({"latents": latents(30, 2).long()}, "no array of floating point (it has: latents of int64)"),
         (
             {"latents": latents(30, 5, 2), "labels": torch.zeros(29, dtype=torch.int64)},
             "30 images and there are 29 labels",
@@ -162,6 +169,11 @@ def test_an_array_by_another_name_is_taken_with_a_word(tmp_path, capfd, name, sa
     assert said in err and ("is taken for the labels" in err) == bool(said)
 
 
+def write_cut(file: Path) -> None:
+    np.save(file, latents(30, 5, 2).numpy())
+    file.write_bytes(file.read_bytes()[:-8])
+
+
 def write(folder: Path, **files: str) -> None:
     for name, text in files.items():
         (folder / f"{name}.json").write_text(text)
@@ -177,11 +189,12 @@ def write(folder: Path, **files: str) -> None:
         (lambda folder: write(folder, config=json.dumps({"sizes": {}, "format": 9})), "not an autoencoder of format"),
         (lambda folder: write(folder, manifest="{}"), "of another version"),
         (lambda folder: (folder / "a.npz").write_bytes(b"no zip"), "cannot be read"),
+        (lambda folder: write_cut(folder / "a.npy"), "the file of latents"),
     ],
 )
 def test_a_folder_or_file_that_is_no_tokenizer_is_refused_in_one_line(tmp_path, prepare, said):
     prepare(tmp_path)
-    named = tmp_path / "a.npz" if (tmp_path / "a.npz").exists() else tmp_path
+    named = next(tmp_path.glob("a.np*"), tmp_path)
     with pytest.raises(UserError) as refused:
         open_tokenizer(str(named), DIGITS)
     assert said in str(refused.value) and "\n" not in str(refused.value)

@@ -18,7 +18,7 @@ from flowprior.run.files import tensors_fingerprint
 from latent_report.__main__ import parse, short_names, write_report
 from latent_report.config import ReportConfig
 from latent_report.curves import CURVES
-from latent_report.figures import FIGURES, GROUPS, Figure
+from latent_report.figures import FIGURES, GLANCE, GLANCE_CURVES, GROUPS, Figure
 from latent_report.flows import FlowBudget
 from latent_report.left_out import by_reason, named_in
 from latent_report.measure import measure, measure_places
@@ -101,14 +101,14 @@ def test_the_json_is_what_was_returned_and_says_what_every_figure_means(reported
 
 
 def test_the_page_names_every_figure_and_asks_no_network_for_anything(reported):
-    folder, _ = reported
+    folder, report = reported
     page = (folder / "report.html").read_text()
     shown = [figure for name, figure in FIGURES.items() if name != "lpips"]
     assert [figure.label for figure in shown if html.escape(figure.meaning) not in page] == []
-    assert (
-        page.count("<svg") == len([curve for curve in CURVES.values() if not curve.drawn_in])
-        and page.count("data:image/png;base64,") == 2
-    )
+    drawn = [name for name, curve in CURVES.items() if not curve.drawn_in]
+    assert page.count("<svg") == len([*drawn, *GLANCE_CURVES]) and page.count("data:image/png;base64,") == 2
+    remarks = [name for tokenizer in report["tokenizers"] for name in tokenizer["remarks"]]
+    assert page.count(" *</span>") == len([*remarks, *(name for name in remarks if name in GLANCE)]) > 0
     assert not re.search(r"(src|href)=[\"'](?!data:)|https?:|url\(|<script|@import", page)
 
 
@@ -219,12 +219,13 @@ def test_two_bounds_of_one_curve_are_one_plot_with_the_lower_one_dashed(reported
 
 
 def test_words_of_a_command_line_are_tokenizers_and_options_in_any_order():
-    names, config = parse(["runs/a", "images=7", "user/name", "flow.steps=9"])
-    assert names == ["runs/a", "user/name"] and (config.images, config.flow.steps) == (7, 9)
+    names, config = parse(["runs/a", "images=70", "user/name", "flow.steps=9"])
+    assert names == ["runs/a", "user/name"] and (config.images, config.flow.steps) == (70, 9)
     for words, said in (
         ([], "name a tokenizer"),
         (["a", "a"], "named twice"),
         (["a", "imagez=7"], "'imagez'"),
+        (["a", "images=7"], "20 or more, or 0 for all"),
         (["a", "flow.steps=0"], "steps"),
         (["a", "held_out=1"], "held_out"),
         (["a", "--bogus"], "--help lists"),

@@ -165,6 +165,16 @@ def test_a_mistake_is_one_line(weights, tmp_path):
         (lambda: Extractor("timm").module, "timm:<model>"),
         (lambda: Extractor("timm:test_resnet@0").module, "no feature extractor"),
         (lambda: chosen(weights=str(file)), "write timm.weights="),
+        (
+            lambda: split_weights(f"timm:test_resnet:{file}"),
+            f"a weight file stands behind a =: timm:test_resnet={file}",
+        ),
+        (
+            lambda: chosen(extractor=f"timm:test_resnet@32={file}"),
+            rf"write extractor=timm timm.model=test_resnet timm.size=32 timm.weights={file}",
+        ),
+        (lambda: chosen(extractor="timm:test_vit=package:x"), "timm.model=test_vit timm.package=x"),
+        (lambda: chosen(extractor="inception=i.pth"), "write extractor=inception weights=i.pth"),
         (lambda: chosen(timm={"weights": str(file), "package": "x"}).open_extractor(), "both name a file"),
         (lambda: chosen(timm={"weights": str(tmp_path / "none.pth")}).open_extractor(), "no weight file at"),
         (lambda: split_weights("timm:test_resnet=package:no_such_package"), "is not installed"),

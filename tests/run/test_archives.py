@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from flowprior.data.features import read_array
 from flowprior.errors import UserError
 from flowprior.run.archives import archive_members, load_pt, read_arrays
-from flowprior.run.files import read_tensors
+from flowprior.run.files import damage, read_tensors
 
 ARRAYS = numpy_strategies.arrays(
     st.sampled_from(["<f4", ">f8", "<i2", "|u1", "<U5", "|b1"]),
@@ -99,3 +99,11 @@ def test_a_file_that_was_cut_short_is_called_that_and_no_readers_words_are_quote
             reader(file, "file")
         said = "it is empty" if left == "nothing" else "it is cut short, or bytes of it have changed"
         assert f"({said})" in str(refusal.value)
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged_by_the_words_of_its_path(tmp_path):
+    file = tmp_path / "zip" / "magic.npz"
+    with pytest.raises(FileNotFoundError) as missing:
+        open(file)
+    assert damage(file, missing.value).startswith("[Errno 2] No such file")
+    assert damage(file, ValueError("bad magic number")) == "it is cut short, or bytes of it have changed"

@@ -9,7 +9,7 @@ from flowprior.run.files import write_json
 from flowprior.run.run_folder import RunFolder
 from study import aside
 from study.plan import Cell, Plan, PlannedStage, Task
-from study.runner import LOG, Runner, spent_on
+from study.runner import LOG, Runner, forget_seconds, spent_on
 from study.stages import Stage
 from study.table import TABLES, read_table
 
@@ -67,7 +67,11 @@ def test_what_ends_the_study_ends_its_processes_and_counts_their_seconds(tmp_pat
     runner._next = remember
     with pytest.raises(ZeroDivisionError):
         runner.run()
-    assert spent_on(sleeper.run_dir)["stage"]["seconds"] > 0
+    assert (before := spent_on(sleeper.run_dir)["stage"]["seconds"]) > 0
+    assert Runner([task(tmp_path, "sleeper", ("this",))], 1, [], lambda done: None).run() == {}
+    assert spent_on(sleeper.run_dir)["stage"]["seconds"] > before  # of both attempts
+    forget_seconds(sleeper.run_dir, "stage")
+    assert spent_on(sleeper.run_dir) == {}
     assert begun and begun[0].returncode == -signal.SIGTERM
 
 
