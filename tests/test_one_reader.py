@@ -9,8 +9,8 @@ READERS = {
     # Pictures: one reader of files, and the animation's own pages, which lie in memory.
     "Image.open": {"flowprior/data/image_reader.py", "toy_examples/animation.py"},
     "torch.load": {"flowprior/run/archives.py"},
-    # Feature tables, memory-mapped; the arrays of a folder of packed images.
-    "np.load": {"flowprior/data/features.py", "flowprior/data/image_archive.py"},
+    # Tables and maps of any file, memory-mapped; the arrays of a folder of packed images.
+    "np.load": {"flowprior/run/archives.py", "flowprior/data/image_archive.py"},
     "timm.create_model": {"flowprior/pretrained/timm_models.py"},
     "load_state_dict": {
         "flowprior/pretrained/weights.py",  # networks of other people
