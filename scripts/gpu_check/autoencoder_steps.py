@@ -35,14 +35,14 @@ def run(context: Context) -> None:
     context.report("left_out", left_out)
     report_rate(context)
 
-    def step(batch: int, full: bool = False, again: bool = False, compiled: bool = True) -> Callable[[], object]:
+    def step(batch: int, full: bool = False, recompute: bool = False, compiled: bool = True) -> Callable[[], object]:
         images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=context.device)
         stream = itertools.repeat({"image": images})
 
         def call() -> object:
             for name, part in parts.items():
                 setattr(objective, name, part if full else None)
-            encoder.again = decoder.again = again
+            encoder.recompute = decoder.recompute = recompute
             stance = contextlib.nullcontext() if compiled else torch.compiler.set_stance("force_eager")
             with stance:
                 return loop.train_step(stream)
@@ -56,10 +56,14 @@ def run(context: Context) -> None:
         "compiled": {},
         "eager": {"compiled": False},
         "compiled, every loss": {"full": True},
-        "compiled, activation checkpointing": {"again": True},
+        "compiled, activation checkpointing": {"recompute": True},
     }
     for name, options in ways.items():
-        choices = [2 * sizes[0], *sizes] if options.get("again") else sizes
+        choices = [2 * sizes[0], *sizes] if options.get("recompute") else sizes
         batch = largest_batch(context, choices, lambda size, options=options: step(size, **options)())
         flop = batch * (full_flop if options.get("full") else flop_per_image)
-        context.report(name, metrics(context, step(batch, **options), batch, flop))
+        measured = metrics(context, step(batch, **options), batch, flop)
+        if options.get("recompute"):
+            both, once = (count_flop(step(sizes[-1], recompute=way, compiled=False)) for way in (True, False))
+            measured["recomputed_tflop"] = batch * (both - once) / sizes[-1] / 1e12
+        context.report(name, measured)

@@ -43,6 +43,8 @@ def test_every_part_runs_at_toy_size_and_agrees_with_itself_on_a_cpu(name, tmp_p
     values = [value for value in results.values() if isinstance(value, dict)]
     assert values and not disagreements(results)
     assert all(value["seconds"] > 0 for value in values if "samples_per_second" in value)
+    recomputed = [value["recomputed_tflop"] for value in values if "recomputed_tflop" in value]
+    assert len(recomputed) == (name == "autoencoder step") and all(flop > 0 for flop in recomputed)
     assert len(summary({**EMPTY, "parts": {name: {"status": "done", "results": results}}}).splitlines()) > len(values)
 
 
