@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("flowprior", "tokenizer", "generation", "mar", "toy_examples")
+PACKAGES = ("flowprior", "tokenizer", "generation", "mar", "sit", "simflow", "toy_examples")
 
 
 def cuda_only_lines(source: str) -> set[int]:

@@ -67,6 +67,8 @@ PARTS = {
     "numbers of distribution alignment": _agreement("distribution alignment"),
     "numbers of the autoencoder": _agreement("autoencoder", 90),
     "numbers of MAR": _agreement("MAR", 90),
+    "numbers of SiT": _agreement("SiT", 90),
+    "numbers of the normalizing flow": _agreement("normalizing flow", 90),
     "numbers of sampling": Part("sampling_agreement", seconds=60, alone=False),
     # cuBLAS reads its variable when it starts.
     "a killed run": Part(
@@ -75,10 +77,14 @@ PARTS = {
     "200 steps of the flow prior": _endurance("flow prior"),
     "200 steps of the autoencoder": _endurance("autoencoder", 90),
     "200 steps of MAR": _endurance("MAR"),
+    "200 steps of SiT": _endurance("SiT"),
+    "200 steps of the normalizing flow": _endurance("normalizing flow"),
     "autoencoder step": Part("autoencoder_steps", seconds=100),
     "MAR step": Part("mar_steps", seconds=70),
     "flow prior step": Part("flow_steps", seconds=60),
     "MAR sampling": Part("sampling", seconds=130),
+    "few-step sampling": Part("few_step_sampling", seconds=100),
+    "SiT and normalizing flow steps": Part("generator_steps", seconds=100),
     "digits end to end": Part(
         "digits", seconds=180, needs=("sklearn", "faiss", "torch_fidelity", "torchmetrics", "matplotlib")
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ from generation.generator import GeneratorObjective
 from mar.config import PRESETS as MAR_PRESETS
 from mar.config import MARStageConfig
 from mar.model import MARConfig
+from simflow.config import PRESETS as TARFLOW_PRESETS
+from simflow.config import SimFlowStageConfig
+from simflow.model import TarFlowConfig
+from sit.config import PRESETS as SIT_PRESETS
+from sit.config import SiTStageConfig
+from sit.model import SiTConfig
 from tokenizer.config import PRESETS as AE_PRESETS
 from tokenizer.config import AEConfig
 from tokenizer.prior.train_flowhead import PRESETS as PRIOR_PRESETS
@@ -34,7 +41,10 @@ from tokenizer.train_ae import build_objective
 from tokenizer.vit import ViTConfig
 
 TINY_VELOCITY = {"width": 16, "depth": 1}
+CLASSES = 1000
 TINY_MAR = dict(width=32, encoder_depth=1, decoder_depth=1, heads=2, buffer_tokens=4, head_width=16, head_depth=1)
+TINY_SIT = dict(width=32, depth=1, heads=2)
+TINY_TARFLOW = dict(width=16, depths=(1, 1), heads=2)
 
 
 @dataclass
@@ -142,24 +152,59 @@ def recipe(tiny: bool) -> tuple[AEConfig, str]:
 
 def mar(tiny: bool, device: torch.device, large: bool) -> Subject:
     """Stage 3: MAR-B on 64 tokens of 32 channels."""
-    tokens, channels, batch = (8, 2, 4) if tiny else (64, 32, 32 if large else 4)
     preset = build_config(MARStageConfig, read_preset(MAR_PRESETS / "imagenet.yaml", MAR_PRESETS))
     config = replace(preset.model.mar, size="", **TINY_MAR) if tiny else preset.model.mar
     if not large:
         config = replace(config, dropout=0.0)  # its draws are the device's own
-    objective = GeneratorObjective(build_mar(config, tokens, channels), LatentNormaliser(channels))
-    generator = torch.Generator().manual_seed(5)
-    latents = torch.randn(batch, tokens, channels, generator=generator)
-    labels = torch.randint(0, 1000, (batch,), generator=generator)
-    size = f"{batch} images of {tokens} tokens, width {config.width}, {config.pairs} pairs"
-    return Subject(objective, objective.model, {"latents": latents, "label": labels}, preset.optim, size)
+    size = f"width {config.width}, {config.pairs} pairs"
+    return generator(partial(build_mar, config), preset.optim, size, tiny, large)
+
+
+def sit(tiny: bool, device: torch.device, large: bool) -> Subject:
+    """Stage 3 with SiT: the preset's SiT-XL where ``large``, else SiT-B."""
+    preset = build_config(SiTStageConfig, read_preset(SIT_PRESETS / "imagenet.yaml", SIT_PRESETS))
+    config = preset.model.sit if large else SiTConfig(size="B")
+    if tiny:
+        config = SiTConfig(**TINY_SIT)
+    return generator(partial(build_random, config), preset.optim, f"width {config.width}", tiny, large)
+
+
+def normalizing_flow(tiny: bool, device: torch.device, large: bool) -> Subject:
+    """Stage 3 with the autoregressive flow: the preset's 56 layers where ``large``, else ten of width 384."""
+    preset = build_config(SimFlowStageConfig, read_preset(TARFLOW_PRESETS / "imagenet.yaml", TARFLOW_PRESETS))
+    config = preset.model.tarflow
+    if not large:
+        config = replace(config, **(TINY_TARFLOW if tiny else {"width": 384, "depths": (2, 2, 6), "heads": 6}))
+    size = f"width {config.width}, {sum(config.depths)} layers"
+    return generator(partial(build_random, config), preset.optim, size, tiny, large)
+
+
+def generator(
+    build: Callable[[int, int], nn.Module], optim: OptimConfig, size: str, tiny: bool, large: bool
+) -> Subject:
+    """A generator, built for (tokens, channels), and random latents of its shape: 4 of them, or 32 where ``large``."""
+    tokens, channels, batch = (8, 2, 4) if tiny else (64, 32, 32 if large else 4)
+    objective = GeneratorObjective(build(tokens, channels), LatentNormaliser(channels))
+    draws = torch.Generator().manual_seed(5)
+    latents = torch.randn(batch, tokens, channels, generator=draws)
+    labels = torch.randint(0, CLASSES, (batch,), generator=draws)
+    size = f"{batch} images of {tokens} tokens, {size}"
+    return Subject(objective, objective.model, {"latents": latents, "label": labels}, optim, size)
 
 
 def build_mar(config: MARConfig, tokens: int, channels: int) -> nn.Module:
     """MAR whose head's zero layers are random, so that it draws something and every weight has a gradient."""
     torch.manual_seed(0)
-    model = config.build(tokens, channels, 1000)
+    model = config.build(tokens, channels, CLASSES)
     randomise(model.head)
+    return model
+
+
+def build_random(config: SiTConfig | TarFlowConfig, tokens: int, channels: int) -> nn.Module:
+    """A generator none of whose layers is zero."""
+    torch.manual_seed(0)
+    model = config.build(tokens, channels, CLASSES)
+    randomise(model)
     return model
 
 
@@ -169,4 +214,6 @@ SUBJECTS: dict[str, Callable[[bool, torch.device, bool], Subject]] = {
     "distribution alignment": lambda *a: alignment("distribution", *a),
     "autoencoder": autoencoder,
     "MAR": mar,
+    "SiT": sit,
+    "normalizing flow": normalizing_flow,
 }

@@ -12,7 +12,7 @@ import torch
 
 from flowprior.errors import UserError
 from flowprior.training.compilation import compile_parts
-from scripts.gpu_check import agreement, autoencoder_steps, digits, mar_steps, sampling
+from scripts.gpu_check import agreement, autoencoder_steps, digits, few_step_sampling, generator_steps, mar_steps, sampling
 from scripts.gpu_check.__main__ import done_before, parse
 from scripts.gpu_check.cuda_lines import cuda_only_lines, project_lines, sort_lines
 from scripts.gpu_check.measuring import by_kind, largest_batch
@@ -32,7 +32,7 @@ def check(*words: object) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name", [name for name in PARTS if name != "digits end to end"])
 def test_every_part_runs_at_toy_size_and_agrees_with_itself_on_a_cpu(name, tmp_path, monkeypatch):
     torch._dynamo.reset()
-    for module in (agreement, autoencoder_steps, mar_steps, sampling):
+    for module in (agreement, autoencoder_steps, few_step_sampling, generator_steps, mar_steps, sampling):
         monkeypatch.setattr(module, "compile_parts", partial(compile_parts, backend="aot_eager"))
     monkeypatch.setattr("flowprior.training.loop.compile_parts", partial(compile_parts, backend="aot_eager"))
     report = report_to(tmp_path)
