@@ -42,12 +42,17 @@ class SampleConfig:
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "precision of generator and decoder; bfloat16 is autocast"
     )
+    compile: bool = option(
+        False, "torch.compile for the generator; changes speed, and images by rounding only; not with exact"
+    )
     preview_images: int = option(64, "images in the picture drawn while training")
     preview_cfg: float = option(2.0, "guidance scale of that picture")
 
     def __post_init__(self) -> None:
         if min(self.count, self.batch, self.preview_images) < 1 or not self.cfg or min(self.cfg) < 0:
             raise ValueError("count, batch and preview_images are at least 1, cfg is a list such as [1, 1.5]")
+        if self.exact and self.compile:
+            raise ValueError("exact keeps every bit, and compile does not: leave one of them out")
 
 
 @dataclass

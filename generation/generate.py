@@ -40,6 +40,7 @@ from flowprior.run.lock import sole_writer
 from flowprior.run.pictures import save_sheet
 from flowprior.run.presets import Parser
 from flowprior.run.provenance import Provenance
+from flowprior.training.compilation import compile_parts, compiler_failures_told
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig, SampleConfig
 from generation.labels import ClassShares, choose_shares
@@ -51,7 +52,7 @@ from generation.written import note_unread
 def main(stage: type[GenerationConfig]) -> None:
     arguments, rest = parse(sys.argv[1:])
     config = stage.read(__doc__, rest)
-    with distributed_world() as world:
+    with distributed_world() as world, compiler_failures_told():
         if arguments:
             draw_chosen(config, *load_drawer(config, world), arguments)
         else:
@@ -65,6 +66,8 @@ def load_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, d
     bundle, saved = load_generator(config, autoencoder, world.device)
     config.equip(bundle.model, saved)
     note_unread(config)
+    if config.sample.compile:
+        compile_parts(bundle.model)
     return SampleDrawer(bundle.to(world.device), autoencoder, config.sample, world), saved
 
 

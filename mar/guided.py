@@ -43,7 +43,7 @@ class GuidedTransformer(nn.Module):
 
     @property
     def compiled_parts(self) -> list[nn.Module]:
-        """What ``train.compile`` compiles."""
+        """What ``train.compile`` and ``sample.compile`` compile."""
         return [*self.transformer.encoder, *self.transformer.decoder]
 
     def check_guidance(self, cfg: float) -> None:

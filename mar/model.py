@@ -179,8 +179,9 @@ class MAR(Generator):
 
     @property
     def compiled_parts(self) -> list[nn.Module]:
-        """What ``train.compile`` compiles: block by block, since blocks are also used one at a time."""
-        return [*self.encoder, *self.decoder, self.head]
+        """What ``train.compile`` and ``sample.compile`` compile: block by block, since blocks are also used one at a time."""
+        guided = [] if self.guided is None else self.guided.compiled_parts
+        return [*self.encoder, *self.decoder, self.head, *guided]
 
     def condition(
         self,

@@ -111,7 +111,7 @@ class SiT(Generator):
 
     @property
     def compiled_parts(self) -> list[nn.Module]:
-        """What ``train.compile`` compiles: block by block."""
+        """What ``train.compile`` and ``sample.compile`` compile: block by block."""
         return [*self.blocks]
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:

@@ -105,20 +105,21 @@ def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps(preset, evaluatio
     assert 0.99 * most < once + (evaluations - 1) * again < most
 
 
-RARE = {"encoder_every": 4}
+TWO_PASSES = {"one_pass": False}
+RARE, EVERY_SECOND = {"encoder_every": 4}, {"encoder_every": 2, "decoder_every": 2}
 
 
 @pytest.mark.parametrize(
     "options, most",
     [
-        pytest.param({**RARE, "decoder_every": 1, "share_first": False}, 516, id="map"),
-        pytest.param({**RARE, "decoder_every": 1, "share_first": False, "head_evaluations": 1}, 507, id="map once"),
-        pytest.param({**RARE, "decoder_every": 1}, 503, id="map, share_first"),
-        pytest.param({}, 435, id="preset"),
-        pytest.param(RARE, 382, id="encodings every 4th step"),
-        pytest.param({"one_pass": True, "encoder_every": 1, "decoder_every": 1}, 325, id="one pass, everything anew"),
-        pytest.param({**RARE, "one_pass": True, "decoder_every": 1}, 268, id="one pass, encodings every 4th step"),
-        pytest.param({**RARE, "one_pass": True}, 207, id="one pass, decodings as well"),
+        pytest.param(TWO_PASSES | RARE | {"share_first": False}, 516, id="map"),
+        pytest.param(TWO_PASSES | RARE | {"share_first": False, "head_evaluations": 1}, 507, id="map once"),
+        pytest.param(TWO_PASSES | RARE, 503, id="map, share_first"),
+        pytest.param(TWO_PASSES | EVERY_SECOND, 435, id="encodings and decodings every 2nd step"),
+        pytest.param(TWO_PASSES | EVERY_SECOND | RARE, 382, id="encodings every 4th step"),
+        pytest.param({}, 325, id="preset"),
+        pytest.param(RARE, 268, id="one pass, encodings every 4th step"),
+        pytest.param(EVERY_SECOND | RARE, 207, id="one pass, decodings as well"),
     ],
 )
 def test_sampling_two_images_of_mar_b_with_guidance_in_8_steps_by_the_heads_map(options, most, monkeypatch):

@@ -43,7 +43,7 @@ def compiler_failures_told() -> Iterator[None]:
         raise UserError(
             f"torch.compile failed: {_telling_line(cause)}; where that is for want of a compiler or of Python's headers: apt install g++ "
             "python3-dev (the environment variable CXX, or CC on a GPU, names another compiler); or set train.compile to false "
-            "(flow.train.compile in the toys)"
+            "(sample.compile where images are drawn, flow.train.compile in the toys)"
         ) from error
 
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.training import compilation
 from generation import sample_drawer
 from generation.generate import chosen_classes
 from generation.generator import GeneratorObjective, build_generator
@@ -83,6 +84,24 @@ def test_images_are_the_same_bits_at_any_batch_size_where_that_is_asked_for(samp
 
 def test_without_it_they_are_the_same_but_for_rounding(sampled, whole):
     assert np.abs(sampled("sample.batch=5")[0].astype(int) - whole[0]).max() <= 1
+
+
+def test_compiled_images_are_the_same_but_for_rounding_and_count_as_such(command, sampled, whole, monkeypatch):
+    compiled = []
+
+    def compile_parts(model):
+        compiled.append(model)
+        compilation.compile_parts(model, backend="aot_eager")
+
+    monkeypatch.setattr("generation.generate.compile_parts", compile_parts)
+    images = sampled("sample.compile=true")[0]
+    assert len(compiled) == 1 and np.abs(images.astype(int) - whole[0]).max() <= 1
+    assert "complete" in command("sample.count=37")[1]
+
+
+def test_every_bit_and_compiled_are_not_asked_for_together(command):
+    code, said = command("sample.exact=true", "sample.compile=true")
+    assert code == 2 and "leave one of them out" in said and len(said.splitlines()) == 1
 
 
 def test_a_shorter_set_is_the_beginning_of_a_longer_one(sampled, whole):

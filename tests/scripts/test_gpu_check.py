@@ -12,7 +12,15 @@ import torch
 
 from flowprior.errors import UserError
 from flowprior.training.compilation import compile_parts
-from scripts.gpu_check import agreement, autoencoder_steps, digits, few_step_sampling, generator_steps, mar_steps, sampling
+from scripts.gpu_check import (
+    agreement,
+    autoencoder_steps,
+    digits,
+    few_step_sampling,
+    generator_steps,
+    mar_steps,
+    sampling,
+)
 from scripts.gpu_check.__main__ import done_before, parse
 from scripts.gpu_check.cuda_lines import cuda_only_lines, project_lines, sort_lines
 from scripts.gpu_check.measuring import by_kind, largest_batch
