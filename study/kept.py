@@ -25,6 +25,7 @@ REPORT_SUFFIX = ".report.json"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "torch-fidelity")
 UNFELT = {
     "batch",
+    "compile",
     "preview_images",
     "preview_cfg",
     "online_count",

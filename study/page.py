@@ -136,9 +136,8 @@ def markdown(table: StudyTable, cells: list[Record]) -> str:
         reported = [c for c in cells if c["length"] == length and c["seed"] != table.selection_seed]
         if reported:
             steps = reported[0]["made_from"]["autoencoder"]["train"]["steps"]
-            devices = {cell["device"] for cell in reported}
-            on = devices.pop() if len(devices) == 1 else f"{len(devices)} kinds of devices"
-            where = f"{table.name}, {length}: autoencoders of {steps:,} steps, on {on}"
+            devices = " and ".join(sorted({cell["device"] for cell in reported}))
+            where = f"{table.name}, {length}: autoencoders of {steps:,} steps, on {devices}"
             parts.append(
                 f"**{where}**\n\n{grid(table, reported, (*AUTOENCODER, *cost_columns('autoencoder', reported)))}"
             )

@@ -198,7 +198,7 @@ def test_seconds_are_shown_of_one_device_alone_and_a_figure_that_not_all_seeds_h
     cells[1] |= {"device": "NVIDIA H100", "device_type": "cuda"}
     cells[1]["figures"]["autoencoder"]["psnr"] = None
     made = page.markdown(plan.table, cells)
-    assert "seconds" not in made and "on 2 kinds of devices" in made and "| none | 2 | 28.0 (1 of 2) |" in made
+    assert "seconds" not in made and "on 2 cores and NVIDIA H100" in made and "| none | 2 | 28.0 (1 of 2) |" in made
     assert known_rate(cells, "NVIDIA H100", "sit", "none") * 4400 == pytest.approx(90 * 4400 / _steps(cells[1], "sit"))
 
 
