@@ -25,9 +25,9 @@ from scripts.gpu_check.subjects import build_mar, randomise
 MAP = EXACT | {"head": "map", "head_evaluations": 2, "cuda_graphs": True}
 EVERY_SECOND = {"encoder_every": 2, "decoder_every": 2}
 WAYS = {
+    "one pass, map": MAP | {"one_pass": True},
     "map": MAP,
     "map, encoder and decoder every 2nd step": MAP | EVERY_SECOND,
-    "one pass, map": MAP | {"one_pass": True},
     "one pass, map, encoder and decoder every 2nd step": MAP | EVERY_SECOND | {"one_pass": True},
 }
 GUIDANCE, SCALE = (1.0, 4.0), 3.0

@@ -83,7 +83,7 @@ PARTS = {
     "MAR step": Part("mar_steps", seconds=70),
     "flow prior step": Part("flow_steps", seconds=60),
     "MAR sampling": Part("sampling", seconds=130),
-    "few-step sampling": Part("few_step_sampling", seconds=100),
+    "few-step sampling": Part("few_step_sampling", seconds=130),
     "SiT and normalizing flow steps": Part("generator_steps", seconds=100),
     "digits end to end": Part(
         "digits", seconds=180, needs=("sklearn", "faiss", "torch_fidelity", "torchmetrics", "matplotlib")
