@@ -52,7 +52,9 @@ class SampleConfig:
         if min(self.count, self.batch, self.preview_images) < 1 or not self.cfg or min(self.cfg) < 0:
             raise ValueError("count, batch and preview_images are at least 1, cfg is a list such as [1, 1.5]")
         if self.exact and self.compile:
-            raise ValueError("exact keeps every bit, and compile does not: leave one of them out")
+            raise ValueError(
+                "exact keeps every bit, and compile does not: write sample.exact=false or sample.compile=false"
+            )
 
 
 @dataclass

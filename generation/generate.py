@@ -7,7 +7,7 @@ The first form writes <run_dir>/<generator>/samples/cfg_<scale>.npz (arr_0 uint8
 .json beside it that says how they were made; interrupted, it goes on where it was. Its classes are in the shares of the data or of the
 evaluation's reference (sample.class_shares). The second writes one .png with a class in
 every row, or one .npz. Image i depends on the seed and on i, not on the number of processes, and on the batch by
-rounding only (with sample.exact=true not at all).
+rounding only (with sample.exact=true not at all). With sample.compile=true it depends on both by rounding.
 
 options of the second form:
   --classes C [C ...]  numbers or names of classes, in equal shares [all classes]
@@ -19,6 +19,7 @@ options of the second form:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import shutil
 import sys
@@ -54,7 +55,7 @@ def main(stage: type[GenerationConfig]) -> None:
     config = stage.read(__doc__, rest)
     with distributed_world() as world, compiler_failures_told():
         if arguments:
-            draw_chosen(config, *load_drawer(config, world), arguments)
+            draw_chosen(config, *load_fast_drawer(config, world), arguments)
         else:
             with sole_writer(config.folder, world, may_be_read_only=True):
                 draw_sets(config, world)
@@ -66,14 +67,21 @@ def load_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, d
     bundle, saved = load_generator(config, autoencoder, world.device)
     config.equip(bundle.model, saved)
     note_unread(config)
-    if config.sample.compile:
-        compile_parts(bundle.model)
     return SampleDrawer(bundle.to(world.device), autoencoder, config.sample, world), saved
+
+
+def load_fast_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, dict[str, Any]]:
+    """The same, compiled where ``sample.compile`` says so."""
+    drawer, saved = load_drawer(config, world)
+    if config.sample.compile:
+        note("the generator is compiled with its first images, which takes them up to minutes longer")
+        compile_parts(drawer.bundle.model)
+    return drawer, saved
 
 
 def draw_sets(config: GenerationConfig, world: World) -> None:
     """One set of images for every guidance scale; what is there already stays."""
-    drawer, saved = load_drawer(config, world)
+    drawer, saved = load_fast_drawer(config, world)
     shares = choose_shares(config, saved)
     if drawer.bundle.model.num_classes == 1 and set(config.sample.cfg) != {1}:
         note(
@@ -119,11 +127,17 @@ def protocol(config: GenerationConfig, saved: dict[str, Any], cfg: float, labels
         "seed": config.sample.seed,
         "labels": labels,
         "cfg": cfg,
-        "sampler": to_dict(getattr(config.model, saved["generator"]["name"]).sampler),
+        "sampler": felt_options(getattr(config.model, saved["generator"]["name"]).sampler),
         "precision": config.sample.precision,
         "exact": config.sample.exact,
         **config.equipment(saved),
     }
+
+
+def felt_options(sampler: Any) -> dict[str, Any]:
+    """The options of a sampler that images depend on."""
+    felt = {field.name for field in dataclasses.fields(sampler) if field.metadata.get("changes_result", True)}
+    return {name: value for name, value in to_dict(sampler).items() if name in felt}
 
 
 def protocols_of_sets(config: GenerationConfig) -> dict[float, tuple[dict[str, Any], Tensor]]:
@@ -143,13 +157,16 @@ def protocols_of_sets(config: GenerationConfig) -> dict[float, tuple[dict[str, A
 
 def provenance_of_set(config: GenerationConfig, cfg: float) -> Provenance:
     """Where :func:`protocol` of a set that is there stands; one written before an option existed was made with the option's default."""
-    file, defaults = samples_file(config, cfg), to_dict(type(getattr(config.model, config.model.name).sampler)())
+    sampler = type(getattr(config.model, config.model.name).sampler)()
+    file, defaults = samples_file(config, cfg), felt_options(sampler)
+    unfelt = to_dict(sampler).keys() - defaults.keys()
 
     def with_defaults(kept: Any) -> Any:
         if not isinstance(kept, dict) or not isinstance(kept.get("sampler"), dict):
             return None
         kept = {"precision": SampleConfig.precision, "exact": SampleConfig.exact} | kept
-        return kept | {"sampler": defaults | kept["sampler"]}
+        there = {name: value for name, value in kept["sampler"].items() if name not in unfelt}
+        return kept | {"sampler": defaults | there}
 
     return Provenance(file.with_suffix(".json"), "sampling protocol", "protocol", of=file, updated=with_defaults)
 
@@ -176,11 +193,13 @@ def generate_set(
     file, world, classes = samples_file(config, cfg), drawer.world, drawer.bundle.model.num_classes
     provenance, folder = provenance_of_set(config, cfg), file.with_name(f".{file.stem}.parts")
     start, labels = time.perf_counter(), shares.labels(classes, config.sample.count + EXACT_GROUP)
-    if not stale_parts(config, cfg, made_by, labels, world):
+    if not (stale := stale_parts(config, cfg, made_by, labels, world)):
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
             print(f"samples, cfg {cfg:g}: complete ({file})")
         return
+    if file.is_file():
+        note(f"{file} was drawn in another way ({', '.join(stale)}), and is drawn anew")
     parts = draw_parts(
         folder,
         made_by,

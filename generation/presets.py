@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from flowprior.errors import UserError
@@ -9,6 +10,7 @@ from flowprior.notes import note
 from flowprior.run.presets import find_preset
 from tokenizer.config import PRESETS as AUTOENCODERS
 
+NEAR = 0.9  # of difflib's likeness: a letter or two
 JOINT = "joint_configs"  # presets of autoencoders that are trained with a generator lie in a folder of this name in its room
 
 
@@ -19,7 +21,7 @@ def find_family(name: str, folder: Path) -> Path:
     asks for those generators' options, which the family's preset does not have.
 
     Raises:
-        UserError: there is neither, or the name is a preset of other rooms alone.
+        UserError: there is neither, or the name is a preset of other rooms alone, or of nothing and much like one of the room's.
     """
     stem = name
     while not _has(folder, stem) and "_" in stem:
@@ -31,6 +33,11 @@ def find_family(name: str, folder: Path) -> Path:
         raise UserError(
             f"the preset '{name}' is of {' and '.join(others)}, with options that {room} does not have: choose '{stem}', or another of "
             f"{room}/{folder.name}"
+        )
+    near = difflib.get_close_matches(name, [file.stem for file in folder.glob("*.yaml")], n=1, cutoff=NEAR)
+    if near and near != [stem] and not is_of_autoencoder(name, folder):
+        raise UserError(
+            f"there is no preset '{name}', of {room} or of an autoencoder: choose '{near[0]}', or '{stem}' for an autoencoder of your own"
         )
     note(f"{room} has no preset '{name}' and reads '{stem}', the same for every autoencoder of that family")
     return folder / f"{stem}.yaml"

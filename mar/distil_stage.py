@@ -89,6 +89,11 @@ def distil(
         found = [objective.errors(shown, random) for random in draws]
         return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
+    if world.is_main:
+        print(
+            f"{stage.what}: {settings.train.steps:,} steps on {settings.train.global_batch} of {len(cache):,} images each, towards "
+            f"{settings.solver_steps} steps of {settings.solver} by the generator in {stage.folder.parent / 'generator'}"
+        )
     with stopwatch.kept(world):
         loop.run(training_batches(cache, settings.train, world, loop.step), errors)
     if world.is_main:

@@ -179,7 +179,10 @@ class MAR(Generator):
 
     @property
     def compiled_parts(self) -> list[nn.Module]:
-        """What ``train.compile`` and ``sample.compile`` compile: block by block, since blocks are also used one at a time."""
+        """What ``train.compile`` and ``sample.compile`` compile: block by block, since blocks are also used one at a time.
+
+        Samplers call the parts of the head, which are not compiled then; ``cuda_graphs`` is for these.
+        """
         guided = [] if self.guided is None else self.guided.compiled_parts
         return [*self.encoder, *self.decoder, self.head, *guided]
 

@@ -64,7 +64,9 @@ class SamplerConfig(Section):
     share_times: bool = option(True, "embed each of the solver's times once for all tokens and steps")
     one_batch: bool = option(True, "guided and unguided half in one batch; off: in turn, with half the memory")
     cuda_graphs: bool = option(
-        False, "on a GPU, replay the head's evaluations as CUDA graphs: one launch in place of some eighty"
+        False,
+        "on a GPU, replay the head's evaluations as CUDA graphs: one launch in place of some eighty",
+        changes_result=False,
     )
     encoder_every: int = option(
         1,
@@ -86,7 +88,7 @@ class SamplerConfig(Section):
         if not 0 <= self.head_evaluations_last <= self.head_evaluations:
             raise ValueError(
                 f"head_evaluations_last is 0 (as many in every step) or at most head_evaluations, {self.head_evaluations}, "
-                f"not {self.head_evaluations_last}"
+                f"not {self.head_evaluations_last}: write head_evaluations, too, from which it falls"
             )
         if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
             raise ValueError(f"cfg_interval is two flow times such as [0.1, 0.9], not {list(self.cfg_interval)}")

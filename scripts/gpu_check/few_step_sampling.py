@@ -44,8 +44,7 @@ def run(context: Context) -> None:
     model.guided = GuidedTransformer(model, model.flow_map, GUIDANCE)
     randomise(model.guided)
     model.eval().requires_grad_(False).to(context.device)
-    for part in (model, model.guided):
-        compile_parts(part)
+    compile_parts(model)
     context.report("size", f"{ar_steps} steps of 2 evaluations by the head's map, guidance, width {config.width}")
     report_rate(context)
 

@@ -40,7 +40,7 @@ def generator_step(context: Context, name: str, sizes: list[int]) -> None:
 
     def step(images: int, stance: str = "default") -> Callable[[], object]:
         batch = {
-            name: value[torch.arange(images) % len(value)].to(context.device) for name, value in subject.batch.items()
+            key: value[torch.arange(images) % len(value)].to(context.device) for key, value in subject.batch.items()
         }
 
         def call() -> object:
@@ -52,5 +52,4 @@ def generator_step(context: Context, name: str, sizes: list[int]) -> None:
     images = largest_batch(context, sizes, lambda size: step(size, "force_eager")())
     flop = count_flop(step(images, "force_eager"))
     row = metrics(context, step(images), images, flop)
-    what = subject.size.partition("images of ")[2]
-    context.report(f"{name}, {images} images of {what}", row)
+    context.report(f"{name}, {images} images of {subject.size_of_model}", row)

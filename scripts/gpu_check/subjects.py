@@ -49,7 +49,7 @@ TINY_TARFLOW = dict(width=16, depths=(1, 1), heads=2)
 
 @dataclass
 class Subject:
-    """An objective, the part of it that is handed on, a batch on the CPU, the preset's optimiser, and what was left out."""
+    """An objective, the part of it that is handed on, a batch on the CPU, the preset's optimiser, sizes, and what was left out."""
 
     objective: Objective
     model: nn.Module
@@ -57,6 +57,7 @@ class Subject:
     optim: OptimConfig
     size: str
     left_out: str = ""
+    size_of_model: str = ""  # of a generator: its part of size
 
 
 class LatentAlignment(Objective):
@@ -157,7 +158,7 @@ def mar(tiny: bool, device: torch.device, large: bool) -> Subject:
     if not large:
         config = replace(config, dropout=0.0)  # its draws are the device's own
     size = f"width {config.width}, {config.pairs} pairs"
-    return generator(partial(build_mar, config), preset.optim, size, tiny, large)
+    return generator_subject(partial(build_mar, config), preset.optim, size, tiny, large)
 
 
 def sit(tiny: bool, device: torch.device, large: bool) -> Subject:
@@ -166,20 +167,20 @@ def sit(tiny: bool, device: torch.device, large: bool) -> Subject:
     config = preset.model.sit if large else SiTConfig(size="B")
     if tiny:
         config = SiTConfig(**TINY_SIT)
-    return generator(partial(build_random, config), preset.optim, f"width {config.width}", tiny, large)
+    return generator_subject(partial(build_random, config), preset.optim, f"width {config.width}", tiny, large)
 
 
 def normalizing_flow(tiny: bool, device: torch.device, large: bool) -> Subject:
     """Stage 3 with the autoregressive flow: the preset's 56 layers where ``large``, else ten of width 384."""
     preset = build_config(SimFlowStageConfig, read_preset(TARFLOW_PRESETS / "imagenet.yaml", TARFLOW_PRESETS))
     config = preset.model.tarflow
-    if not large:
+    if tiny or not large:
         config = replace(config, **(TINY_TARFLOW if tiny else {"width": 384, "depths": (2, 2, 6), "heads": 6}))
     size = f"width {config.width}, {sum(config.depths)} layers"
-    return generator(partial(build_random, config), preset.optim, size, tiny, large)
+    return generator_subject(partial(build_random, config), preset.optim, size, tiny, large)
 
 
-def generator(
+def generator_subject(
     build: Callable[[int, int], nn.Module], optim: OptimConfig, size: str, tiny: bool, large: bool
 ) -> Subject:
     """A generator, built for (tokens, channels), and random latents of its shape: 4 of them, or 32 where ``large``."""
@@ -188,8 +189,9 @@ def generator(
     draws = torch.Generator().manual_seed(5)
     latents = torch.randn(batch, tokens, channels, generator=draws)
     labels = torch.randint(0, CLASSES, (batch,), generator=draws)
-    size = f"{batch} images of {tokens} tokens, {size}"
-    return Subject(objective, objective.model, {"latents": latents, "label": labels}, optim, size)
+    of_model = f"{tokens} tokens, {size}"
+    tensors = {"latents": latents, "label": labels}
+    return Subject(objective, objective.model, tensors, optim, f"{batch} images of {of_model}", size_of_model=of_model)
 
 
 def build_mar(config: MARConfig, tokens: int, channels: int) -> nn.Module:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -202,3 +203,11 @@ def test_what_was_made_for_another_model_or_has_no_weights_is_refused(model, sav
     (saved / "model.safetensors").unlink()
     with pytest.raises(UserError, match=str(saved)):
         GuidedTransformer.load(saved, model)
+
+
+def test_what_is_compiled_has_the_blocks_that_draw_in_one_pass(model):
+    drawn_by = model.guided.transformer
+    assert {*drawn_by.encoder, *drawn_by.decoder} <= set(model.compiled_parts)
+    plain = copy.deepcopy(model)
+    plain.guided = None
+    assert set(plain.compiled_parts) == {*plain.encoder, *plain.decoder, plain.head}
