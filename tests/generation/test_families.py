@@ -44,6 +44,17 @@ def test_an_autoencoders_preset_is_answered_with_the_familys_generator_and_a_not
     )
 
 
+@pytest.mark.parametrize("name, meant", [("digits_fst", "digits_fast"), ("imagenet_efficent", "imagenet_efficient")])
+def test_a_mistyped_preset_is_an_error_that_names_the_one_that_was_meant(name, meant):
+    with pytest.raises(UserError, match=f"no preset '{name}'.*choose '{meant}'"):
+        MARStageConfig.read("", ["--preset", name])
+
+
+def test_an_autoencoder_that_no_preset_has_is_of_its_family(capsys):
+    assert MARStageConfig.read("", ["--preset", "imagenet_mine"]).run_dir == "runs/imagenet_mine"
+    assert "reads 'imagenet'" in capsys.readouterr().err
+
+
 def test_a_preset_of_the_room_is_read_without_a_word(capsys):
     for config, name in (
         (MARStageConfig, "digits_fast"),

@@ -159,12 +159,18 @@ def test_parts_of_other_options_are_not_used(command, sampled, run, monkeypatch)
         assert np.array_equal(arrays["arr_0"], expected)
 
 
-def test_a_complete_set_stays_and_one_of_other_options_is_made_anew(command, sampled, run):
+def test_a_complete_set_stays_and_one_of_other_options_is_made_anew_with_a_note(command, sampled, run, monkeypatch):
     sampled()
+    notes = []
+    monkeypatch.setattr("generation.generate.note", notes.append)
     assert "complete" in command("sample.count=37")[1]
     assert "complete" in command("sample.count=37", "sample.batch=3")[1]
     assert "complete" in command("sample.count=37", "model.mar.sampler.cuda_graphs=true")[1]
+    assert not notes
     assert "37 images" in command("sample.count=37", "model.mar.sampler.head_steps=3")[1]
+    assert [text.endswith("cfg_2.npz was drawn in another way (sampler), and is drawn anew") for text in notes] == [
+        True
+    ]
 
 
 def test_a_note_from_before_an_option_was_there_counts_as_its_default(command, sampled, run):
