@@ -55,7 +55,7 @@ def main(stage: type[GenerationConfig]) -> None:
     config = stage.read(__doc__, rest)
     with distributed_world() as world, compiler_failures_told():
         if arguments:
-            draw_chosen(config, *load_fast_drawer(config, world), arguments)
+            draw_chosen(config, *load_compiled_drawer(config, world), arguments)
         else:
             with sole_writer(config.folder, world, may_be_read_only=True):
                 draw_sets(config, world)
@@ -70,18 +70,18 @@ def load_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, d
     return SampleDrawer(bundle.to(world.device), autoencoder, config.sample, world), saved
 
 
-def load_fast_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, dict[str, Any]]:
+def load_compiled_drawer(config: GenerationConfig, world: World) -> tuple[SampleDrawer, dict[str, Any]]:
     """The same, compiled where ``sample.compile`` says so."""
     drawer, saved = load_drawer(config, world)
     if config.sample.compile:
-        note("the generator is compiled with its first images, which takes them up to minutes longer")
+        note("sample.compile=true: the first images wait for the compiler, up to minutes")
         compile_parts(drawer.bundle.model)
     return drawer, saved
 
 
 def draw_sets(config: GenerationConfig, world: World) -> None:
     """One set of images for every guidance scale; what is there already stays."""
-    drawer, saved = load_fast_drawer(config, world)
+    drawer, saved = load_compiled_drawer(config, world)
     shares = choose_shares(config, saved)
     if drawer.bundle.model.num_classes == 1 and set(config.sample.cfg) != {1}:
         note(
@@ -198,7 +198,7 @@ def generate_set(
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
             print(f"samples, cfg {cfg:g}: complete ({file})")
         return
-    if file.is_file():
+    if file.is_file() and provenance.file.is_file():
         note(f"{file} was drawn in another way ({', '.join(stale)}), and is drawn anew")
     parts = draw_parts(
         folder,
