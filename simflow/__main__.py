@@ -35,7 +35,13 @@ def note_other_noise(config: SimFlowStageConfig) -> None:
     file = Path(config.start) / "config.json"
     learned = read_json(file, "generator").get("about", {}).get("posterior_std", 0) if file.is_file() else 0
     now = config.model.tarflow.noise_std
-    if learned and learned != now:
+    if learned == "learned":
+        if now or config.cache.posterior == "mean":
+            note(
+                f"the flow in {config.start} learned latents that the encoder's posterior draws: where other latents are not meant, write "
+                "cache.posterior=moments model.tarflow.noise_std=0 model.tarflow.sampler.denoise=false"
+            )
+    elif learned and learned != now:
         note(
             f"the flow in {config.start} learned latents with noise of std {learned:g}, and model.tarflow.noise_std is {now:g}: where that is not "
             f"meant, write model.tarflow.noise_std={learned:g} model.tarflow.sampler.denoise=false"

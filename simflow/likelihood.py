@@ -35,10 +35,10 @@ def main(stage: type[GenerationConfig]) -> None:
     config, device = stage.read(__doc__), best_device()
     autoencoder = load_autoencoder(config, device)
     bundle, saved = load_generator(config, autoencoder, device)
-    std = saved["about"].get("posterior_std", 0.0)
+    drawn = saved["about"].get("trained") == "with the autoencoder"
     images = open_images(config.data)
     measured: dict[str, list[Tensor]] = {"bits_per_dimension": [], "bits_per_dimension_without_class": []}
-    for latents, labels in latents_of(images, autoencoder, std, config.train.loader_workers):
+    for latents, labels in latents_of(images, autoencoder, drawn, config.train.loader_workers):
         dropped = torch.full_like(labels, bundle.model.num_classes)
         for name, given in zip(measured, (labels, dropped)):
             measured[name].append(bits_per_dimension(bundle, latents, given, seed=len(measured[name])))
@@ -47,7 +47,7 @@ def main(stage: type[GenerationConfig]) -> None:
         "generator": saved["fingerprint"],
         "images": images.fingerprint(),
         "count": len(images),
-        "posterior_std": std,
+        "posterior_std": saved["about"].get("posterior_std", 0.0),
         "noise_std": bundle.model.config.noise_std,
     }
     with sole_writer(config.folder, World()):
@@ -56,17 +56,17 @@ def main(stage: type[GenerationConfig]) -> None:
 
 
 def latents_of(
-    images: ImageSource, autoencoder: Autoencoder, std: float, loaders: int = 0
+    images: ImageSource, autoencoder: Autoencoder, drawn: bool, loaders: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of latents ``(B, T, C)`` with Gaussian noise of ``std``, alike in every call, and their labels ``(B,)``."""
+    """Batches of latents ``(B, T, C)`` and their labels ``(B,)``: the posterior's mean, or drawn from it, alike in every call."""
     generator = torch.Generator().manual_seed(stream_seed("likelihood"))
-    device = next(autoencoder.parameters()).device
+    device, sizes = next(autoencoder.parameters()).device, (autoencoder.config.tokens, autoencoder.config.channels)
     ranges = [range(i, min(i + BATCH, len(images))) for i in range(0, len(images), BATCH)]
     for batch in indexed_batches(images, ranges, loaders):
+        noise = torch.randn(len(batch["image"]), *sizes, generator=generator).to(device) if drawn else None
         with torch.no_grad():
-            latents = autoencoder.encode(to_model(batch["image"].to(device)))
-        noise = torch.randn(latents.shape, generator=generator)
-        yield latents + std * noise.to(device), batch["label"].to(device)
+            latents = autoencoder.posterior(to_model(batch["image"].to(device)), noise).latents
+        yield latents, batch["label"].to(device)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -27,14 +27,18 @@ from tokenizer.regularisers.base import Regulariser, RegulariserContext
 
 @dataclass
 class JointFlowConfig:
-    """The simflow regulariser: a posterior of fixed variance, and a flow as its prior."""
+    """The simflow regulariser: a posterior, and a flow as its prior."""
 
     needs_prior: ClassVar[bool] = False
     weight: float = option(
         1e-3,
         "weight of the negative log-likelihood of the drawn latents, in nats per dimension; w of the sum over an image's T x C is w T C here",
     )
-    std: float = option(0.5, "standard deviation of the posterior, the same everywhere; the published one")
+    variance: Literal["fixed", "learned"] = option(
+        "fixed",
+        "of the posterior: std everywhere, as published; or what the encoder says of each latent element, as a VAE's, with its entropy in the loss",
+    )
+    std: float = option(0.5, "standard deviation of a posterior of fixed variance; the published one")
     flow: TarFlowConfig = option(TarFlowConfig, "")
 
     def __post_init__(self) -> None:
@@ -44,11 +48,20 @@ class JointFlowConfig:
             raise ValueError(
                 f"std is a finite number above 0, not {self.std}: without noise the flow's likelihood grows without bound as latents shrink"
             )
+        if self.variance == "learned" and self.std != type(self).std:
+            raise ValueError(
+                f"std={self.std} is of a posterior of fixed variance: leave it out, or write variance=fixed"
+            )
         if self.flow.noise_std:
             raise ValueError(f"flow.noise_std is 0, not {self.flow.noise_std}: the noise is the posterior's, write std")
 
     def build(self, context: RegulariserContext) -> JointFlow:
         return JointFlow(self, context)
+
+
+def gaussian_entropy(logvar: Tensor) -> Tensor:
+    """Of ``N(mean, exp(logvar))`` in nats, averaged over all elements of ``logvar``."""
+    return 0.5 * (1 + math.log(2 * math.pi) + logvar).mean()
 
 
 class JointFlow(Regulariser):
@@ -57,6 +70,9 @@ class JointFlow(Regulariser):
     With the reconstruction it is the evidence lower bound of the paper: the entropy of the posterior, whose variance is fixed, is a
     constant. Nothing is stopped: the gradient moves the flow towards the latents and the latents towards the flow. Latents gain nothing by
     shrinking to a point, since the noise keeps its size. The flow sees latents in their own units.
+
+    Of a posterior whose variance is learned the entropy is no constant: it is subtracted, and what is left is the divergence of the
+    posterior from the flow, ``KL(q(z | x) || p) / (T C)``, estimated by one draw. Without it the variance would fall to nothing.
     """
 
     name = "simflow"
@@ -67,15 +83,22 @@ class JointFlow(Regulariser):
         self.shape = {"tokens": sizes.tokens, "channels": sizes.channels, "num_classes": context.num_classes}
         self.generator = config.flow.build(**self.shape)
         parameters = sum(p.numel() for p in self.generator.parameters())
+        self.needs_gaussian = config.variance == "learned"
         self.note = (
-            f"simflow: posterior of std {config.std:g}, and a flow of {parameters:,} parameters that learns its latents"
+            f"simflow: posterior of std {self.std}, and a flow of {parameters:,} parameters that learns its latents"
         )
 
     def adapt(self, model: AutoencoderConfig) -> AutoencoderConfig:
-        return replace(model, posterior_std=self.config.std)
+        return super().adapt(model) if self.needs_gaussian else replace(model, posterior_std=self.config.std)
 
     def term(self, encoded: Encoded, batch: dict[str, Tensor], random: StepRandom) -> Tensor:
-        return self.generator.loss(encoded.latents.float(), batch["label"], random)
+        nats = self.generator.loss(encoded.latents.float(), batch["label"], random)
+        return nats if encoded.logvar is None else nats - gaussian_entropy(encoded.logvar.float())
+
+    @property
+    def std(self) -> float | str:
+        """Of the posterior; ``learned`` where it has one for each latent element."""
+        return "learned" if self.needs_gaussian else self.config.std
 
     @property
     def product(self) -> nn.Module:
@@ -92,7 +115,7 @@ class JointFlow(Regulariser):
             "class_names": images.class_names,
             "class_counts": list(class_counts(images)),
             "trained": "with the autoencoder",
-            "posterior_std": self.config.std,
+            "posterior_std": self.std,
         }
         folder = run_dir / SimFlowStageConfig.NAME
         section = GeneratorConfig(name="tarflow", tarflow=self.config.flow)
@@ -102,4 +125,4 @@ class JointFlow(Regulariser):
             )
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"std": self.config.std}
+        return super().describe() | {"std": self.std}

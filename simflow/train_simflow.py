@@ -1,4 +1,4 @@
-"""Train an autoencoder of fixed posterior variance together with a flow over its latents, from scratch (SimFlow, arXiv 2512.04084).
+"""Train an autoencoder together with a flow over its latents, from scratch (SimFlow, arXiv 2512.04084).
 
     python -m simflow.train_simflow [--preset digits_simflow] [--dry-run] [option=value ...]
 
@@ -50,14 +50,15 @@ class SimFlowAEConfig(AEConfig):
                 "or run `python -m tokenizer.train_ae`"
             )
         others = [name for name in names if name in OTHER_POSTERIORS]
-        others += ["model.gaussian=true"] * self.model.gaussian
+        fixed = self.regulariser.simflow.variance == "fixed"
+        others += ["model.gaussian=true"] * (self.model.gaussian and fixed)
         others += [f"model.latent_map.name={self.model.latent_map.name}"] * (self.model.latent_map.name != "none")
         if others:
-            raise ValueError(f"simflow's posterior has a fixed variance, and {others[0]} brings another: leave one out")
-        if self.model.posterior_std not in (0, self.regulariser.simflow.std):
+            raise ValueError(f"simflow has a posterior of its own, and {others[0]} brings another: leave one out")
+        std = self.regulariser.simflow.std if fixed else "learned"
+        if self.model.posterior_std not in (0, std):
             raise ValueError(
-                f"model.posterior_std {self.model.posterior_std} is not regulariser.simflow.std {self.regulariser.simflow.std}: "
-                "leave out the former"
+                f"model.posterior_std is {self.model.posterior_std}, and simflow's posterior has std {std}: leave out the former"
             )
 
     def check_run(self) -> None:

@@ -94,6 +94,31 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_
     assert code == 2 and "was trained with its autoencoder" in said and str(tmp_path) in said
 
 
+def test_a_flow_with_a_posterior_of_learned_variance_is_sampled_measured_and_trained_on_from_its_draws(call, tmp_path):
+    run = f"run_dir={tmp_path / 'joint'}"
+    for command, words in (
+        (train_simflow.main, [*JOINT, "regulariser.simflow.variance=learned"]),
+        ("generate", SAMPLE),
+        ("likelihood", SAMPLE),
+    ):
+        code, said = call(command, run, *words)
+        assert code == 0, said
+    autoencoder = Autoencoder.load(tmp_path / "joint" / "ae" / "autoencoder")
+    assert autoencoder.config.gaussian and autoencoder.config.posterior_std == 0
+    kept = json.loads((tmp_path / "joint" / "simflow" / "likelihood.json").read_text())
+    assert kept["protocol"]["posterior_std"] == "learned"
+
+    start = tmp_path / "joint" / "simflow" / "generator"
+    words = [f"run_dir={tmp_path / 'more'}", f"autoencoder={tmp_path / 'joint' / 'ae' / 'autoencoder'}", *SAMPLE, SHORT]
+    words += [f"start={start}", f"model.tarflow={FLOW}", "optim={lr: 1e-9, weight_decay: 0}"]
+    for posterior, noted in (("mean", True), ("moments", False)):
+        for command in ("cache_latents", "estimate_scale", "train"):
+            words[0] = f"run_dir={tmp_path / posterior}"
+            code, said = call(command, *words, f"cache.posterior={posterior}")
+            assert code == 0, said
+        assert ("learned latents that the encoder's posterior draws" in said) == noted
+
+
 def test_without_the_saved_flow_nothing_is_sampled_and_a_line_says_how_it_is_made(call, tmp_path):
     assert call(train_simflow.main, f"run_dir={tmp_path}", *JOINT)[0] == 0
     (tmp_path / "simflow" / "generator" / "config.json").unlink()

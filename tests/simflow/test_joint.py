@@ -11,9 +11,10 @@ from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
 from simflow.config import JOINT_PRESETS
 from simflow.train_simflow import SimFlowAEConfig
-from tokenizer.autoencoder import Encoded
+from tokenizer.autoencoder import AutoencoderConfig, Encoded
 from tokenizer.config import PRESETS, AEConfig, find_ae_preset
 from tokenizer.dry_run import step_cost
+from tokenizer.regularisers.base import RegulariserContext
 from tokenizer.train_ae import build_objective, dry_run
 
 SMALL = {
@@ -74,6 +75,38 @@ def test_the_loss_is_the_reconstruction_of_drawn_latents_and_their_weighted_nega
     torch.testing.assert_close(output.loss, pixels + 0.1 * nats)
 
 
+def test_the_loss_of_a_learned_variance_is_the_divergence_of_the_drawn_latents_posterior_from_the_flow(tmp_path, batch):
+    objective = build_objective(config(weight=0.1, variance="learned"), tmp_path, World(), 10, None)
+    random, images = StepRandom(0, 2), batch["image"].float() / 127.5 - 1
+    output = objective(batch, random)
+    mean, logvar = objective.autoencoder.encoder(images).chunk(2, dim=-1)
+    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+    latents = mean + posterior.scale * random.normal("posterior", 8, 3, 4)
+    flow = objective.regularisers[0].generator.flow
+    nats = (-posterior.entropy().sum((1, 2)) - flow.log_prob(latents, batch["label"])).mean() / 12
+    pixels = (objective.autoencoder.decode(latents) - images).square().mean()
+    torch.testing.assert_close(output.terms["simflow"], nats)
+    torch.testing.assert_close(output.loss, pixels + 0.1 * nats)
+
+
+def test_a_learned_posterior_without_images_to_tell_apart_becomes_the_flows_prior():
+    """A fresh flow is N(0, I), and so is the posterior whose divergence from it is least."""
+    encoded_mean = torch.full((64, 3, 4), 2.0, requires_grad=True)
+    encoded_logvar = torch.full((64, 3, 4), -3.0, requires_grad=True)
+    sizes = AutoencoderConfig(tokens=3, channels=4)
+    context = RegulariserContext(None, sizes, num_classes=10, seed=0, world=World())
+    regulariser = config(variance="learned").regulariser.simflow.build(context)
+    optimiser = torch.optim.Adam([encoded_mean, encoded_logvar], lr=0.05)
+    for step in range(300):
+        noise = torch.randn(64, 3, 4, generator=torch.Generator().manual_seed(step))
+        latents = encoded_mean + (0.5 * encoded_logvar).exp() * noise
+        optimiser.zero_grad()
+        labels = {"label": torch.zeros(64, dtype=torch.long)}
+        regulariser.term(Encoded(latents, encoded_mean, encoded_logvar), labels, StepRandom(0, step)).backward()
+        optimiser.step()
+    assert encoded_mean.mean().abs() < 0.02 and encoded_logvar.mean().abs() < 0.05
+
+
 def test_the_likelihoods_gradient_reaches_encoder_and_flow_and_nothing_else(objective, batch):
     random = StepRandom(0, 2)
     objective(batch, random).terms["simflow"].backward()
@@ -124,6 +157,9 @@ def test_a_dry_run_counts_the_same_for_a_part_whichever_others_read_the_latents(
         (dict(model={"gaussian": True}), "model.gaussian=true brings another"),
         (dict(model={"posterior_std": 0.3}), "leave out the former"),
         (dict(name="flow"), "write simflow"),
+        (dict(variance="learned", model={"posterior_std": 0.5}), "simflow's posterior has std learned"),
+        (dict(variance="learned", std=0.3), "write variance=fixed"),
+        (dict(variance="learned", name="simflow+kl"), "kl brings another"),
         (dict(std=0), "std is a finite number above 0"),
         (dict(std=float("inf")), "std is a finite number above 0"),
         (dict(weight=0), "weight is a finite number above 0"),
