@@ -115,6 +115,11 @@ class AEConfig:
 
     def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
         """What to say where images of ``held_out`` are trained on as well; else empty."""
+        aligned = any(getattr(section, "needs_features", False) for section in self.regulariser.chosen)
+        if self.holds_out and aligned and self.features.source == "digits":
+            trained_on = self.features.digits.of
+            if trained_on == self.held_out_data().source:
+                return f"the classifier of features.source=digits is trained on all images of {trained_on}, those held out among them"
         if not (self.held_out and self.holds_out and self.data.source == "files"):
             return ""
         copies = held_out.copies_of(images or open_images(self.data))  # type: ignore[attr-defined]

@@ -71,3 +71,19 @@ def test_training_and_evaluation_say_whether_their_figures_are_of_training_image
     assert (f"note: measured on the {len(measured)} training images" in noted) == (kind == "training")
     protocol = json.loads((folder.path / "evaluation.json").read_text())["protocol"]
     assert protocol["held_out"] is (kind == "held-out") and protocol["count"] == len(measured)
+
+
+@pytest.mark.parametrize(
+    "subset, features, name, said",
+    [
+        ("train", "digits", "reals", True),
+        ("train", "mnist", "reals", False),
+        ("train", "digits", "none", False),
+        ("all", "digits", "reals", False),
+    ],
+)
+def test_a_classifier_that_saw_the_held_out_digits_is_named(subset, features, name, said, tmp_path):
+    options = {"features": {"source": "digits", "digits": {"of": features}}, "regulariser": {"name": name}}
+    chosen = config(tmp_path, data={"subset": subset}, **options)
+    told = chosen.says_of_held_out(open_images(chosen.held_out_data()))
+    assert ("is trained on all images of digits, those held out among them" in told) == said

@@ -116,7 +116,11 @@ def main() -> None:
 
 
 def check_images_are_used(config: FlowPriorConfig) -> None:
-    """Say where images are named and the target, a table say, reads none; a :class:`UserError` where it is made of other images."""
+    """Say where images are named or held out and the target does not heed it; a :class:`UserError` where it is made of other images."""
+    if config.data.subset != "all" and is_of_embedded_images(config.target):
+        note(
+            f"the target '{config.target.source}' is made of all embedded digits: data.subset={config.data.subset} leaves none out of the prior"
+        )
     if not config.data.path or takes_images(config.target):
         return
     if is_of_embedded_images(config.target):

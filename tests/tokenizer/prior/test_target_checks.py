@@ -13,6 +13,7 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.flow import target_map
 from flowprior.flow.target_map import TargetMapSettings, count_bad_rows, fit_target_map
+from flowprior.run.config import apply_overrides, build_config
 from flowprior.training.randomness import stream_seed
 from networks import random_prior
 from tokenizer.monitor import check_samples
@@ -48,6 +49,10 @@ def stage_1(tmp_path, monkeypatch, capsys):
         return 0, capsys.readouterr().err
 
     return call
+
+
+def config_of(words: list[str]) -> train_flowhead.FlowPriorConfig:
+    return build_config(train_flowhead.FlowPriorConfig, apply_overrides({}, words))
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -97,6 +102,25 @@ def test_finite_numbers_whose_sum_is_not_are_no_bad_rows():
         9,
         0,
     )  # infinite in float32, which the flow sees
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["data.subset=train"], "'digits_semantic' is made of all embedded digits: data.subset=train leaves none out"),
+        (
+            ["data.subset=train", "target.source=codebook", "target.codebook={of: digits_lowlevel, clusters: 2}"],
+            "'codebook' is made of all",
+        ),
+        (["data.subset=train", "target.source=codebook", "target.codebook={of: patches, clusters: 2}"], ""),
+        (["data.subset=all"], ""),
+        (["data.subset=train", "target.source=word_vectors"], ""),
+    ],
+)
+def test_a_part_of_the_digits_that_a_target_of_all_of_them_does_not_heed_is_named(words, said, capsys):
+    train_flowhead.check_images_are_used(config_of(words))
+    noted = capsys.readouterr().err
+    assert said in noted and bool(noted) == bool(said)
 
 
 class Half(World):
