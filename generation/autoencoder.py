@@ -9,6 +9,7 @@ from flowprior.data.images import to_uint8
 from flowprior.errors import UserError
 from generation.config import GenerationConfig
 from tokenizer.opening import Tokenizer, load_tokenizer
+from tokenizer.python_file import is_python_file
 
 
 def load_autoencoder(config: GenerationConfig, device: torch.device) -> Tokenizer:
@@ -17,10 +18,11 @@ def load_autoencoder(config: GenerationConfig, device: torch.device) -> Tokenize
     Raises:
         UserError: there is none, or it was trained at another image size.
     """
-    if not (config.autoencoder_folder / "config.json").is_file():
+    there = is_python_file(config.autoencoder_folder) or (config.autoencoder_folder / "config.json").is_file()
+    if not there:
         raise UserError(
             f"there is no autoencoder at {config.autoencoder_folder}: run `{config.makes_autoencoder()}` first, "
-            "with the same PRESET and DATA, or write autoencoder=<folder>"
+            "with the same PRESET and DATA, or write autoencoder=<folder or Python file>"
         )
     autoencoder = load_tokenizer(config.autoencoder_folder, config.data.size).requires_grad_(False).to(device)
     if config.data.size != autoencoder.config.image_size:

@@ -190,7 +190,11 @@ class GenerationConfig:
         "folder of the run; the stage writes into its latents/ and the generator's folder",
         changes_result=False,
     )
-    autoencoder: str = option("", "folder of the autoencoder; empty: <run_dir>/ae/autoencoder", changes_result=False)
+    autoencoder: str = option(
+        "",
+        "folder of the autoencoder, or a Python file with one of your own (docs/import_weights.md); empty: <run_dir>/ae/autoencoder",
+        changes_result=False,
+    )
     start: str = option(
         "",
         "folder of a trained generator of this autoencoder's latents and of this model's sizes, whose weights and scale training starts from; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowprior.errors import UserError, one_line
 from flowprior.run.files import damage, file_sha256, tensors_fingerprint
 from tokenizer.autoencoder import Encoded
+from tokenizer.sizes import Sizes
 
 CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2")
 
@@ -29,15 +30,6 @@ def weights_fingerprint(folder: Path) -> str:
     return file_sha256(files[0])[:16] if len(files) == 1 else "-".join(file_sha256(file)[:8] for file in files)
 
 
-class Sizes(NamedTuple):
-    """What stages ask of an autoencoder's config; image_size and tokens are 0 where it takes any."""
-
-    image_size: int
-    tokens: int
-    channels: int
-    gaussian: bool = True
-
-
 class DiffusersAutoencoder(nn.Module):
     """Images ``(B, 3, H, H)`` to the posterior's means as tokens ``(B, h w, C)``, and back; neither shifted nor scaled.
 
@@ -52,7 +44,7 @@ class DiffusersAutoencoder(nn.Module):
     def __init__(self, model: nn.Module, where: str) -> None:
         super().__init__()
         self.model, self.where, self.places = model, where, ()
-        self.config = Sizes(0, 0, model.config.latent_channels)
+        self.config = Sizes(0, 0, model.config.latent_channels, gaussian=True)
 
     def at(self, size: int) -> DiffusersAutoencoder:
         """Itself, for images of ``size`` pixels on a side only; a :class:`UserError` where they have no whole map."""

@@ -1,4 +1,4 @@
-"""From what a person names to latents: our autoencoders, diffusers' ones, latents in a file, our cache."""
+"""From what a person names to latents: our autoencoders, diffusers' ones, one's own in a Python file, latents in a file, our cache."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from latent_report.opening.bare import SUFFIXES, read_cache, read_file, read_lab
 from latent_report.opening.base import ImageOptions, Latents, encode_images
 from tokenizer.autoencoder import Autoencoder
 from tokenizer.diffusers_kl import DiffusersAutoencoder, is_diffusers
+from tokenizer.python_file import PythonAutoencoder, is_python_file
 
 __all__ = ["ImageOptions", "Latents", "made_of", "open_tokenizer", "read_labels"]
 
 # Where an autoencoder lies within what a person names: itself, a run, its stage 2, a diffusion pipeline.
 WITHIN = ("", "ae/autoencoder", "autoencoder", "vae")
 CACHE = "manifest.json"  # of this project's latent caches
-REMEDY = "name a folder of a tokenizer, or a file of latents"
+REMEDY = "name a folder of a tokenizer, a Python file with one, or a file of latents"
 
 
 def open_tokenizer(named: str, options: ImageOptions) -> Latents:
@@ -31,6 +32,10 @@ def open_tokenizer(named: str, options: ImageOptions) -> Latents:
         UserError: it is none of these, it is damaged, or its latents are too few, not finite or of no known shape.
     """
     path = Path(named)
+    if is_python_file(path):
+        return encode_images(
+            PythonAutoencoder.load(path).at(options.data.size), "autoencoder in a Python file", options
+        )
     if _is_file_of_latents(path):
         return read_file(path, options)
     if (path / CACHE).is_file():
@@ -42,13 +47,16 @@ def open_tokenizer(named: str, options: ImageOptions) -> Latents:
 
 def made_of(named: str) -> tuple[dict[str, str], int | None]:
     """What tells whether ``named`` is what it was: fingerprints of its files by their names, or the commit of a repository on the hub; and the
-    side of the images that it takes, 0 for any, None where it takes none. Nothing is loaded, and of a cache the manifest counts, which has its
-    shards' checksums.
+    side of the images that it takes, 0 for any, None where it takes none.
+
+    Nothing but a Python file is loaded. Of a cache the manifest counts, which has its shards' checksums.
 
     Raises:
         UserError: it is no tokenizer.
     """
     path = Path(named)
+    if is_python_file(path):
+        return {path.name: PythonAutoencoder.load(path).fingerprint}, 0
     if _is_file_of_latents(path):
         if not path.is_file():
             raise UserError(f"there is no file of latents at {path}")

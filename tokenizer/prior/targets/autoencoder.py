@@ -1,4 +1,4 @@
-"""The low-level target: latents of a trained autoencoder, of this project or of diffusers."""
+"""The low-level target: latents of a trained autoencoder, of this project, of diffusers or of one's own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flowprior.run.files import read_json
 from tokenizer.diffusers_kl import is_diffusers, weights_fingerprint
 from tokenizer.prior.targets.base import TargetContext, TargetFeatures
 from tokenizer.prior.targets.extraction import Encode, ExtractionOptions, extracted_features
+from tokenizer.python_file import PythonAutoencoder, is_python_file
 
 
 @dataclass
@@ -23,7 +24,8 @@ class AutoencoderTarget(ExtractionOptions):
 
     path: str = option(
         "",
-        "folder of a trained autoencoder, <run_dir>/ae/autoencoder, or of a diffusers AutoencoderKL, which sees images of data.size",
+        "folder of a trained autoencoder, <run_dir>/ae/autoencoder, or of a diffusers AutoencoderKL, or a Python file with one of your own; the "
+        "latter two see images of data.size",
         changes_result=False,
     )
 
@@ -44,14 +46,8 @@ def autoencoder_latents(
     Raises:
         UserError: the folder is not an autoencoder, or is damaged.
     """
-    about, data = read_json(folder / "config.json", "autoencoder"), data or context.data
-    try:
-        if is_diffusers(about):
-            size, fingerprint = data.size, f"{weights_fingerprint(folder)} at {data.size}"
-        else:
-            size, fingerprint = int(about["sizes"]["image_size"]), str(about["fingerprint"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is not an autoencoder's config") from error
+    data = data or context.data
+    size, fingerprint = _side_and_fingerprint(folder, data.size)
     images = open_images(replace(data, size=size))
 
     def make_encoder() -> Encode:
@@ -62,6 +58,19 @@ def autoencoder_latents(
 
     name = f"latents of the autoencoder {fingerprint}"
     return extracted_features(context, name, f"autoencoder {fingerprint}", images, options, make_encoder)
+
+
+def _side_and_fingerprint(folder: Path, size: int) -> tuple[int, str]:
+    """The side of the images that an autoencoder sees where those of the data have ``size`` pixels, and what tells it from others."""
+    if is_python_file(folder):
+        return size, f"{PythonAutoencoder.load(folder).fingerprint} at {size}"
+    about = read_json(folder / "config.json", "autoencoder")
+    if is_diffusers(about):
+        return size, f"{weights_fingerprint(folder)} at {size}"
+    try:
+        return int(about["sizes"]["image_size"]), str(about["fingerprint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} is not an autoencoder's config") from error
 
 
 def _encoder(encode: Callable[[Tensor], Tensor]) -> Encode:

@@ -1,0 +1,149 @@
+"""An autoencoder of one's own, named by a Python file.
+
+The file has a function ``load()``, which returns a ``torch.nn.Module``. Its ``encode`` takes images ``(B, 3, H, H)`` in [-1, 1] and gives tokens
+``(B, T, C)`` or a map ``(B, C, h, w)``, or a pair of such, mean and log-variance of a posterior. Its ``decode`` takes latents of that form and
+gives images. To name the file is to run it: it is code of one's own, and no saved weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowprior.errors import UserError, one_line
+from flowprior.run.files import file_sha256, tensors_fingerprint
+from flowprior.training.randomness import stream_seed
+from tokenizer.autoencoder import Encoded
+from tokenizer.sizes import Sizes
+
+
+def is_python_file(named: str | Path) -> bool:
+    """Whether an autoencoder is named by a Python file."""
+    return Path(named).suffix == ".py"
+
+
+class PythonAutoencoder(nn.Module):
+    """Images ``(B, 3, H, H)`` to tokens ``(B, T, C)`` and back by the module of a Python file; each place of a map is a token, row by row.
+
+    Attributes:
+        config: sizes, of images of the side that :meth:`at` has set.
+        places: (h, w) of a map, (T,) of a sequence.
+        latent_maps: none.
+    """
+
+    latent_maps = ()
+
+    def __init__(self, model: nn.Module, file: Path) -> None:
+        super().__init__()
+        self.model, self.file = model, file
+        self.device_of = nn.Parameter(torch.empty(0), requires_grad=False)  # a module without weights has a device, too
+        self.places: tuple[int, ...] = ()
+        self.config = Sizes(0, 0, 0)
+        self.fingerprint = f"{stream_seed(file_sha256(file), tensors_fingerprint(model.state_dict())):016x}"
+
+    @classmethod
+    def load(cls, named: str | Path) -> PythonAutoencoder:
+        """What the file's ``load()`` returns, frozen, in evaluation mode and on the CPU.
+
+        Raises:
+            UserError: there is no such file, it fails, it has no ``load``, or that returns no module with ``encode`` and ``decode``.
+        """
+        file = Path(named)
+        if not file.is_file():
+            raise UserError(f"there is no Python file at {file}")
+        spec = importlib.util.spec_from_file_location(f"autoencoder_{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        if (folder := str(file.resolve().parent)) not in sys.path:
+            sys.path.append(folder)  # as for a script, which may import what lies beside it
+        _called(file, "running the file", spec.loader.exec_module, module)
+        load = getattr(module, "load", None)
+        if not callable(load):
+            raise UserError(
+                f"{file} has no function load(): write one that returns a torch.nn.Module with encode and decode"
+            )
+        model = _called(file, "load()", load)
+        if not isinstance(model, nn.Module) or not all(callable(getattr(model, n, None)) for n in ("encode", "decode")):
+            raise UserError(
+                f"load() of {file} returns {type(model).__name__}, and not a torch.nn.Module with encode and decode"
+            )
+        return cls(model.cpu().requires_grad_(False), file).eval()
+
+    @torch.no_grad()
+    def at(self, size: int) -> PythonAutoencoder:
+        """Itself, for images of ``size`` pixels on a side: two black ones are tried.
+
+        Raises:
+            UserError: the module fails at them, or gives latents or images of another form.
+        """
+        images = torch.full((2, 3, size, size), -1.0, device=self.device_of.device)
+        what = f"encode of images (2, 3, {size}, {size})"
+        code = _called(self.file, what, self.model.encode, images)
+        parts = code if isinstance(code, (tuple, list)) else [code]
+        shapes = {tuple(part.shape) for part in parts if isinstance(part, Tensor) and part.is_floating_point()}
+        shape = (
+            shapes.pop() if len(shapes) == 1 and len(parts) <= 2 and all(isinstance(p, Tensor) for p in parts) else ()
+        )
+        if len(shape) not in (3, 4) or shape[0] != 2 or 0 in shape or not all(p.is_floating_point() for p in parts):
+            raise UserError(
+                f"{what} in {self.file} gives {_shown(code)}, and not floating-point tokens (2, T, C), a map (2, C, h, w), or a pair of such, "
+                "mean and log-variance"
+            )
+        self.places = shape[2:] if len(shape) == 4 else shape[1:2]
+        tokens, channels = (shape[2] * shape[3], shape[1]) if len(shape) == 4 else shape[1:]
+        self.config = Sizes(size, tokens, channels, gaussian=len(parts) == 2)
+        what = f"decode of latents {shape}"
+        pictures = _called(self.file, what, self.model.decode, parts[0])
+        if not isinstance(pictures, Tensor) or pictures.shape != images.shape or not pictures.is_floating_point():
+            raise UserError(
+                f"{what} in {self.file} gives {_shown(pictures)}, and not floating-point images {tuple(images.shape)} in [-1, 1]"
+            )
+        return self
+
+    def posterior(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
+        """The tokens, and of a posterior mean and log-variance ``(B, T, C)``; with ``noise`` of that shape its latents are drawn."""
+        code = self.model.encode(images)
+        if not self.config.gaussian:
+            tokens = self._tokens(code)
+            return Encoded(tokens, tokens, None)
+        mean, logvar = map(self._tokens, code)
+        return Encoded(mean if noise is None else mean + (0.5 * logvar).exp() * noise, mean, logvar)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.posterior(images).latents  # (B, T, C)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        if len(self.places) == 2:
+            latents = latents.transpose(1, 2).unflatten(2, self.places)  # (B, C, h, w)
+        return self.model.decode(latents)  # (B, 3, H, H)
+
+    def _tokens(self, latents: Tensor) -> Tensor:
+        return latents.flatten(2).transpose(1, 2) if latents.dim() == 4 else latents  # (B, T, C)
+
+
+def _called(file: Path, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` of somebody's file; a :class:`UserError` with the place where it fails."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # any: it is anybody's code
+        own = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == file.resolve()
+        ]
+        line = f", line {own[-1].lineno}" if own else ""
+        raise UserError(f"{file}{line}: {what} fails with {type(error).__name__}: {one_line(error)}") from error
+
+
+def _shown(value: Any) -> str:
+    """Type and shape of what was given, for a message."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"({', '.join(map(_shown, value))})" if isinstance(value, (tuple, list)) else type(value).__name__
