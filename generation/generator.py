@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flowprior.data.latent_scale import LatentNormaliser
+from flowprior.errors import UserError
 from flowprior.training.objective import Objective, StepOutput
 from flowprior.training.randomness import StepRandom
 
@@ -28,8 +29,13 @@ class Generator(nn.Module, ABC):
         """The training loss, a scalar, of normalised latents ``(B, T, C)`` with labels ``(B,)``."""
 
     def check_guidance(self, cfg: float) -> None:
-        """A :class:`~flowprior.errors.UserError` where the guidance scale ``cfg`` is not one to sample at. Every scale is, unless a
-        generator says otherwise."""
+        """A :class:`~flowprior.errors.UserError` where the guidance scale ``cfg`` is not one to sample at: of a generator that has never seen a
+        dropped label all but 1, since it would be guided away from an embedding that is still random."""
+        if cfg != 1 and getattr(getattr(self, "config", None), "label_drop", None) == 0:
+            raise UserError(
+                f"the generator was trained with label_drop=0, and guidance at {cfg:g} needs dropped labels: write sample.cfg=[1] "
+                "sample.preview_cfg=1, or train with label_drop=0.1"
+            )
 
     @abstractmethod
     def sample(self, labels: Tensor, seeds: list[int], cfg: float) -> Tensor:

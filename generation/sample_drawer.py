@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +47,6 @@ class SampleDrawer:
         device, bf16 = self.world.device, self.config.precision == "bfloat16"
         wanted = labels[torch.tensor(indices) % len(labels)].to(device)
         seeds = [stream_seed(self.config.seed, "sample", i) for i in indices]
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):  # whatever training's autocast around it is
             latents = self.bundle.model.sample(wanted, seeds, cfg)
             return decode_to_uint8(self.autoencoder, self.bundle.normaliser.undo(latents))

@@ -108,6 +108,8 @@ def train(
         train_config = replace(config.train, eval_steps=max(1, steps))
     seed_global_generators(config.train.seed, "generator")
     objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(world.device)
+    if train_config.eval_steps:
+        objective.model.check_guidance(config.sample.preview_cfg)
     if start is not None:
         start_from(objective, start, config.start)
     if world.is_main:
@@ -127,6 +129,7 @@ def train(
 
     about = {
         "autoencoder": autoencoder.fingerprint,
+        "posterior": config.cache.posterior,
         "class_names": cache.manifest["class_names"],
         "class_counts": torch.bincount(cache.labels.cpu(), minlength=cache.num_classes).tolist(),
         "train": asdict(config.train),

@@ -20,7 +20,7 @@ from flowprior.run.provenance import differing
 from latent_report.bootstrap import Estimate
 from latent_report.config import PROTOCOL_VERSION, ReportConfig
 from latent_report.measure import Results
-from latent_report.measure_images import networks, target_samples
+from latent_report.measure_images import networks
 from latent_report.opening import ImageOptions, made_of
 
 FOLDER = "measured"  # in the report's
@@ -54,7 +54,7 @@ def made_from(named: str, config: ReportConfig, options: ImageOptions) -> dict[s
 
 def _of_prior(prior: str) -> dict[str, str]:
     folder = saved_folder(prior, "flow prior")
-    files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*.safetensors")), target_samples(prior)]
+    files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*.safetensors"))]
     return {file.name: file_sha256(file)[:16] for file in files if file.is_file()}
 
 

@@ -11,6 +11,7 @@ from latent_report.bootstrap import Estimate, mean
 from latent_report.flows import train_flows
 from latent_report.measure import ONE_TOKEN, Measured, Results
 from latent_report.measures import distribution, flow
+from latent_report.opening.base import spread
 
 LIKELIHOOD_IMAGES = 200
 STEPS_SAMPLES = 256
@@ -38,7 +39,7 @@ def measure_flow(measured: Measured, results: Results) -> None:
         reason = f"{len(z)} images do not tell the covariance of {tokens * channels} dimensions"
         results.leave_out(reason, "irreducible_variance_gaussian")
     measure_total_correlation(measured, results, token, together)
-    figures["log_likelihood"] = mean(log_likelihoods(together, held[:LIKELIHOOD_IMAGES], config.seed))
+    figures["log_likelihood"] = mean(log_likelihoods(together, held[spread(len(held), LIKELIHOOD_IMAGES)], config.seed))
     remark_on_budget(results)
     flat, shape = _on_vectors(together, tokens), (STEPS_SAMPLES, tokens * channels)
     euler = flow.euler_steps(flat, shape, resamples=config.resamples, seed=config.seed)

@@ -14,7 +14,7 @@ from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.digit_networks import judge_confidence
 from flowprior.metrics.latent_statistics import midpoints
-from flowprior.run.files import file_sha256, read_tensors, tensors_fingerprint
+from flowprior.run.files import file_sha256, tensors_fingerprint
 from latent_report.bootstrap import Estimate, bootstrap, mean
 from latent_report.config import ReportConfig
 from latent_report.left_out import named_in
@@ -223,21 +223,9 @@ def measure_alignment(measured: Measured, results: Results) -> None:
         )
     held = latents[measured.held_out]
     results.figures["alignment_loss"] = mean(alignment.alignment_of_images(prior, held))
-    results.figures["prior_log_distance"] = mean(alignment.log_distances(_samples(prior, config.prior), held))
+    samples = prior.sample(PRIOR_SAMPLES, generator=torch.Generator().manual_seed(0))
+    results.figures["prior_log_distance"] = mean(alignment.log_distances(samples, held))
     divergence = alignment.divergence_from_prior(
         prior, latents[measured.train], held, config.flow.steps, config.flow.images, config.flow.times, config.seed
     )
     results.figures["prior_divergence"] = mean(divergence)
-
-
-def target_samples(prior: str) -> Path:
-    """Where stage 1 leaves some target features, beside its prior."""
-    return Path(prior).parent / "target_samples.safetensors"
-
-
-def _samples(prior: FlowPrior, named: str) -> Tensor:
-    """Target features that stage 1 left beside the prior, or else samples of the prior."""
-    beside = target_samples(named)
-    if beside.is_file() and (kept := read_tensors(beside, "target samples").get("samples")) is not None:
-        return kept
-    return prior.sample(PRIOR_SAMPLES, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,7 @@ from flowprior.errors import UserError
 from flowprior.rounding import rounded
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
+from flowprior.training.precision import full_precision
 from flowprior.training.randomness import StepRandom, seed_global_generators
 from generation.autoencoder import load_autoencoder
 from generation.generator import GeneratorObjective
@@ -86,7 +87,8 @@ def distil(
 
     def errors(step: int) -> dict[str, float]:
         draws = [StepRandom(settings.train.seed, -draw, device=world.device) for draw in range(1, SHOWN_DRAWS + 1)]
-        found = [objective.errors(shown, random) for random in draws]
+        with full_precision(world.device):
+            found = [objective.errors(shown, random) for random in draws]
         return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
     if world.is_main:

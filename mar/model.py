@@ -272,6 +272,7 @@ class MAR(Generator):
         return self.guided if self.config.sampler.one_pass else self.flow_map
 
     def check_guidance(self, cfg: float) -> None:
+        super().check_guidance(cfg)
         if self.distilled is not None:
             self.distilled.check_guidance(cfg)
 

@@ -35,9 +35,13 @@ def main(stage: type[GenerationConfig]) -> None:
     config, device = stage.read(__doc__), best_device()
     autoencoder = load_autoencoder(config, device)
     bundle, saved = load_generator(config, autoencoder, device)
-    drawn = saved["about"].get("trained") == "with the autoencoder"
+    about = saved["about"]
+    jointly = about.get("trained") == "with the autoencoder"
+    drawn = jointly or about.get("posterior", config.cache.posterior) != "mean"
     images = open_images(config.data)
-    measured: dict[str, list[Tensor]] = {"bits_per_dimension": [], "bits_per_dimension_without_class": []}
+    measured: dict[str, list[Tensor]] = {"bits_per_dimension": []}
+    if bundle.model.config.label_drop:
+        measured["bits_per_dimension_without_class"] = []
     for latents, labels in latents_of(images, autoencoder, drawn, config.train.loader_workers):
         dropped = torch.full_like(labels, bundle.model.num_classes)
         for name, given in zip(measured, (labels, dropped)):
@@ -47,7 +51,7 @@ def main(stage: type[GenerationConfig]) -> None:
         "generator": saved["fingerprint"],
         "images": images.fingerprint(),
         "count": len(images),
-        "posterior_std": saved["about"].get("posterior_std", 0.0),
+        "posterior_std": about.get("posterior_std", "learned" if drawn else 0.0),
         "noise_std": bundle.model.config.noise_std,
     }
     with sole_writer(config.folder, World()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowprior.flow.online import OnlineFlow
+from flowprior.flow.online import OnlineFlow, SequenceVelocity
 from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 from flowprior.training.randomness import StepRandom
@@ -160,7 +160,12 @@ def by_part(counter: FlopCounterMode, objective: AutoencoderObjective) -> dict[s
         if total := sum(counts[name] for name in outermost):
             flop[part] = total
     for name, online in online_flows(objective).items():  # no module of the objective: counted under its class
-        flop[f"regulariser {name}"] += counts.get(type(online.velocity).__name__, 0)
+        own = type(online.velocity).__name__
+        if isinstance(
+            online.velocity, SequenceVelocity
+        ):  # beside it, it calls the prior, which is counted as the regulariser's
+            own += ".correction"
+        flop[f"regulariser {name}"] += counts.get(own, 0)
     if objective.adversary is not None:
         flop["discriminator, for the autoencoder"] = counter.get_total_flops() - sum(flop.values())
     return flop

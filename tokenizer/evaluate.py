@@ -70,6 +70,7 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
         "crop": "centre",
         "weights": "averaged",
         "dtype": "float32, float64 moments",
+        "metrics": chosen_metrics(config),
         "extractor": None,
     }
     for meter in meters:

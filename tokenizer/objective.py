@@ -77,6 +77,7 @@ class AutoencoderObjective(Objective):
         world: this process among those of the run.
         log_steps: every so many steps the gradient that each term sends to the latents is measured; 0: never.
         perceptual: LPIPS, where ``config`` gives it a weight.
+        micro_batches: of a step, for these gradients.
     """
 
     backward_again = True  # adaptive weights and the log ask for gradients of single terms, before those of the loss
@@ -91,10 +92,11 @@ class AutoencoderObjective(Objective):
         world: World | None = None,
         log_steps: int = 0,
         perceptual: PerceptualLoss | None = None,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
         self.autoencoder, self.config, self.adversary, self.features = autoencoder, config, adversary, features
-        self.world, self.log_steps = world or World(), log_steps
+        self.world, self.log_steps, self.micro_batches = world or World(), log_steps, micro_batches
         self.regularisers, self.perceptual = nn.ModuleList(regularisers), perceptual
 
     def forward(self, batch: dict[str, Tensor], random: StepRandom) -> StepOutput:
@@ -127,7 +129,9 @@ class AutoencoderObjective(Objective):
         metrics = {f"weighted/{name}": value.detach() for name, value in weighted.items()}
         if self.log_steps and (random.step + 1) % self.log_steps == 0 and torch.is_grad_enabled():
             for name, value in weighted.items():
-                metrics[f"latent_gradient/{name}"] = sample_gradient_norm(value, encoded.code, self.world)
+                metrics[f"latent_gradient/{name}"] = sample_gradient_norm(
+                    value, encoded.code, self.world, self.micro_batches
+                )
         return StepOutput(sum(weighted.values()), terms | metrics, samples)
 
     @property

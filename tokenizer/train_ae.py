@@ -103,7 +103,15 @@ def build_objective(
         if folder is not None:
             perceptual.load(config.loss.perceptual_weights)
     return AutoencoderObjective(
-        autoencoder, regularisers, config.loss, adversary, features, world, config.train.log_steps, perceptual
+        autoencoder,
+        regularisers,
+        config.loss,
+        adversary,
+        features,
+        world,
+        config.train.log_steps,
+        perceptual,
+        config.train.accumulation,
     ).to(world.device)
 
 
@@ -161,7 +169,8 @@ def train(
         objective, objective.averaged, config.train, config.optim, world, folder.path, description="autoencoder"
     )
     target_samples = config.prior_folder.parent / "target_samples.safetensors"
-    meters = config.meter_context(len(held_out), world.device)
+    # Against their own originals: a reference of all held-out images does not compare with the rFID of a few.
+    meters = config.meter_context(min(config.monitor.images, len(held_out)), world.device)._replace(reference="")
     monitor = Monitor(config.monitor, folder, held_out, prior, target_samples, meters, world)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -193,10 +202,10 @@ def train(
                 }
             )
         kind = "held-out" if config.holds_out else "training"
+        psnr = f"PSNR {metrics['psnr']:.2f} dB on {meters.image_count} {kind} images, " if "psnr" in metrics else ""
         print(
             f"autoencoder: {folder.path / 'autoencoder'}  "
-            f"(PSNR {metrics['psnr']:.2f} dB on {min(config.monitor.images, len(held_out))} {kind} images, "
-            f"{stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
+            f"({psnr}{stopwatch.seconds():.0f} s, peak {peak_memory_gb():.1f} GB)"
         )
 
 

@@ -118,8 +118,8 @@ class LatentCache:
         self.labels = self.labels.to(device)
         return True
 
-    def batch(self, keys: list[SampleKey]) -> dict[str, Tensor]:
-        """Raw ``latents`` float32 (B, T, C), of a view drawn by (seed, epoch, index), and ``label`` int64 (B,)."""
+    def batch(self, keys: list[SampleKey], draw: bool = True) -> dict[str, Tensor]:
+        """Raw ``latents`` float32 (B, T, C), of a view drawn by (seed, epoch, index), and ``label`` int64 (B,); of moments a draw, or the mean."""
         index = torch.tensor([key.index for key in keys])
         shards = torch.searchsorted(self.starts, index, right=True) - 1
         views = torch.zeros_like(index)
@@ -132,7 +132,9 @@ class LatentCache:
             rows = (index[places] - self.starts[shard]).to(self.device)
             latents[places.to(self.device)] = self.latents[shard][rows, views[places].to(self.device)]
         latents = latents.float()
-        if self.moments:
+        if self.moments and not draw:
+            latents = latents.chunk(2, -1)[0]
+        elif self.moments:
             latents = draw_latents(latents, [(self.seed, key.epoch, key.index) for key in keys])
         return {"latents": latents, "label": self.labels[index.to(self.labels.device)]}
 

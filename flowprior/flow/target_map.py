@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.flow.projection import projection_matrix
+from flowprior.training.precision import full_precision
 from flowprior.training.randomness import stream_seed
 
 STATISTICS_ROWS = 200_000
@@ -31,7 +32,8 @@ class TargetMap(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``(..., d2) -> (..., d1)``."""
-        return (features.to(self.matrix) - self.mean) / self.std @ self.matrix
+        with full_precision(self.matrix.device):  # a target that is rounded is another one
+            return (features.to(self.matrix) - self.mean) / self.std @ self.matrix
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from flowprior.metrics.registry import EXTRACTORS, check_extractor, split_name
 from flowprior.metrics.timm_extractors import DINOv2FeatureExtractor, TimmFeatureExtractor
 from flowprior.pretrained.timm_models import timm_config
 from flowprior.run.files import file_sha256, tensors_fingerprint
+from flowprior.training.precision import full_float32
 
 
 class Extractor:
@@ -97,7 +98,9 @@ class Extractor:
             given = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
             raise ValueError(f"expected batches of uint8 images (B, 3, H, W), got {given}")
         spec, module = EXTRACTORS[self.kind], self.module
-        layers = {name: layer.float() for name, layer in zip(module.features_list, module(images.to(self.device)))}
+        with full_float32():
+            found = module(images.to(self.device))
+        layers = {name: layer.float() for name, layer in zip(module.features_list, found)}
         return Features(layers[spec.fid_layer], layers[spec.isc_layer], layers[spec.prc_layer], self.name)
 
 

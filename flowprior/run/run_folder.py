@@ -19,6 +19,8 @@ from flowprior.run.fingerprints import accept_earlier
 from flowprior.run.lock import sole_writer
 from flowprior.run.written import read_yaml
 
+SECONDS = "seconds"  # that a stage has taken so far
+
 
 class RunFolder:
     """``<run_dir>/<stage>``. The stage is complete when ``result.json`` is there.
@@ -95,6 +97,8 @@ class RunFolder:
             try:
                 write_bytes(self.config_file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
                 write_json(self.inputs_file, inputs)
+                if changes:
+                    (self.path / SECONDS).unlink(missing_ok=True)  # those of the run that gives way
             except OSError as error:
                 raise UserError(f"cannot write into {self.path}: {error.strerror}") from error
         world.barrier()
@@ -113,7 +117,7 @@ class Stopwatch:
     """Seconds that a stage has taken, kept in its folder so that a resumed stage adds up."""
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / "seconds"
+        self.file = folder / SECONDS
         try:
             self.before = float(self.file.read_text()) if self.file.is_file() else 0.0
         except ValueError as error:

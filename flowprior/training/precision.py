@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -12,3 +13,14 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[No
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Within, convolutions on a GPU keep all bits of float32, of which PyTorch lets them drop thirteen (TF32) unless told otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -42,10 +42,14 @@ def read_file(path: Path, options: ImageOptions) -> Latents:
 
 
 def read_cache(folder: Path, options: ImageOptions) -> Latents:
-    """The first view of every image in a latent cache; a draw where it holds moments."""
+    """The first view of every image in a latent cache; of moments the mean."""
     cache = LatentCache(folder)
+    if cache.manifest["origin"].get("posterior") == "sample":
+        note(
+            f"{folder} holds draws of a posterior: their noise is in all figures, where other tokenizers' are of the mean"
+        )
     chosen = spread(len(cache), options.count)
-    batch = cache.batch([SampleKey(index, -1) for index in chosen])
+    batch = cache.batch([SampleKey(index, -1) for index in chosen], draw=False)
     labels = batch["label"] if cache.num_classes > 1 else None
     if options.labels is not None:
         check_labels(options.labels, len(cache), str(folder))

@@ -98,3 +98,11 @@ def test_large_sets_are_measured_on_rows_that_the_seed_decides(monkeypatch, gene
 def test_features_that_nothing_can_be_learned_from_are_refused(features, words):
     with pytest.raises(ValueError, match=words):
         fit_target_map(features, TargetMapSettings(2, "identity"))
+
+
+def test_targets_are_those_of_float32_whatever_trainings_autocast():
+    features = 3 + torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    mapped = fit_target_map(features, TargetMapSettings(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        within = mapped(features)
+    assert within.dtype == torch.float32 and torch.equal(within, mapped(features))

@@ -2,17 +2,25 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from flowprior.distributed import World
+from flowprior.errors import UserError
 from flowprior.run.config import to_dict
 from gaussians import GaussiansStageConfig
 from generation import commands
-from generation.config import GenerationConfig
+from generation.config import GenerationConfig, SampleConfig
+from generation.sample_drawer import SampleDrawer
 from mar.config import MARStageConfig
+from mar.model import MARConfig
+from simflow.model import TarFlowConfig
+from sit.model import SiTConfig
 from small_diffusers import save_small_diffusers
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
 
@@ -137,3 +145,42 @@ def test_what_mar_writes_has_its_sections_in_the_order_in_which_it_always_had_th
     values = to_dict(MARStageConfig())
     assert list(values) == [*sections, "distil", "distil_guidance"] and list(values["model"]) == ["name", "mar"]
     assert str(MARStageConfig().folder) == "runs/digits/mar"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_samples_have_the_precision_that_is_asked_for_whatever_trainings_autocast(precision):
+    seen = []
+
+    class Model:
+        num_classes = 2
+
+        def sample(self, labels, seeds, cfg):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return torch.zeros(len(seeds), 1, 1)
+
+    class Decoder:
+        def decode(self, latents):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return torch.zeros(len(latents), 3, 4, 4)
+
+    bundle = SimpleNamespace(model=Model(), normaliser=SimpleNamespace(undo=lambda latents: latents))
+    drawer = SampleDrawer(bundle, Decoder(), SampleConfig(precision=precision), World())
+    for outside in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+            drawer.draw(range(2), torch.arange(2), 1.0)
+    assert seen == [precision == "bfloat16"] * 4
+
+
+@pytest.mark.parametrize(
+    "config", [MARConfig(label_drop=0), SiTConfig(size="digits", label_drop=0), TarFlowConfig(label_drop=0)]
+)
+def test_a_generator_that_never_saw_a_dropped_label_is_not_guided(config):
+    with torch.device("meta"):
+        model = config.build(tokens=4, channels=2, num_classes=3)
+    model.check_guidance(1.0)
+    with pytest.raises(
+        UserError, match=r"label_drop=0, and guidance at 1.5 needs dropped labels: write sample.cfg=\[1\]"
+    ):
+        model.check_guidance(1.5)
+    with torch.device("meta"):
+        replace(config, label_drop=0.1).build(tokens=4, channels=2, num_classes=3).check_guidance(1.5)

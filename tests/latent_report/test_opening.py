@@ -131,6 +131,23 @@ def test_a_latent_cache_gives_the_first_view_of_every_image_with_its_label(tmp_p
     assert torch.equal(cached.labels, direct.labels)
 
 
+def test_a_latent_cache_of_moments_gives_the_mean_and_one_of_draws_says_so(tmp_path, capsys):
+    images, drawn = open_images(ImageConfig(size=16)), {"posterior": "sample"}
+
+    def moments(batch):
+        mean = batch.flatten(1)[:, :8].unflatten(1, (4, 2))
+        return torch.cat([mean, torch.zeros_like(mean)], -1)
+
+    for name, origin in (("moments", {}), ("sample", drawn)):
+        config = CacheConfig(posterior=name, dtype="float32")
+        write_latent_cache(tmp_path / name, images, moments, config, origin, World())
+    mean = moments(to_model(images.images[spread(len(images), 24)]))[..., :2]
+    assert torch.equal(open_tokenizer(str(tmp_path / "moments"), DIGITS).latents, mean)
+    assert "draws of a posterior" not in capsys.readouterr().err
+    assert not torch.allclose(open_tokenizer(str(tmp_path / "sample"), DIGITS).latents, mean, atol=0.1)
+    assert "sample holds draws of a posterior: their noise is in all figures" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arrays, said",
     [

@@ -81,6 +81,18 @@ def test_a_stopwatch_adds_up_over_the_runs_of_a_stage(tmp_path):
     assert 100 <= Stopwatch(tmp_path).seconds() < 160
 
 
+def test_a_run_that_gives_way_to_other_options_leaves_them_no_seconds(tmp_path):
+    folder = RunFolder(tmp_path, "stage")
+    folder.open(Config(), World())
+    watch = Stopwatch(folder.path)
+    watch.start -= 100
+    watch.save()
+    folder.open(Config(), World())
+    assert Stopwatch(folder.path).seconds() >= 100
+    folder.open(Config(optim=OptimConfig(lr=0.1)), World())
+    assert Stopwatch(folder.path).seconds() < 60
+
+
 @given(written=st.integers(0, 12), start=st.integers(0, 14))
 def test_a_log_drops_the_lines_after_the_resumed_step_and_no_others(written, start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")

@@ -117,6 +117,10 @@ def test_a_flow_with_a_posterior_of_learned_variance_is_sampled_measured_and_tra
             code, said = call(command, *words, f"cache.posterior={posterior}")
             assert code == 0, said
         assert ("learned latents that the encoder's posterior draws" in said) == noted
+        code, said = call("likelihood", *words)  # by what the generator says of its cache
+        assert code == 0, said
+        kept = json.loads((tmp_path / posterior / "simflow" / "likelihood.json").read_text())
+        assert kept["protocol"]["posterior_std"] == ("learned" if posterior == "moments" else 0.0)
 
 
 def test_without_the_saved_flow_nothing_is_sampled_and_a_line_says_how_it_is_made(call, tmp_path):

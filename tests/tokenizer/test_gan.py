@@ -168,6 +168,14 @@ def test_the_gradient_at_samples_is_that_of_autograd_and_zero_for_what_does_not_
     assert sample_gradient_norm(other.sum(), samples, World()) == 0
 
 
+def test_the_gradient_at_samples_of_two_alike_micro_batches_is_that_of_both_together():
+    half = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    whole = torch.cat([half, half]).requires_grad_()
+    together = sample_gradient_norm(whole.square().mean(), whole, World())
+    half.requires_grad_()
+    torch.testing.assert_close(sample_gradient_norm(half.square().mean(), half, World(), micro_batches=2), together)
+
+
 SMALL = {"dino": DinoConfig("vit_tiny_patch16_224", False, size=32, blocks=(2, 5)), "patchgan": PatchGANConfig(8, 2)}
 
 

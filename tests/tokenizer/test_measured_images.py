@@ -87,3 +87,31 @@ def test_a_classifier_that_saw_the_held_out_digits_is_named(subset, features, na
     chosen = config(tmp_path, data={"subset": subset}, **options)
     told = chosen.says_of_held_out(open_images(chosen.held_out_data()))
     assert ("is trained on all images of digits, those held out among them" in told) == said
+
+
+def test_while_training_rfid_compares_the_few_images_with_their_own_originals(tmp_path, capsys):
+    """A reference of all held-out images is of another number, and has no place there."""
+    options = {"monitor": {"images": 16, "picture_images": 2, "metrics": ["rfid"]}}
+    reference = {"evaluate": {"extractor": "digits", "metrics": ["rfid"], "reference": str(tmp_path / "nowhere.npz")}}
+    chosen, folder = config(tmp_path, **options, **reference), RunFolder(tmp_path, "ae")
+    images = open_images(chosen.data)
+    folder.open(chosen, World())
+    train_ae.train(chosen, folder, World(), images, images, None)
+    said = capsys.readouterr().out
+    assert folder.is_complete() and "PSNR" not in said and "autoencoder: " in said  # nor is there a PSNR to be said
+    assert np.isfinite(json.loads((folder.path / "result.json").read_text())["rfid"])
+
+
+def test_further_metrics_of_an_autoencoder_that_was_measured_are_measured(tmp_path, capsys):
+    first, folder = config(tmp_path, evaluate={"extractor": "digits", "metrics": ["rfid"]}), RunFolder(tmp_path, "ae")
+    images = open_images(first.data)
+    folder.open(first, World())
+    train_ae.train(first, folder, World(), images, images, None)
+    autoencoder = train_ae.Autoencoder.load(folder.path / "autoencoder")
+    evaluate.evaluate(first, folder.path, autoencoder)
+    both = config(tmp_path, evaluate={"extractor": "digits", "metrics": ["rfid", "fidelity"]})
+    evaluate.evaluate(both, folder.path, autoencoder)
+    assert {"rfid", "psnr", "ssim"} <= json.loads((folder.path / "evaluation.json").read_text())["metrics"].keys()
+    capsys.readouterr()
+    evaluate.evaluate(both, folder.path, autoencoder)
+    assert "complete" in capsys.readouterr().out

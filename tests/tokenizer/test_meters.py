@@ -162,3 +162,13 @@ def test_the_alignment_loss_is_that_of_the_tokens_whose_distances_are_measured(t
     generator = torch.Generator().manual_seed(0)
     expected = prior.alignment_loss(tokens[rows], group_size=8, generator=generator).item()
     assert metrics["alignment"] == pytest.approx(expected, rel=1e-6) and "knn_log_distance" not in metrics
+
+
+def test_fidelity_is_that_of_float32_whatever_trainings_autocast():
+    smooth = (160 + 30 * torch.linspace(0, 6, 32).sin().expand(4, 3, 32, 32)).round().to(torch.uint8)
+    noisy = smooth + torch.randint(0, 4, smooth.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    [plain], [within] = build_meters(["fidelity"], context()), build_meters(["fidelity"], context())
+    plain.update(smooth, noisy)
+    with torch.autocast("cpu", torch.bfloat16):
+        within.update(smooth, noisy)
+    assert within.compute() == plain.compute() and plain.compute()["ssim"] > 0.5

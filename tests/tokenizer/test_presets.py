@@ -3,13 +3,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from flowprior import FlowPrior
 from flowprior.distributed import World
 from flowprior.errors import UserError
+from flowprior.flow.target_map import TargetMap
+from flowprior.flow.velocity import VelocityMLP
 from flowprior.run.config import build_config
 from flowprior.run.presets import read_preset
+from flowprior.training.randomness import StepRandom
 from networks import random_prior
+from tokenizer.autoencoder import Encoded
 from tokenizer.config import PRESETS, AEConfig
+from tokenizer.dry_run import COUNTED_IMAGES, step_cost
 from tokenizer.features import build_features
 from tokenizer.regularisers.kl import kl_divergence
 from tokenizer.train_ae import build_objective, dry_run
@@ -125,6 +132,21 @@ def test_a_dry_run_counts_the_online_flow_with_its_own_step():
     assert number(r"regulariser flow, its own step +([\d.,]+) ", said) > 0
     config.regulariser.flow.objective = "likelihood"
     assert number(r"alignment adds ([\d.]+) %", said) > number(r"alignment adds ([\d.]+) %", dry_run(config))
+
+
+@pytest.mark.parametrize("scope", ["token", "sequence"])
+def test_a_dry_run_counts_what_the_distribution_objective_computes_once(scope):
+    config, meta = load("digits_distribution"), World(device=torch.device("meta"))
+    config.regulariser.flow.online.scope = scope
+    with meta.device:
+        prior = FlowPrior(VelocityMLP(8), TargetMap(torch.zeros(1), torch.ones(()), torch.zeros(1, 8)))
+        objective = build_objective(config, None, meta, 1, prior)
+        counted = step_cost(objective, config.train).flop["regulariser flow"]
+        latents = torch.empty(COUNTED_IMAGES, config.model.tokens, 8, requires_grad=True)
+        random = StepRandom(0, config.train.steps + 10**9, device=meta.device)
+        with FlopCounterMode(display=False) as counter:
+            objective.regularisers[0].term(Encoded(latents, latents, None), {}, random).backward()
+    assert counted * COUNTED_IMAGES == counter.get_total_flops()
 
 
 def test_a_dry_run_says_that_an_opening_adds_what_the_papers_alignment_costs():

@@ -16,11 +16,14 @@ def shared_gradient_norm(loss: Tensor, parameter: Tensor, world: World) -> Tenso
     return (world.all_reduce(gradient.detach().float().clone()) / world.size).norm()
 
 
-def sample_gradient_norm(loss: Tensor, samples: Tensor, world: World) -> Tensor:
-    """Norm of the gradient of ``loss``, averaged over the processes, at ``samples`` of which each process has its own; the graph stays."""
+def sample_gradient_norm(loss: Tensor, samples: Tensor, world: World, micro_batches: int = 1) -> Tensor:
+    """Norm of the gradient of ``loss``, averaged over the processes, at ``samples`` of which each process has its own; the graph stays.
+
+    Of a step of several micro-batches each sees a part of the samples: the mean of what they return is the step's norm where their norms are equal.
+    """
     [gradient] = torch.autograd.grad(loss, samples, retain_graph=True, allow_unused=True)
     square = loss.new_zeros(()) if gradient is None else gradient.detach().float().square().sum()
-    return world.all_reduce(square.clone()).sqrt() / world.size
+    return world.all_reduce(square.clone()).sqrt() / (world.size * micro_batches**0.5)
 
 
 def adaptive_weight(anchor: Tensor, term: Tensor, parameter: Tensor, world: World, largest: float = 1e4) -> Tensor:
