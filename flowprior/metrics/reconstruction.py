@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from flowprior.training.precision import full_float32, full_precision
+
 
 def psnr(x: Tensor, y: Tensor) -> float:
     """Mean over images of each image's peak signal-to-noise ratio, in dB; infinite as soon as one pair is identical.
@@ -31,7 +33,9 @@ def psnr_per_image(x: Tensor, y: Tensor) -> Tensor:
 def ssim_per_image(x: Tensor, y: Tensor) -> Tensor:
     """SSIM of each pair, ``(B,)``; arguments as for :func:`psnr`."""
     x, y = _unit_pair(x, y)
-    return structural_similarity_index_measure(y, x, data_range=1.0, reduction="none").reshape(len(x))  # (B,)
+    # Variances are differences of mean squares, which the ten bits of TF32 or bf16's seven do not hold where images are smooth.
+    with full_precision(x.device), full_float32():
+        return structural_similarity_index_measure(y, x, data_range=1.0, reduction="none").reshape(len(x))  # (B,)
 
 
 class ReconstructionMeter:

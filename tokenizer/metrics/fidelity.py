@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowprior import metrics
-from flowprior.training.precision import full_precision
 from tokenizer.metrics.base import Meter, MeterContext
 
 
@@ -17,8 +16,7 @@ class FidelityMeter(Meter):
         self.meter = metrics.ReconstructionMeter()
 
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
-        with full_precision(self.context.device):  # SSIM is a difference of squares, which bf16 does not hold
-            self.meter.update(original.to(self.context.device), reconstructed.to(self.context.device))
+        self.meter.update(original.to(self.context.device), reconstructed.to(self.context.device))
 
     def compute(self) -> dict[str, float]:
         return {name: float(value) for name, value in self.meter.compute().items() if name != "count"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowprior.data.images import to_model
 from flowprior.run.files import tensors_fingerprint
-from flowprior.training.precision import full_precision
+from flowprior.training.precision import full_float32, full_precision
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics.base import Meter, MeterContext
 
@@ -25,7 +25,7 @@ class LPIPSMeter(Meter):
     @torch.no_grad()
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
         pair = (to_model(images.to(self.context.device)) for images in (reconstructed, original))
-        with full_precision(self.context.device):
+        with full_precision(self.context.device), full_float32():
             self.sum += self.distance.per_image(*pair).double().sum().item()
         self.count += len(original)
 
