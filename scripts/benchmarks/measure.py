@@ -32,6 +32,7 @@ class Case:
         samples: so many of them per call.
         variants: calls that do the same work; the first is the plain one that the others are compared with.
         before: calls that bring about the state of a long run, before every timed round of a variant.
+        forget: calls that undo what a call of a variant warms, before every timed call: a round of the variant is one call.
         counted: calls whose arithmetic is a variant's, where the counter does not see the variant's own (CUDA graphs).
         left_out: variants that this machine cannot run, and why.
     """
@@ -41,6 +42,7 @@ class Case:
     samples: int
     variants: dict[str, Callable[[], Any]] = field(default_factory=dict)
     before: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
+    forget: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
     counted: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
     left_out: dict[str, str] = field(default_factory=dict, kw_only=True)
 
@@ -56,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: ``rounds`` over all variants, each at least ``seconds`` long."""
+    """How long to measure: ``rounds`` over all variants, each at least ``seconds`` long, or one call where a variant has to forget."""
 
     rounds: int
     seconds: float
@@ -70,13 +72,17 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
     rate = matmul_rate(device, 0.2 * effort.seconds)
     counted = {**case.variants, **case.counted}
     flop = {name: count_flop(counted[name]) for name in case.variants}
-    calls = {name: calls_for(call, device, effort.seconds) for name, call in case.variants.items()}
+    calls = {
+        name: 1 if name in case.forget else calls_for(call, device, effort.seconds)
+        for name, call in case.variants.items()
+    }
+    prepare = case.before | case.forget
     times: dict[str, list[float]] = {name: [] for name in case.variants}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(effort.rounds):
         for name, call in case.variants.items():
-            case.before.get(name, lambda: None)()
+            prepare.get(name, lambda: None)()
             times[name].append(seconds_of(call, device, calls[name]))
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb()
     # What the machine can do: something else may have had it for a moment.

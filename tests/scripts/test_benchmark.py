@@ -15,7 +15,7 @@ from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts
 from scripts.benchmarks import flow_cases
 from scripts.benchmarks.cases import CASES
-from scripts.benchmarks.measure import Effort, measure
+from scripts.benchmarks.measure import Case, Effort, measure
 from scripts.benchmarks.table import PAGE, RESULTS, left_out, of_plain, page_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,3 +86,17 @@ def test_the_toys_step_is_compiled_too_where_there_is_a_compiler(compiler, tmp_p
     assert len(told) == 1 - compiler and all(
         f"toy step: {name}: left out: torch.compile failed" in line for line in told
     )
+
+
+def test_what_is_to_be_forgotten_is_forgotten_before_every_timed_call_however_short_it_is():
+    made = []
+    case = Case("", "calls", 1, {"cold": lambda: made.append("call")}, forget={"cold": lambda: made.append("forget")})
+    measure(case, torch.device("cpu"), Effort(3, 1e-4))
+    assert made[-6:] == ["forget", "call"] * 3 and made.count("forget") == 3
+
+
+def test_the_cases_of_a_cold_disk_forget_every_variant(tmp_path):
+    for number, name in enumerate(("places of images, cold", "reading files, cold")):
+        (tmp_path / str(number)).mkdir()
+        case = CASES[name]("tiny", torch.device("cpu"), tmp_path / str(number))
+        assert case.forget.keys() == case.variants.keys() and not case.before
