@@ -18,8 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowprior.errors import UserError
 from flowprior.run.run_folder import peak_memory_gb
 
-# Dense bfloat16 matmul rates of data sheets, FLOP per second: what MFU is a share of.
-DATA_SHEETS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+# Dense bfloat16 matmul rates of data sheets, FLOP per second: what MFU is a share of. The first name that a GPU's contains is its own.
+DATA_SHEETS = {
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 @dataclass(frozen=True)

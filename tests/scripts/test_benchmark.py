@@ -15,7 +15,7 @@ from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts
 from scripts.benchmarks import flow_cases
 from scripts.benchmarks.cases import CASES
-from scripts.benchmarks.measure import Case, Effort, measure
+from scripts.benchmarks.measure import Case, Effort, data_sheet_rate, measure
 from scripts.benchmarks.table import PAGE, RESULTS, left_out, of_plain, page_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,3 +100,19 @@ def test_the_cases_of_a_cold_disk_forget_every_variant(tmp_path):
         (tmp_path / str(number)).mkdir()
         case = CASES[name]("tiny", torch.device("cpu"), tmp_path / str(number))
         assert case.forget.keys() == case.variants.keys() and not case.before
+
+
+@pytest.mark.parametrize(
+    "name, tflop_per_second",
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA A100 80GB PCIe", 312),
+    ],
+)
+def test_a_card_has_the_rate_of_its_own_data_sheet(name, tflop_per_second, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert data_sheet_rate(torch.device("cuda")) == tflop_per_second * 1e12
