@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flowprior.data.image_archive import ImageArchive, draw_parts, load_part, write_image_archive
 from flowprior.distributed import World, distributed_world
@@ -239,7 +240,8 @@ def draw_chosen(
     if out.suffix not in (".png", ".npz") or count < 1 or not (cfg >= 0 and math.isfinite(cfg)):
         raise UserError("--out is a .png or .npz, --n is at least 1, --cfg is 0 or more")
     drawer.bundle.model.check_guidance(cfg)
-    labels = torch.tensor(classes)[torch.arange(count) * len(classes) // count]
+    places = torch.arange(count) * len(classes) // count
+    labels = torch.tensor(classes)[places]
     made_by = protocol(config, saved, cfg, labels.tolist()) | {"count": count}
     folder = out.with_name(f".{out.name}.parts")
     parts = draw_parts(
@@ -255,9 +257,12 @@ def draw_chosen(
         if out.suffix == ".npz":
             write_image_archive(out, parts, labels.numpy())
         else:
-            images = np.concatenate([load_part(part) for part in parts])
-            columns = -(-count // len(classes)) if 1 < len(classes) <= count else 10  # a class in every row
-            write_sheet(out, torch.from_numpy(images).permute(0, 3, 1, 2), min(columns, count))
+            images = torch.from_numpy(np.concatenate([load_part(part) for part in parts])).permute(0, 3, 1, 2)
+            columns = min(10, count)
+            if 1 < len(classes) <= count:  # a class in every row, which ends in white where it has fewer images
+                rows = pad_sequence(images.split(places.bincount().tolist()), batch_first=True, padding_value=255)
+                images, columns = rows.flatten(0, 1), rows.shape[1]
+            write_sheet(out, images, columns)
         shutil.rmtree(folder)
         print(f"{count} images, cfg {cfg:g}: {out}")
     drawer.world.barrier()

@@ -196,6 +196,19 @@ def test_chosen_classes_fill_a_grid_with_a_class_in_every_row(command, run, tmp_
     assert command("--n", 3)[0] == 0 and (run / "mar" / "grid.png").is_file()
 
 
+def test_a_grid_has_a_class_in_every_row_where_the_images_do_not_divide_among_them(command, tmp_path):
+    whole, apart, classes = tmp_path / "grid.png", tmp_path / "some.npz", (5, 1, 8)
+    for file in (whole, apart):
+        assert command("--classes", *classes, "--cfg", 2, "--n", 8, "--out", file, "sample.exact=true")[0] == 0
+    with np.load(apart, allow_pickle=False) as arrays:
+        images, labels = arrays["arr_0"], arrays["labels"]
+    sheet = np.asarray(Image.open(whole))[:-2, :-2].reshape(3, 66, 3, 66, 3).swapaxes(1, 2)[:, :, 2::2, 2::2]
+    for row, label in zip(sheet, classes):
+        own = images[labels == label]
+        assert np.array_equal(row[: len(own)], own) and (row[len(own) :] == 255).all()
+    assert sorted((labels == label).sum() for label in classes) == [2, 3, 3]
+
+
 def test_chosen_classes_fill_an_npz_and_images_keep_their_seeds(command, tmp_path):
     file = tmp_path / "some.npz"
     assert command("--classes", 0, 1, "--cfg", 2, "--n", 6, "--out", file, "sample.batch=4")[0] == 0
