@@ -251,6 +251,14 @@ def test_statistics_are_numpys(tmp_path):
     np.testing.assert_allclose(statistics["channel_std"], tokens.std(0, ddof=1), rtol=1e-10)
 
 
+def test_statistics_are_those_of_the_views_that_training_draws(tmp_path):
+    cache = write(tmp_path, 40, flips=True)
+    seen, first_view = everything(cache, 0)["latents"].double(), everything(cache)["latents"].double()
+    statistics = measure_statistics(cache, 40)
+    assert statistics["std"] == pytest.approx(seen.std().item(), rel=1e-6)
+    assert statistics["std"] != pytest.approx(first_view.std().item(), rel=1e-3)
+
+
 def test_statistics_of_a_subset_are_those_of_that_many_different_images(tmp_path):
     cache = write(tmp_path, 33)
     tokens = everything(cache)["latents"].double()
