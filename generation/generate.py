@@ -23,7 +23,6 @@ import dataclasses
 import math
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from flowprior.run.lock import sole_writer
 from flowprior.run.pictures import save_sheet
 from flowprior.run.presets import Parser
 from flowprior.run.provenance import Provenance
+from flowprior.run.run_folder import Stopwatch
 from flowprior.training.compilation import compile_parts, compiler_failures_told
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig, SampleConfig
@@ -193,7 +193,7 @@ def generate_set(
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
     file, world, classes = samples_file(config, cfg), drawer.world, drawer.bundle.model.num_classes
     provenance, folder = provenance_of_set(config, cfg), file.with_name(f".{file.stem}.parts")
-    start, labels = time.perf_counter(), shares.labels(classes, config.sample.count + EXACT_GROUP)
+    labels = shares.labels(classes, config.sample.count + EXACT_GROUP)
     if not (stale := stale_parts(config, cfg, made_by, labels, world)):
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
@@ -211,13 +211,14 @@ def generate_set(
         f"sample, cfg {cfg:g}",
     )
     if world.is_main:
+        stopwatch = Stopwatch(folder)
         provenance.file.unlink(missing_ok=True)  # from here on until the end, the file is nobody's
         write_image_archive(file, parts, labels.numpy()[np.arange(config.sample.count) % len(labels)])
         columns = min(10, classes)
         write_sheet(file.with_suffix(".png"), first_images(file, 10 * columns), columns)
-        provenance.write(made_by, seconds=time.perf_counter() - start, device=str(world.device))
+        provenance.write(made_by, seconds=stopwatch.seconds(), device=str(world.device))
         shutil.rmtree(folder)
-        print(f"samples, cfg {cfg:g}: {config.sample.count} images in {file} ({time.perf_counter() - start:.0f} s)")
+        print(f"samples, cfg {cfg:g}: {config.sample.count} images in {file} ({stopwatch.seconds():.0f} s)")
     world.barrier()
 
 

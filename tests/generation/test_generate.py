@@ -147,6 +147,22 @@ def test_a_killed_sampling_goes_on_where_it_was_and_ends_with_the_same_images(co
     assert {f.name for f in (run / "mar" / "samples").iterdir()} == {"cfg_2.npz", "cfg_2.json", "cfg_2.png"}
 
 
+def test_the_seconds_of_a_set_are_those_of_all_runs_that_drew_its_parts(command, run, monkeypatch):
+    samples = run / "mar" / "samples"
+    for file in samples.glob("*"):
+        file.unlink()
+    for earlier, words, least in ((1, [], 0), (1, ["sample.seed=1"], 0), (2, ["sample.seed=1"], 500)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            draws_noted(patch, dies_after=earlier)
+            command("sample.count=37", "sample.batch=10", *words)
+        kept = samples / ".cfg_2.parts" / "seconds"
+        assert least <= float(kept.read_text()) < least + 400
+        kept.write_text("500")
+    code, said = command("sample.count=37", "sample.batch=10", "sample.seed=1")
+    seconds = json.loads((samples / "cfg_2.json").read_text())["seconds"]
+    assert code == 0 and 500 < seconds < 900 and f"({seconds:.0f} s)" in said
+
+
 def test_parts_of_other_options_are_not_used(command, sampled, run, monkeypatch):
     expected = sampled("sample.batch=10", "sample.seed=1")[0]
     for file in (run / "mar" / "samples").glob("*"):
