@@ -15,7 +15,7 @@ from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts
 from scripts.benchmarks import flow_cases
 from scripts.benchmarks.cases import CASES
-from scripts.benchmarks.measure import Case, Effort, data_sheet_rate, measure
+from scripts.benchmarks.measure import Case, Effort, count_flop, data_sheet_rate, measure
 from scripts.benchmarks.table import PAGE, RESULTS, left_out, of_plain, page_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +86,20 @@ def test_the_toys_step_is_compiled_too_where_there_is_a_compiler(compiler, tmp_p
     assert len(told) == 1 - compiler and all(
         f"toy step: {name}: left out: torch.compile failed" in line for line in told
     )
+
+
+def test_the_arithmetic_of_attention_is_counted_forward_and_backward():
+    batch, heads, tokens, width = 2, 3, 8, 4
+    q, k, v = (torch.randn(batch, heads, tokens, width, requires_grad=True) for _ in range(3))
+    product = (
+        2 * batch * heads * tokens * tokens * width
+    )  # scores and mean values forward, two gradients of each backward
+
+    def attend() -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    assert count_flop(attend, torch.device("cpu")) == 2 * product
+    assert count_flop(lambda: attend().sum().backward(), torch.device("cpu")) == 6 * product
 
 
 def test_what_is_to_be_forgotten_is_forgotten_before_every_timed_call_however_short_it_is():
