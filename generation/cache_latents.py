@@ -69,10 +69,17 @@ def main(stage: type[GenerationConfig]) -> None:
         stopwatch = Stopwatch(config.cache_folder)
         encode = make_encode(autoencoder, config.cache, world.device)
         write_latent_cache(
-            config.cache_folder, images, encode, config.cache, origin, world, config.data.size, config.data.place
+            config.cache_folder,
+            images,
+            encode,
+            config.cache,
+            origin,
+            world,
+            config.data.size,
+            config.data.place,
+            stopwatch,
         )
         if world.is_main:
-            stopwatch.save()
             print(f"latents: {len(images)} images in {config.cache_folder} ({stopwatch.seconds():.0f} s)")
 
 

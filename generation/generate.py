@@ -23,13 +23,13 @@ import dataclasses
 import math
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flowprior.data.image_archive import ImageArchive, draw_parts, load_part, write_image_archive
 from flowprior.distributed import World, distributed_world
@@ -41,6 +41,7 @@ from flowprior.run.lock import sole_writer
 from flowprior.run.pictures import save_sheet
 from flowprior.run.presets import Parser
 from flowprior.run.provenance import Provenance
+from flowprior.run.run_folder import Stopwatch
 from flowprior.training.compilation import compile_parts, compiler_failures_told
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig, SampleConfig
@@ -192,7 +193,7 @@ def generate_set(
     """Draw ``config.sample.count`` images at guidance ``cfg``, unless just these are there."""
     file, world, classes = samples_file(config, cfg), drawer.world, drawer.bundle.model.num_classes
     provenance, folder = provenance_of_set(config, cfg), file.with_name(f".{file.stem}.parts")
-    start, labels = time.perf_counter(), shares.labels(classes, config.sample.count + EXACT_GROUP)
+    labels = shares.labels(classes, config.sample.count + EXACT_GROUP)
     if not (stale := stale_parts(config, cfg, made_by, labels, world)):
         if world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that ended just after the set was whole
@@ -210,13 +211,14 @@ def generate_set(
         f"sample, cfg {cfg:g}",
     )
     if world.is_main:
+        stopwatch = Stopwatch(folder)
         provenance.file.unlink(missing_ok=True)  # from here on until the end, the file is nobody's
         write_image_archive(file, parts, labels.numpy()[np.arange(config.sample.count) % len(labels)])
         columns = min(10, classes)
         write_sheet(file.with_suffix(".png"), first_images(file, 10 * columns), columns)
-        provenance.write(made_by, seconds=time.perf_counter() - start, device=str(world.device))
+        provenance.write(made_by, seconds=stopwatch.seconds(), device=str(world.device))
         shutil.rmtree(folder)
-        print(f"samples, cfg {cfg:g}: {config.sample.count} images in {file} ({time.perf_counter() - start:.0f} s)")
+        print(f"samples, cfg {cfg:g}: {config.sample.count} images in {file} ({stopwatch.seconds():.0f} s)")
     world.barrier()
 
 
@@ -239,7 +241,8 @@ def draw_chosen(
     if out.suffix not in (".png", ".npz") or count < 1 or not (cfg >= 0 and math.isfinite(cfg)):
         raise UserError("--out is a .png or .npz, --n is at least 1, --cfg is 0 or more")
     drawer.bundle.model.check_guidance(cfg)
-    labels = torch.tensor(classes)[torch.arange(count) * len(classes) // count]
+    places = torch.arange(count) * len(classes) // count
+    labels = torch.tensor(classes)[places]
     made_by = protocol(config, saved, cfg, labels.tolist()) | {"count": count}
     folder = out.with_name(f".{out.name}.parts")
     parts = draw_parts(
@@ -255,9 +258,12 @@ def draw_chosen(
         if out.suffix == ".npz":
             write_image_archive(out, parts, labels.numpy())
         else:
-            images = np.concatenate([load_part(part) for part in parts])
-            columns = -(-count // len(classes)) if 1 < len(classes) <= count else 10  # a class in every row
-            write_sheet(out, torch.from_numpy(images).permute(0, 3, 1, 2), min(columns, count))
+            images = torch.from_numpy(np.concatenate([load_part(part) for part in parts])).permute(0, 3, 1, 2)
+            columns = min(10, count)
+            if 1 < len(classes) <= count:  # a class in every row, which ends in white where it has fewer images
+                rows = pad_sequence(images.split(places.bincount().tolist()), batch_first=True, padding_value=255)
+                images, columns = rows.flatten(0, 1), rows.shape[1]
+            write_sheet(out, images, columns)
         shutil.rmtree(folder)
         print(f"{count} images, cfg {cfg:g}: {out}")
     drawer.world.barrier()

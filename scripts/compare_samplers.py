@@ -24,7 +24,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,6 +40,7 @@ from generation.reference import open_reference  # noqa: E402
 from generation.sample_drawer import EXACT_GROUP  # noqa: E402
 from mar.config import MARStageConfig  # noqa: E402
 from mar.sampler import SamplerConfig, sample_latents  # noqa: E402
+from scripts.benchmarks.measure import count_flop  # noqa: E402
 from scripts.kept_results import refuse_same_names  # noqa: E402
 
 EVALUATIONS = (1, 2, 4, 8, 25)
@@ -181,9 +181,8 @@ class Bench:
 
     def gflop(self, sampler: SamplerConfig, cfg: float) -> float:
         """Of the latents of one image, in a batch with as many of every class."""
-        with FlopCounterMode(display=False) as counter:
-            self.latents(sampler, cfg, 10 * self.classes)
-        return counter.get_total_flops() / (10 * self.classes) / 1e9
+        images = 10 * self.classes
+        return count_flop(lambda: self.latents(sampler, cfg, images), self.drawer.world.device) / images / 1e9
 
     def times_faster(self, plain: SamplerConfig, sampler: SamplerConfig, cfg: float) -> float:
         """Seconds of the plain sampler over this one's, latents alone: the median over pairs, one after the other."""

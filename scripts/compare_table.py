@@ -1,4 +1,4 @@
-"""Mean and spread over seeds of the runs that ``compare_digits.sh`` made, on the terminal and as JSON.
+"""Mean and spread over seeds of the runs that ``compare_digits.sh`` made, on the terminal and as JSON; one seed has no spread.
 
 python scripts/compare_table.py runs/comparison --seeds 0 1 2 --regularisers none flow
 """
@@ -83,7 +83,7 @@ def main() -> None:
         table[regulariser] = {
             name: {
                 "mean": statistics.fmean(run[name] for run in runs),
-                "std": statistics.stdev(run[name] for run in runs) if len(runs) > 1 else 0.0,
+                "std": statistics.stdev(run[name] for run in runs) if len(runs) > 1 else None,
                 "seeds": [run[name] for run in runs],
             }
             for name in shared
@@ -93,7 +93,7 @@ def main() -> None:
     print(" " * first + "".join(f"{name:>{width}}" for name in columns))
     for regulariser, row in table.items():
         cells = (
-            " +- ".join(rounded_with_error(row[name]["mean"], row[name]["std"])) if name in row else "-"
+            " +- ".join(filter(None, rounded_with_error(row[name]["mean"], row[name]["std"]))) if name in row else "-"
             for name in columns
         )
         print(f"{regulariser:<{first}}" + "".join(f"{cell:>{width}}" for cell in cells))

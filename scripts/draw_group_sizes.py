@@ -41,10 +41,10 @@ def main() -> None:
             style = {"color": f"C{number}", "linestyle": "-" if number == 0 else "--"}
             axes.plot(list(curve), list(curve.values()), label=label, **style)
         last = [curve[max(curve)] for curve in curves]
-        spread = statistics.stdev(last) if len(last) > 1 else 0.0
+        spread = f" +- {statistics.stdev(last):.4f}" if len(last) > 1 else ""
         each = ", ".join(f"{value:.4f}" for value in last)
         print(
-            f"group_size {size}: held-out loss {statistics.fmean(last):.4f} +- {spread:.4f} ({each}) after {max(curves[0])} steps"
+            f"group_size {size}: held-out loss {statistics.fmean(last):.4f}{spread} ({each}) after {max(curves[0])} steps"
         )
     axes.set(xlabel="step", ylabel="flow-matching loss, held-out digits")
     axes.legend(frameon=False)

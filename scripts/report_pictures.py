@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,10 @@ def draw_losses(axes: Any, run: Path) -> None:
         ),
     ):
         rows = read_rows(run / stage / "log.jsonl", "loss")
-        names = [name for name in rows[0] if name not in NO_LOSSES and "/" not in name]
-        for name, colour in zip(names, (BLUE, RED, GREEN, GREY)):
-            of_name = [row for row in rows if name in row]  # a term may end before training does
+        every = dict.fromkeys(name for row in rows for name in row)  # a term may begin late and end early
+        names = [name for name in every if name not in NO_LOSSES and "/" not in name]
+        for name, colour in zip(names, itertools.cycle((BLUE, RED, GREEN, GREY))):
+            of_name = [row for row in rows if name in row]
             values = [row[name] for row in of_name]
             axis.plot([row["step"] for row in of_name], values, color=colour, label=name, linewidth=1)
         axis.set(yscale="log", xlabel="step", title=title)

@@ -89,7 +89,7 @@ def measure_pace(stages: list[PlannedStage], name: str, world: World | None = No
 
 
 def _loop(stages: list[PlannedStage], name: str, world: World) -> tuple[TrainingLoop, Iterator[dict[str, Tensor]]]:
-    """A stage's training with random weights, and one random batch of its shapes again and again."""
+    """A stage's training with random weights, and one random micro-batch of its shapes again and again."""
     config, prior, sizes = ({s.name: s for s in stages}.get(n) for n in (name, "prior", "autoencoder"))
     config, prior, sizes = (stage and stage.config() for stage in (config, prior, sizes))
     if name == "prior":
@@ -124,16 +124,16 @@ def autoencoder_objective(config: Any, prior: Any | None, world: World) -> Objec
 
 
 def features(config: Any) -> dict[str, Tensor]:
-    return {"features": torch.randn(config.train.global_batch, config.channels)}
+    return {"features": torch.randn(config.train.micro_batch(1), config.channels)}
 
 
 def images(config: Any) -> dict[str, Tensor]:
-    shape = (config.train.global_batch, 3, config.data.size, config.data.size)
+    shape = (config.train.micro_batch(1), 3, config.data.size, config.data.size)
     return {"image": torch.randint(0, 256, shape, dtype=torch.uint8), "label": torch.arange(shape[0]) % CLASSES}
 
 
 def latents(config: Any, sizes: Any) -> dict[str, Tensor]:
-    shape = (config.train.global_batch, sizes.tokens, sizes.channels)
+    shape = (config.train.micro_batch(1), sizes.tokens, sizes.channels)
     return {"latents": torch.randn(shape), "label": torch.arange(shape[0]) % CLASSES}
 
 

@@ -23,6 +23,7 @@ from flowprior.progress import progress_bar
 from flowprior.run.archives import archive_members, check_expansion, is_archive, read_arrays
 from flowprior.run.files import flush_to_disk, require_room
 from flowprior.run.provenance import Provenance
+from flowprior.run.run_folder import Stopwatch
 
 IMAGES, LABELS = "arr_0", "labels"
 
@@ -37,6 +38,8 @@ def draw_parts(
     description: str,
 ) -> list[Path]:
     """Draw images 0 to ``count`` - 1 in parts of ``size``, one file each; parts that an interrupted run left are kept.
+
+    The folder's :class:`~flowprior.run.run_folder.Stopwatch` counts the seconds of all runs that the parts took.
 
     Args:
         folder: of the parts; one of another ``made_by`` or ``size`` is emptied first.
@@ -54,7 +57,7 @@ def draw_parts(
         shutil.rmtree(folder, ignore_errors=True)
         provenance.write(contents)
     world.barrier()
-    files = [folder / f"{number:06d}.npy" for number in range(-(-count // size))]
+    files, stopwatch = [folder / f"{number:06d}.npy" for number in range(-(-count // size))], Stopwatch(folder)
     mine = range(world.rank, len(files), world.size)
     for number in progress_bar(mine, desc=description, unit="batch", disable=not world.is_main):
         if files[number].is_file():
@@ -71,7 +74,11 @@ def draw_parts(
             os.replace(temporary, files[number])
         finally:
             temporary.unlink(missing_ok=True)
+        if world.is_main:
+            stopwatch.save()
     world.barrier()
+    if world.is_main:
+        stopwatch.save()  # with what it waited for the others
     return files
 
 

@@ -52,13 +52,13 @@ class LatentNormaliser(nn.Module):
 def measure_statistics(cache: LatentCache, samples: int, seed: int = 0) -> dict[str, Any]:
     """Of a random subset of images: minimum, maximum, mean, standard deviation, and ``scale = 1 / std``.
 
+    The scale is that of what training sees: of a view and a draw of each image as in epoch 0, not of the evaluation's view and mean.
     Mean and deviation are there for every channel as well (``channel_mean``), and for every channel of every token (``token_mean``).
     """
     chosen = torch.randperm(len(cache), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
-    epoch = 0 if cache.moments else -1  # the scale is that of what training sees, draws and not means
     latents = torch.cat(
         [
-            cache.batch([SampleKey(i, epoch) for i in chosen[first : first + 1024]])["latents"]
+            cache.batch([SampleKey(i, 0) for i in chosen[first : first + 1024]])["latents"]
             for first in range(0, len(chosen), 1024)
         ]
     )

@@ -34,6 +34,7 @@ from flowprior.run.files import (
     write_json,
     write_tensors,
 )
+from flowprior.run.run_folder import Stopwatch
 from flowprior.training.randomness import stream_seed
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -110,6 +111,7 @@ def write_latent_cache(
     world: World,
     size: int | None = None,
     place: str = "",
+    stopwatch: Stopwatch | None = None,
 ) -> None:
     """Encode every image and write the cache; shards that an interrupted run left whole are kept.
 
@@ -123,6 +125,7 @@ def write_latent_cache(
         world: shards are dealt out to all processes.
         size: H; the images' own if not given.
         place: where the images lie, for the manifest.
+        stopwatch: saved with every shard; it restarts where no shard is kept.
 
     Raises:
         UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has too little room.
@@ -131,6 +134,9 @@ def write_latent_cache(
     mark = str(stream_seed(str(sorted(origin.items())), config.flips, config.dtype, config.shard_images))
     files = [folder / f"latents-{shard:05d}.safetensors" for shard in range(shards)]
     missing = [s for s in range(world.rank, shards, world.size) if not _is_shard(files[s], mark)]
+    stopwatch = stopwatch if world.is_main else None
+    if stopwatch and 0 in missing:
+        stopwatch.restart()
     ranges = {shard: _shard_batches(shard, config, images) for shard in missing}
     batches = indexed_batches(images, [batch for shard in missing for batch in ranges[shard]], config.loader_workers)
     bar = progress_bar(
@@ -154,9 +160,13 @@ def write_latent_cache(
                 f"the latent cache of {len(images)} images",
             )
             write_tensors(files[shard], tensors, _metadata(mark, tensors))
+            if stopwatch:
+                stopwatch.save()
     world.barrier()
     if world.is_main:
         write_json(folder / "manifest.json", _manifest(files, images, config, origin, place))
+        if stopwatch:
+            stopwatch.save()
     world.barrier()
 
 

@@ -136,6 +136,10 @@ class Stopwatch:
             if world.is_main:
                 self.save()
 
+    def restart(self) -> None:
+        """Count from now on, where nothing of earlier runs is kept."""
+        self.before, self.start = 0.0, time.perf_counter()
+
     def save(self) -> None:
         write_bytes(self.file, f"{self.seconds():.3f}".encode())
 

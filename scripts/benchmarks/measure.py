@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -12,14 +13,24 @@ from typing import Any
 
 import torch
 from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.errors import UserError
 from flowprior.run.run_folder import peak_memory_gb
 
-# Dense bfloat16 matmul rates of data sheets, FLOP per second: what MFU is a share of.
-DATA_SHEETS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+# Dense bfloat16 matmul rates of data sheets, FLOP per second: what MFU is a share of. The first name that a GPU's contains is its own.
+DATA_SHEETS = {
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class Case:
         samples: so many of them per call.
         variants: calls that do the same work; the first is the plain one that the others are compared with.
         before: calls that bring about the state of a long run, before every timed round of a variant.
+        forget: calls that undo what a call of a variant warms, before every timed call: a round of the variant is one call.
         counted: calls whose arithmetic is a variant's, where the counter does not see the variant's own (CUDA graphs).
         left_out: variants that this machine cannot run, and why.
     """
@@ -41,6 +53,7 @@ class Case:
     samples: int
     variants: dict[str, Callable[[], Any]] = field(default_factory=dict)
     before: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
+    forget: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
     counted: dict[str, Callable[[], Any]] = field(default_factory=dict, kw_only=True)
     left_out: dict[str, str] = field(default_factory=dict, kw_only=True)
 
@@ -56,7 +69,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: ``rounds`` over all variants, each at least ``seconds`` long."""
+    """How long to measure: ``rounds`` over all variants, each at least ``seconds`` long, or one call where a variant has to forget."""
 
     rounds: int
     seconds: float
@@ -69,14 +82,18 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
     """
     rate = matmul_rate(device, 0.2 * effort.seconds)
     counted = {**case.variants, **case.counted}
-    flop = {name: count_flop(counted[name]) for name in case.variants}
-    calls = {name: calls_for(call, device, effort.seconds) for name, call in case.variants.items()}
+    flop = {name: count_flop(counted[name], device) for name in case.variants}
+    calls = {
+        name: 1 if name in case.forget else calls_for(call, device, effort.seconds)
+        for name, call in case.variants.items()
+    }
+    prepare = case.before | case.forget
     times: dict[str, list[float]] = {name: [] for name in case.variants}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(effort.rounds):
         for name, call in case.variants.items():
-            case.before.get(name, lambda: None)()
+            prepare.get(name, lambda: None)()
             times[name].append(seconds_of(call, device, calls[name]))
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_memory_gb()
     # What the machine can do: something else may have had it for a moment.
@@ -110,9 +127,11 @@ def measure(case: Case, device: torch.device, effort: Effort, profiled: bool = F
     }
 
 
-def count_flop(call: Callable[[], Any]) -> int:
-    """Of one call, by PyTorch's counter, which sees eager kernels only."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+def count_flop(call: Callable[[], Any], device: torch.device) -> int:
+    """Of one call on ``device``, by PyTorch's counter, which sees eager kernels only."""
+    # The counter knows no other kernel of attention on a CPU.
+    kernels = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+    with torch.compiler.set_stance("force_eager"), kernels, FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 

@@ -59,13 +59,12 @@ def cold_places(level: str, device: torch.device, folder: Path) -> Case:
     for kind in places:
         forget(kind)
     variants = {kind: lambda kind=kind: read(kind) for kind in places}
-    before = {kind: lambda kind=kind: forget(kind) for kind in places}
     return Case(
         f"{count} JPEG files, 500 x 375 to {size} px, not in memory",
         "images",
         count,
         variants,
-        before=before,
+        forget={kind: lambda kind=kind: forget(kind) for kind in places},
         left_out=left_out,
     )
 
@@ -86,8 +85,8 @@ def cold_reading(level: str, device: torch.device, folder: Path) -> Case:
             stores[kind].read(index)
 
     variants = {kind: lambda kind=kind: read(kind) for kind in places}
-    before = dict.fromkeys(places, lambda: drop_from_memory(folder))
-    return Case(f"{count} files of 4 kB, not in memory", "images", count, variants, before=before)
+    forget = dict.fromkeys(places, lambda: drop_from_memory(folder))
+    return Case(f"{count} files of 4 kB, not in memory", "images", count, variants, forget=forget)
 
 
 def _batches(place: Path, size: int, batch: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:

@@ -50,8 +50,8 @@ def run(context: Context) -> None:
         return call
 
     sizes = [4, 2] if context.tiny else [64, 48, 32]
-    flop_per_image = count_flop(step(sizes[-1], compiled=False)) / sizes[-1]
-    full_flop = count_flop(step(sizes[-1], full=True, compiled=False)) / sizes[-1]
+    flop_per_image = count_flop(step(sizes[-1], compiled=False), context.device) / sizes[-1]
+    full_flop = count_flop(step(sizes[-1], full=True, compiled=False), context.device) / sizes[-1]
     ways = {
         "compiled": {},
         "eager": {"compiled": False},
@@ -64,6 +64,8 @@ def run(context: Context) -> None:
         flop = batch * (full_flop if options.get("full") else flop_per_image)
         measured = metrics(context, step(batch, **options), batch, flop)
         if options.get("recompute"):
-            both, once = (count_flop(step(sizes[-1], recompute=way, compiled=False)) for way in (True, False))
+            both, once = (
+                count_flop(step(sizes[-1], recompute=way, compiled=False), context.device) for way in (True, False)
+            )
             measured["recomputed_tflop"] = batch * (both - once) / sizes[-1] / 1e12
         context.report(name, measured)

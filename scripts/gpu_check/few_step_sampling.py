@@ -61,7 +61,11 @@ def run(context: Context) -> None:
     for name, options in WAYS.items():
         for images in (batch, 1):
             call = sampling(images, options)
-            flop = count_flop(sampling(images, options | {"cuda_graphs": False})) if images == batch else 0.0
+            flop = (
+                count_flop(sampling(images, options | {"cuda_graphs": False}), context.device)
+                if images == batch
+                else 0.0
+            )
             what = "one image" if images == 1 else f"batch {images}"
             context.report(
                 f"{name}, {what}", metrics(context, call, images, flop, warm_up=1, seconds=1.0, kernels=False)

@@ -22,11 +22,11 @@ def run(context: Context) -> None:
             for group in (1, GROUP_SIZE):
                 name = f"{batch} features, a time for {group}, {'compiled' if compiled else 'eager'}"
                 call = with_group(group)
-                row = metrics(context, call, batch, count_flop(call), seconds=0.7)
+                row = metrics(context, call, batch, count_flop(call, context.device), seconds=0.7)
                 if batch == batches[0]:
                     row["hours_of_the_papers_run"] = row["seconds"] * PAPER_STEPS / 3600
                 context.report(name, row)
     case = alignment("tiny" if context.tiny else "gpu", context.device, context.folder)
     for name, call in case.variants.items():
-        row = metrics(context, call, case.samples, count_flop(call), seconds=0.7)
+        row = metrics(context, call, case.samples, count_flop(call, context.device), seconds=0.7)
         context.report(f"alignment of {case.size}, {name}", row)

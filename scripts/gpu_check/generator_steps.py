@@ -50,6 +50,6 @@ def generator_step(context: Context, name: str, sizes: list[int]) -> None:
         return call
 
     images = largest_batch(context, sizes, lambda size: step(size, "force_eager")())
-    flop = count_flop(step(images, "force_eager"))
+    flop = count_flop(step(images, "force_eager"), context.device)
     row = metrics(context, step(images), images, flop)
     context.report(f"{name}, {images} images of {subject.size_of_model}", row)

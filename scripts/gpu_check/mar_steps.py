@@ -53,7 +53,7 @@ def run(context: Context) -> None:
 
         return call
 
-    flop = count_flop(step(False))
+    flop = count_flop(step(False), context.device)
     context.report("eager", metrics(context, step(False), batch, flop))
     torch._dynamo.utils.counters.clear()
     context.report("compiled", metrics(context, step(True), batch, flop))

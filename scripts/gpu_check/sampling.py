@@ -44,8 +44,8 @@ def run(context: Context) -> None:
     def flop(model: MAR, **options: object) -> float:
         """Of a batch, from one and two evaluations of the head: it is linear in their number, and all of them take the counter minutes."""
         if options.get("head_evaluations"):
-            return count_flop(sampling(model, batch, **options))
-        one, two = (count_flop(sampling(model, batch, **options, head_steps=n)) for n in (1, 2))
+            return count_flop(sampling(model, batch, **options), context.device)
+        one, two = (count_flop(sampling(model, batch, **options, head_steps=n), context.device) for n in (1, 2))
         return one + (evaluations - 1) * (two - one)
 
     ways = {

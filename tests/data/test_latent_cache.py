@@ -17,6 +17,7 @@ from flowprior.data.order import SampleKey
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.files import file_sha256
+from flowprior.run.run_folder import Stopwatch
 
 TOKENS, CHANNELS = 3, 4
 MIX = torch.randn(3 * 8 * 8, TOKENS * CHANNELS, generator=torch.Generator().manual_seed(0)) / 14
@@ -121,6 +122,21 @@ def test_a_resumed_cache_equals_an_uninterrupted_one_and_encodes_no_shard_twice(
     assert {f.name: file_sha256(f) for f in folder.iterdir()} == {
         f.name: file_sha256(f) for f in whole.folder.iterdir()
     }
+
+
+def test_the_seconds_of_a_resumed_cache_add_up_and_those_of_other_latents_do_not_count(tmp_path):
+    def seconds(**options) -> float:
+        watch = Stopwatch(tmp_path)
+        config = CacheConfig(shard_images=8, batch=4, **options)
+        write_latent_cache(tmp_path, Pictures(20), encode, config, {"encoder": "fixed"}, World(), stopwatch=watch)
+        assert float((tmp_path / "seconds").read_text()) == pytest.approx(watch.seconds(), abs=100)
+        return watch.seconds()
+
+    assert seconds() < 400
+    (tmp_path / "seconds").write_text("500")
+    (tmp_path / "latents-00001.safetensors").unlink()
+    assert 500 < seconds() < 900
+    assert seconds(flips=True) < 400
 
 
 def test_shards_of_another_encoder_or_dtype_are_not_kept(tmp_path):
@@ -249,6 +265,14 @@ def test_statistics_are_numpys(tmp_path):
     assert {name: statistics[name] for name in expected} == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(statistics["channel_mean"], tokens.mean(0), rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(statistics["channel_std"], tokens.std(0, ddof=1), rtol=1e-10)
+
+
+def test_statistics_are_those_of_the_views_that_training_draws(tmp_path):
+    cache = write(tmp_path, 40, flips=True)
+    seen, first_view = everything(cache, 0)["latents"].double(), everything(cache)["latents"].double()
+    statistics = measure_statistics(cache, 40)
+    assert statistics["std"] == pytest.approx(seen.std().item(), rel=1e-6)
+    assert statistics["std"] != pytest.approx(first_view.std().item(), rel=1e-3)
 
 
 def test_statistics_of_a_subset_are_those_of_that_many_different_images(tmp_path):

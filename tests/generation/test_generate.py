@@ -147,6 +147,22 @@ def test_a_killed_sampling_goes_on_where_it_was_and_ends_with_the_same_images(co
     assert {f.name for f in (run / "mar" / "samples").iterdir()} == {"cfg_2.npz", "cfg_2.json", "cfg_2.png"}
 
 
+def test_the_seconds_of_a_set_are_those_of_all_runs_that_drew_its_parts(command, run, monkeypatch):
+    samples = run / "mar" / "samples"
+    for file in samples.glob("*"):
+        file.unlink()
+    for earlier, words, least in ((1, [], 0), (1, ["sample.seed=1"], 0), (2, ["sample.seed=1"], 500)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            draws_noted(patch, dies_after=earlier)
+            command("sample.count=37", "sample.batch=10", *words)
+        kept = samples / ".cfg_2.parts" / "seconds"
+        assert least <= float(kept.read_text()) < least + 400
+        kept.write_text("500")
+    code, said = command("sample.count=37", "sample.batch=10", "sample.seed=1")
+    seconds = json.loads((samples / "cfg_2.json").read_text())["seconds"]
+    assert code == 0 and 500 < seconds < 900 and f"({seconds:.0f} s)" in said
+
+
 def test_parts_of_other_options_are_not_used(command, sampled, run, monkeypatch):
     expected = sampled("sample.batch=10", "sample.seed=1")[0]
     for file in (run / "mar" / "samples").glob("*"):
@@ -194,6 +210,19 @@ def test_chosen_classes_fill_a_grid_with_a_class_in_every_row(command, run, tmp_
     assert Image.open(grid).size == (2 + 4 * 66, 2 + 2 * 66)
     assert [f.name for f in grid.parent.iterdir()] == ["grid.png"]
     assert command("--n", 3)[0] == 0 and (run / "mar" / "grid.png").is_file()
+
+
+def test_a_grid_has_a_class_in_every_row_where_the_images_do_not_divide_among_them(command, tmp_path):
+    whole, apart, classes = tmp_path / "grid.png", tmp_path / "some.npz", (5, 1, 8)
+    for file in (whole, apart):
+        assert command("--classes", *classes, "--cfg", 2, "--n", 8, "--out", file, "sample.exact=true")[0] == 0
+    with np.load(apart, allow_pickle=False) as arrays:
+        images, labels = arrays["arr_0"], arrays["labels"]
+    sheet = np.asarray(Image.open(whole))[:-2, :-2].reshape(3, 66, 3, 66, 3).swapaxes(1, 2)[:, :, 2::2, 2::2]
+    for row, label in zip(sheet, classes):
+        own = images[labels == label]
+        assert np.array_equal(row[: len(own)], own) and (row[len(own) :] == 255).all()
+    assert sorted((labels == label).sum() for label in classes) == [2, 3, 3]
 
 
 def test_chosen_classes_fill_an_npz_and_images_keep_their_seeds(command, tmp_path):

@@ -235,6 +235,24 @@ def test_a_figure_that_was_not_measured_is_named_by_report_and_table_and_is_neve
     assert "psnr" not in said.out and "none_seed0 has no psnr" in said.err
 
 
+def test_one_seed_has_no_spread_in_the_table_nor_in_the_figures_of_the_group_sizes(tmp_path, monkeypatch, capsys):
+    fill(tmp_path / "none_seed0", {"1": {"fid": 2.0}}, best="1")
+    monkeypatch.setattr(sys, "argv", ["compare_table.py", str(tmp_path), "--seeds", "0", "--regularisers", "none"])
+    runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
+    said = capsys.readouterr().out
+    assert "2.000" in said and "+-" not in said
+    assert json.loads((tmp_path / "digits.json").read_text())["none"]["fid"]["std"] is None
+    for seed in (0, 1):
+        log = tmp_path / f"size16_seed{seed}" / "flowhead" / "log.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text(json.dumps({"step": 10, "held_out_loss": 0.5 + seed}) + "\n")
+    words = ["draw_group_sizes.py", str(tmp_path), str(tmp_path / "sizes.png"), "--sizes", "16", "--seeds"]
+    for seeds, shown in ((["0"], "0.5000 (0.5000)"), (["0", "1"], "1.0000 +- 0.7071 (0.5000, 1.5000)")):
+        monkeypatch.setattr(sys, "argv", words + seeds)
+        runpy.run_path(str(SCRIPTS / "draw_group_sizes.py"))["main"]()
+        assert f"held-out loss {shown} after 10 steps" in capsys.readouterr().out
+
+
 def test_the_captions_promise_one_class_a_column_only_where_the_sheet_has_it(tmp_path):
     caption = runpy.run_path(str(SCRIPTS / "report.py"))["classes_text"]
     assert "one class a column" in caption(fill(tmp_path / "a", {}, classes=10), "mar")

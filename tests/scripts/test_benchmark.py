@@ -15,7 +15,7 @@ from flowprior.training import loop as training_loop
 from flowprior.training.compilation import compile_parts
 from scripts.benchmarks import flow_cases
 from scripts.benchmarks.cases import CASES
-from scripts.benchmarks.measure import Effort, measure
+from scripts.benchmarks.measure import Case, Effort, count_flop, data_sheet_rate, measure
 from scripts.benchmarks.table import PAGE, RESULTS, left_out, of_plain, page_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,3 +86,47 @@ def test_the_toys_step_is_compiled_too_where_there_is_a_compiler(compiler, tmp_p
     assert len(told) == 1 - compiler and all(
         f"toy step: {name}: left out: torch.compile failed" in line for line in told
     )
+
+
+def test_the_arithmetic_of_attention_is_counted_forward_and_backward():
+    batch, heads, tokens, width = 2, 3, 8, 4
+    q, k, v = (torch.randn(batch, heads, tokens, width, requires_grad=True) for _ in range(3))
+    product = (
+        2 * batch * heads * tokens * tokens * width
+    )  # scores and mean values forward, two gradients of each backward
+
+    def attend() -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    assert count_flop(attend, torch.device("cpu")) == 2 * product
+    assert count_flop(lambda: attend().sum().backward(), torch.device("cpu")) == 6 * product
+
+
+def test_what_is_to_be_forgotten_is_forgotten_before_every_timed_call_however_short_it_is():
+    made = []
+    case = Case("", "calls", 1, {"cold": lambda: made.append("call")}, forget={"cold": lambda: made.append("forget")})
+    measure(case, torch.device("cpu"), Effort(3, 1e-4))
+    assert made[-6:] == ["forget", "call"] * 3 and made.count("forget") == 3
+
+
+def test_the_cases_of_a_cold_disk_forget_every_variant(tmp_path):
+    for number, name in enumerate(("places of images, cold", "reading files, cold")):
+        (tmp_path / str(number)).mkdir()
+        case = CASES[name]("tiny", torch.device("cpu"), tmp_path / str(number))
+        assert case.forget.keys() == case.variants.keys() and not case.before
+
+
+@pytest.mark.parametrize(
+    "name, tflop_per_second",
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA A100 80GB PCIe", 312),
+    ],
+)
+def test_a_card_has_the_rate_of_its_own_data_sheet(name, tflop_per_second, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert data_sheet_rate(torch.device("cuda")) == tflop_per_second * 1e12

@@ -45,6 +45,19 @@ def test_a_term_that_ends_before_training_is_drawn_as_far_as_it_goes(run):
     assert lengths["flow"] == 5 and lengths["l2"] == 12
 
 
+def test_every_term_is_drawn_however_many_there_are_and_whenever_each_begins(run):
+    file, further = run / "ae" / "log.jsonl", ["lpips", "adversarial", "features", "kl"]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows[7:]:
+        row |= dict.fromkeys(further, 1.0)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure, axes = report.plt.subplots(1, 3)
+    report.draw_losses(axes, run)
+    lengths = {line.get_label(): len(line.get_xdata()) for line in axes[1].get_lines()}
+    report.plt.close(figure)
+    assert lengths == dict.fromkeys(NAMES["ae"], 12) | dict.fromkeys(further, 5)
+
+
 @pytest.mark.parametrize(
     "draw, panels", [(report.draw_alignment, 2), (report.draw_losses, 3), (report.draw_latents, 3)]
 )

@@ -27,3 +27,12 @@ def test_the_arithmetic_of_an_opening_counts_once_in_its_steps_even_where_it_out
     for words, steps in ([], 799), (["train.steps=5"], 5):
         opening = counted("distribution", *words) - counted("distribution_ramped", *words)
         assert opening == pytest.approx(of_a_step * steps, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["prior", "autoencoder", "sit"])
+def test_micro_batches_have_together_the_arithmetic_of_the_whole_batch(name, plan):
+    def counted(accumulation):
+        words = [f"train.accumulation={accumulation}", "train.global_batch=64", "train.steps=2"]
+        return count_tflop(Plan(plan.table, plan.runs, words).stages_of(Cell("flow_semantic", "trained", 1)), name)
+
+    assert counted(2) == pytest.approx(counted(1), rel=1e-3)
