@@ -12,10 +12,10 @@ from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
 from flowprior.distributed import World, distributed_world
 from flowprior.errors import UserError
+from flowprior.precision import full_precision
 from flowprior.rounding import rounded
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
-from flowprior.training.precision import full_precision
 from flowprior.training.randomness import StepRandom, seed_global_generators
 from generation.autoencoder import load_autoencoder
 from generation.generator import GeneratorObjective

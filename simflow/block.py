@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flowprior.training.precision import full_precision
+from flowprior.precision import full_precision
 from simflow.guidance import Affine, Guidance
 from simflow.layer import CausalLayer, KeyValueCache
 

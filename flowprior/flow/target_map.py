@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.flow.projection import projection_matrix
-from flowprior.training.precision import full_precision
+from flowprior.precision import full_precision
 from flowprior.training.randomness import stream_seed
 
 STATISTICS_ROWS = 200_000

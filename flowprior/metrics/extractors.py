@@ -23,9 +23,9 @@ from flowprior.metrics.features import Features
 from flowprior.metrics.inception import INCEPTION_SHA256, SpatialInception, inception_weights
 from flowprior.metrics.registry import EXTRACTORS, check_extractor, split_name
 from flowprior.metrics.timm_extractors import DINOv2FeatureExtractor, TimmFeatureExtractor
+from flowprior.precision import full_float32
 from flowprior.pretrained.timm_models import timm_config
 from flowprior.run.files import file_sha256, tensors_fingerprint
-from flowprior.training.precision import full_float32
 
 
 class Extractor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from flowprior.training.precision import full_float32, full_precision
+from flowprior.precision import full_float32, full_precision
 
 
 def psnr(x: Tensor, y: Tensor) -> float:

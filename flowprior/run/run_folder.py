@@ -95,10 +95,10 @@ class RunFolder:
         whole = self.config_file.is_file() and self.inputs_file.is_file()  # a run killed between the two has left one
         if world.is_main and (changes or not whole):
             try:
-                write_bytes(self.config_file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-                write_json(self.inputs_file, inputs)
                 if changes:
                     (self.path / SECONDS).unlink(missing_ok=True)  # those of the run that gives way
+                write_bytes(self.config_file, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+                write_json(self.inputs_file, inputs)
             except OSError as error:
                 raise UserError(f"cannot write into {self.path}: {error.strerror}") from error
         world.barrier()

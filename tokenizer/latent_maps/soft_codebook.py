@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flowprior.precision import full_precision
 from flowprior.run.config import option
-from flowprior.training.precision import full_precision
 from tokenizer.latent_maps.codebooks import CodebooksConfig
 
 

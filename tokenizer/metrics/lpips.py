@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowprior.data.images import to_model
+from flowprior.precision import full_float32, full_precision
 from flowprior.run.files import tensors_fingerprint
-from flowprior.training.precision import full_float32, full_precision
 from tokenizer.losses.perceptual import PerceptualLoss
 from tokenizer.metrics.base import Meter, MeterContext
 

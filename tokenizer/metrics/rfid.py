@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowprior import metrics
 from flowprior.errors import UserError
+from flowprior.precision import full_precision
 from flowprior.run.files import file_sha256
-from flowprior.training.precision import full_precision
 from tokenizer.metrics.base import Meter, MeterContext
 
 

@@ -98,7 +98,9 @@ def main() -> None:
     folder = RunFolder(config.run_dir, "flowhead")
     with distributed_world() as world, folder.held(world):
         stopwatch = Stopwatch(folder.path)
-        folder.check(config, {})  # before a target is computed over the one that a finished run was made from
+        # Before a target is computed over the one that a finished run was made from.
+        if folder.check(config, {}):
+            stopwatch.restart()
         context = TargetContext(config.train.seed, folder.path, world, config.data, config.train.loader_workers)
         check_images_are_used(config)
         target = load_target(config.target, context)

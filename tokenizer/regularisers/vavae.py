@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowprior.precision import full_precision
 from flowprior.run.config import Section, option
-from flowprior.training.precision import full_precision
 from flowprior.training.randomness import StepRandom
 from tokenizer.autoencoder import Encoded
 from tokenizer.regularisers.base import Regulariser, RegulariserContext

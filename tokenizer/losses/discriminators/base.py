@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from flowprior.training.precision import full_precision
+from flowprior.precision import full_precision
 
 
 class Discriminator(nn.Module, ABC):
