@@ -87,7 +87,8 @@ def make_encode(autoencoder: Tokenizer, config: CacheConfig, device: torch.devic
     """Model images to what is cached of them; a :class:`UserError` for moments of an autoencoder that has none."""
     if config.posterior != "mean" and not autoencoder.config.gaussian:
         raise UserError(
-            f"cache.posterior={config.posterior} needs an autoencoder with a posterior (regulariser kl): write cache.posterior=mean"
+            f"cache.posterior={config.posterior} needs an autoencoder whose posterior has a variance (regulariser kl, one with a learned "
+            "variance, or a Python file whose encode gives a pair): write cache.posterior=mean"
         )
     if config.posterior != "mean" and len(autoencoder.latent_maps):
         raise UserError(

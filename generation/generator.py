@@ -18,6 +18,7 @@ class Generator(nn.Module, ABC):
     """A class-conditional model of normalised latents ``(B, T, C)``."""
 
     num_classes: int
+    drops_labels: bool = True  # whether training drops some, without which there is nothing to guide away from
 
     @property
     def no_decay(self) -> Iterable[nn.Parameter]:
@@ -31,10 +32,10 @@ class Generator(nn.Module, ABC):
     def check_guidance(self, cfg: float) -> None:
         """A :class:`~flowprior.errors.UserError` where the guidance scale ``cfg`` is not one to sample at: of a generator that has never seen a
         dropped label all but 1, since it would be guided away from an embedding that is still random."""
-        if cfg != 1 and getattr(getattr(self, "config", None), "label_drop", None) == 0:
+        if cfg != 1 and not self.drops_labels:
             raise UserError(
-                f"the generator was trained with label_drop=0, and guidance at {cfg:g} needs dropped labels: write sample.cfg=[1] "
-                "sample.preview_cfg=1, or train with label_drop=0.1"
+                f"the generator is trained with label_drop=0, and guidance at {cfg:g} needs dropped labels: write sample.cfg=[1] "
+                "sample.preview_cfg=1 (--cfg 1), or train with model.<name>.label_drop=0.1"
             )
 
     @abstractmethod

@@ -110,6 +110,8 @@ def train(
     objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(world.device)
     if train_config.eval_steps:
         objective.model.check_guidance(config.sample.preview_cfg)
+    if world.is_main and not objective.model.drops_labels and set(config.sample.cfg) != {1}:
+        note("label_drop=0 trains a generator that cannot be guided: it is sampled with sample.cfg=[1]")
     if start is not None:
         start_from(objective, start, config.start)
     if world.is_main:

@@ -60,6 +60,10 @@ def run(config: MARStageConfig, describe_stage: Callable[[MARStageConfig, dict[s
     with distributed_world() as world:
         autoencoder = load_autoencoder(config, world.device)
         bundle, saved = load_generator(config, autoencoder, world.device)
+        if not bundle.model.drops_labels:
+            raise UserError(
+                "the generator was trained with label_drop=0: there is no guidance to distil; train it with model.mar.label_drop=0.1"
+            )
         cache, stage = open_cache(config, autoencoder, world), describe_stage(config, saved)
         folder = RunFolder(stage.folder.parent, stage.folder.name, remedy="delete {path}")
         with folder.held(world):

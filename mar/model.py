@@ -158,6 +158,10 @@ class MAR(Generator):
         self.flow_map: FlowMap | None = None
         self.guided: GuidedTransformer | None = None
 
+    @property
+    def drops_labels(self) -> bool:
+        return self.config.label_drop > 0
+
     def _blocks(self, depth: int) -> nn.Sequential:
         c = self.config
         norm = partial(nn.LayerNorm, eps=c.norm_eps)

@@ -2,8 +2,9 @@
 
     python -m <generator> likelihood [--preset digits_simflow] [data.subset=val] [option=value ...]
 
-The latents are as in training: with the posterior's noise where the flow was trained with the autoencoder, else normalised and with the noise
-that training added. Density is over latents in their own units. Prints bits per dimension and writes <run_dir>/simflow/likelihood.json.
+The latents are as in training: drawn from the posterior where the flow was trained with the autoencoder, or on cached moments or draws, and
+else its mean; normalised, and with the noise that training added. Density is over latents in their own units.
+Prints bits per dimension and writes <run_dir>/simflow/likelihood.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig
 from generation.generator import GeneratorObjective
 from generation.saved import load_generator
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.opening import Tokenizer
 
 BATCH = 128
 
@@ -60,7 +61,7 @@ def main(stage: type[GenerationConfig]) -> None:
 
 
 def latents_of(
-    images: ImageSource, autoencoder: Autoencoder, drawn: bool, loaders: int = 0
+    images: ImageSource, autoencoder: Tokenizer, drawn: bool, loaders: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of latents ``(B, T, C)`` and their labels ``(B,)``: the posterior's mean, or drawn from it, alike in every call."""
     generator = torch.Generator().manual_seed(stream_seed("likelihood"))

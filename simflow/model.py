@@ -100,6 +100,10 @@ class TarFlow(Generator):
             block.recompute = config.checkpoint_layers
 
     @property
+    def drops_labels(self) -> bool:
+        return self.config.label_drop > 0
+
+    @property
     def compiled_parts(self) -> list[torch.nn.Module]:
         """What ``train.compile`` and ``sample.compile`` compile: the layers, whose graph all blocks share."""
         return [layer for block in self.flow.blocks for layer in block.layers]

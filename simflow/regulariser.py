@@ -32,11 +32,13 @@ class JointFlowConfig:
     needs_prior: ClassVar[bool] = False
     weight: float = option(
         1e-3,
-        "weight of the negative log-likelihood of the drawn latents, in nats per dimension; w of the sum over an image's T x C is w T C here",
+        "weight of the negative log-likelihood of the drawn latents, less their posterior's entropy where variance=learned, in nats per "
+        "dimension; w of the sum over an image's T x C is w T C here",
     )
     variance: Literal["fixed", "learned"] = option(
         "fixed",
-        "of the posterior: std everywhere, as published; or what the encoder says of each latent element, as a VAE's, with its entropy in the loss",
+        "of the posterior; fixed: std everywhere, as published; learned: predicted by the encoder for each latent element, as in a VAE, with its "
+        "entropy in the loss",
     )
     std: float = option(0.5, "standard deviation of a posterior of fixed variance; the published one")
     flow: TarFlowConfig = option(TarFlowConfig, "")
@@ -84,8 +86,9 @@ class JointFlow(Regulariser):
         self.generator = config.flow.build(**self.shape)
         parameters = sum(p.numel() for p in self.generator.parameters())
         self.needs_gaussian = config.variance == "learned"
+        posterior = "learned variance" if self.needs_gaussian else f"std {config.std:g}"
         self.note = (
-            f"simflow: posterior of std {self.std}, and a flow of {parameters:,} parameters that learns its latents"
+            f"simflow: posterior of {posterior}, and a flow of {parameters:,} parameters that learns its latents"
         )
 
     def adapt(self, model: AutoencoderConfig) -> AutoencoderConfig:

@@ -51,14 +51,17 @@ class SimFlowAEConfig(AEConfig):
             )
         others = [name for name in names if name in OTHER_POSTERIORS]
         fixed = self.regulariser.simflow.variance == "fixed"
-        others += ["model.gaussian=true"] * (self.model.gaussian and fixed)
+        others += ["model.gaussian=true, without regulariser.simflow.variance=learned,"] * (
+            self.model.gaussian and fixed
+        )
         others += [f"model.latent_map.name={self.model.latent_map.name}"] * (self.model.latent_map.name != "none")
         if others:
             raise ValueError(f"simflow has a posterior of its own, and {others[0]} brings another: leave one out")
-        std = self.regulariser.simflow.std if fixed else "learned"
-        if self.model.posterior_std not in (0, std):
+        std = self.regulariser.simflow.std
+        if self.model.posterior_std and (not fixed or self.model.posterior_std != std):
+            own = f"std {std:g}" if fixed else "a learned variance"
             raise ValueError(
-                f"model.posterior_std is {self.model.posterior_std}, and simflow's posterior has std {std}: leave out the former"
+                f"model.posterior_std is {self.model.posterior_std}, and simflow's posterior has {own}: leave out the former"
             )
 
     def check_run(self) -> None:

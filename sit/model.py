@@ -92,6 +92,10 @@ class SiT(Generator):
         self.output = OutputLayer(width, channels, config.block)
         self._initialise()
 
+    @property
+    def drops_labels(self) -> bool:
+        return self.config.label_drop > 0
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowprior.errors import UserError, one_line
 from flowprior.run.files import damage, file_sha256, tensors_fingerprint
 from tokenizer.autoencoder import Encoded
-from tokenizer.sizes import Sizes
+from tokenizer.latent_form import Sizes, as_map, as_tokens
 
 CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2")
 
@@ -65,7 +65,7 @@ class DiffusersAutoencoder(nn.Module):
     def posterior(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
         """Mean and log-variance ``(B, h w, C)``; with ``noise`` of that shape the latents are drawn."""
         distribution = self._distribution(images)
-        mean, logvar = (part.flatten(2).transpose(1, 2) for part in (distribution.mean, distribution.logvar))
+        mean, logvar = as_tokens(distribution.mean), as_tokens(distribution.logvar)
         latents = mean if noise is None else mean + (0.5 * logvar).exp() * noise
         return Encoded(latents, mean, logvar)
 
@@ -83,8 +83,7 @@ class DiffusersAutoencoder(nn.Module):
         return distribution
 
     def decode(self, latents: Tensor) -> Tensor:
-        maps = latents.transpose(1, 2).unflatten(2, self.places)  # (B, C, h, w)
-        return self.model.decode(maps).sample  # (B, 3, H, H)
+        return self.model.decode(as_map(latents, self.places)).sample  # (B, 3, H, H)
 
     @classmethod
     def load(cls, where: str, within: str = "") -> DiffusersAutoencoder:

@@ -161,10 +161,8 @@ def by_part(counter: FlopCounterMode, objective: AutoencoderObjective) -> dict[s
             flop[part] = total
     for name, online in online_flows(objective).items():  # no module of the objective: counted under its class
         own = type(online.velocity).__name__
-        if isinstance(
-            online.velocity, SequenceVelocity
-        ):  # beside it, it calls the prior, which is counted as the regulariser's
-            own += ".correction"
+        if isinstance(online.velocity, SequenceVelocity):
+            own += ".correction"  # the prior, which it calls as well, is counted as the regulariser's
         flop[f"regulariser {name}"] += counts.get(own, 0)
     if objective.adversary is not None:
         flop["discriminator, for the autoencoder"] = counter.get_total_flops() - sum(flop.values())

@@ -1,8 +1,8 @@
-"""An autoencoder of one's own, named by a Python file.
+"""A custom autoencoder, loaded from a Python file.
 
 The file has a function ``load()``, which returns a ``torch.nn.Module``. Its ``encode`` takes images ``(B, 3, H, H)`` in [-1, 1] and gives tokens
 ``(B, T, C)`` or a map ``(B, C, h, w)``, or a pair of such, mean and log-variance of a posterior. Its ``decode`` takes latents of that form and
-gives images. To name the file is to run it: it is code of one's own, and no saved weights.
+gives images. Naming the file runs it: it is the user's own code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flowprior.errors import UserError, one_line
 from flowprior.run.files import file_sha256, tensors_fingerprint
 from flowprior.training.randomness import stream_seed
 from tokenizer.autoencoder import Encoded
-from tokenizer.sizes import Sizes
+from tokenizer.latent_form import Sizes, as_map, as_tokens
 
 
 def is_python_file(named: str | Path) -> bool:
@@ -43,10 +43,13 @@ class PythonAutoencoder(nn.Module):
     def __init__(self, model: nn.Module, file: Path) -> None:
         super().__init__()
         self.model, self.file = model, file
-        self.device_of = nn.Parameter(torch.empty(0), requires_grad=False)  # a module without weights has a device, too
+        self.device_marker = nn.Parameter(
+            torch.empty(0), requires_grad=False
+        )  # a module without weights has a device, too
         self.places: tuple[int, ...] = ()
         self.config = Sizes(0, 0, 0)
-        self.fingerprint = f"{stream_seed(file_sha256(file), tensors_fingerprint(model.state_dict())):016x}"
+        weights = _called(file, "the fingerprint of state_dict()", lambda: tensors_fingerprint(model.state_dict()))
+        self.fingerprint = f"{stream_seed(file_sha256(file), weights):016x}"
 
     @classmethod
     def load(cls, named: str | Path) -> PythonAutoencoder:
@@ -62,8 +65,9 @@ class PythonAutoencoder(nn.Module):
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         if (folder := str(file.resolve().parent)) not in sys.path:
-            sys.path.append(folder)  # as for a script, which may import what lies beside it
+            sys.path.append(folder)  # last, so that it hides none of this project's modules
         _called(file, "running the file", spec.loader.exec_module, module)
+        _check_neighbours(file)
         load = getattr(module, "load", None)
         if not callable(load):
             raise UserError(
@@ -83,15 +87,14 @@ class PythonAutoencoder(nn.Module):
         Raises:
             UserError: the module fails at them, or gives latents or images of another form.
         """
-        images = torch.full((2, 3, size, size), -1.0, device=self.device_of.device)
+        images = torch.full((2, 3, size, size), -1.0, device=self.device_marker.device)
         what = f"encode of images (2, 3, {size}, {size})"
         code = _called(self.file, what, self.model.encode, images)
         parts = code if isinstance(code, (tuple, list)) else [code]
-        shapes = {tuple(part.shape) for part in parts if isinstance(part, Tensor) and part.is_floating_point()}
-        shape = (
-            shapes.pop() if len(shapes) == 1 and len(parts) <= 2 and all(isinstance(p, Tensor) for p in parts) else ()
-        )
-        if len(shape) not in (3, 4) or shape[0] != 2 or 0 in shape or not all(p.is_floating_point() for p in parts):
+        whole = isinstance(code, Tensor) or len(parts) == 2
+        whole = whole and all(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
+        shape = tuple(parts[0].shape) if whole and parts[0].shape == parts[-1].shape else ()
+        if len(shape) not in (3, 4) or shape[0] != 2 or 0 in shape:
             raise UserError(
                 f"{what} in {self.file} gives {_shown(code)}, and not floating-point tokens (2, T, C), a map (2, C, h, w), or a pair of such, "
                 "mean and log-variance"
@@ -100,7 +103,8 @@ class PythonAutoencoder(nn.Module):
         tokens, channels = (shape[2] * shape[3], shape[1]) if len(shape) == 4 else shape[1:]
         self.config = Sizes(size, tokens, channels, gaussian=len(parts) == 2)
         what = f"decode of latents {shape}"
-        pictures = _called(self.file, what, self.model.decode, parts[0])
+        # Through the tokens, as sampled latents come, and not as the module happens to lay its own out in memory.
+        pictures = _called(self.file, what, self.decode, as_tokens(parts[0]).contiguous())
         if not isinstance(pictures, Tensor) or pictures.shape != images.shape or not pictures.is_floating_point():
             raise UserError(
                 f"{what} in {self.file} gives {_shown(pictures)}, and not floating-point images {tuple(images.shape)} in [-1, 1]"
@@ -111,28 +115,36 @@ class PythonAutoencoder(nn.Module):
         """The tokens, and of a posterior mean and log-variance ``(B, T, C)``; with ``noise`` of that shape its latents are drawn."""
         code = self.model.encode(images)
         if not self.config.gaussian:
-            tokens = self._tokens(code)
+            tokens = as_tokens(code)
             return Encoded(tokens, tokens, None)
-        mean, logvar = map(self._tokens, code)
+        mean, logvar = map(as_tokens, code)
         return Encoded(mean if noise is None else mean + (0.5 * logvar).exp() * noise, mean, logvar)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.posterior(images).latents  # (B, T, C)
 
     def decode(self, latents: Tensor) -> Tensor:
-        if len(self.places) == 2:
-            latents = latents.transpose(1, 2).unflatten(2, self.places)  # (B, C, h, w)
-        return self.model.decode(latents)  # (B, 3, H, H)
+        return self.model.decode(as_map(latents, self.places))  # (B, 3, H, H)
 
-    def _tokens(self, latents: Tensor) -> Tensor:
-        return latents.flatten(2).transpose(1, 2) if latents.dim() == 4 else latents  # (B, T, C)
+
+def _check_neighbours(file: Path) -> None:
+    """A :class:`UserError` where a module beside ``file`` has the name of another that is loaded, which an import in the file would have got."""
+    folder = file.resolve().parent
+    for place in (*folder.glob("*.py"), *folder.glob("*/__init__.py")):
+        name = place.stem if place.parent == folder else place.parent.name
+        other = getattr(sys.modules.get(name), "__file__", None)
+        if place != file.resolve() and other and Path(other).resolve() != place:
+            raise UserError(
+                f"beside {file} lies a module {name}, and another of that name is loaded from {other}: call it otherwise, so that the file "
+                "gets its own"
+            )
 
 
 def _called(file: Path, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)`` of somebody's file; a :class:`UserError` with the place where it fails."""
     try:
         return function(*arguments)
-    except Exception as error:  # any: it is anybody's code
+    except (Exception, SystemExit) as error:  # any: it is anybody's code
         own = [
             frame
             for frame in traceback.extract_tb(error.__traceback__)

@@ -125,7 +125,7 @@ def write_latent_cache(
         world: shards are dealt out to all processes.
         size: H; the images' own if not given.
         place: where the images lie, for the manifest.
-        stopwatch: saved with every shard; it restarts where no shard is kept.
+        stopwatch: saved with every shard; it restarts where none of the first process's shards is kept.
 
     Raises:
         UserError: an image cannot be read, latents are not finite in the cache's dtype, or the disk has too little room.
@@ -135,7 +135,7 @@ def write_latent_cache(
     files = [folder / f"latents-{shard:05d}.safetensors" for shard in range(shards)]
     missing = [s for s in range(world.rank, shards, world.size) if not _is_shard(files[s], mark)]
     stopwatch = stopwatch if world.is_main else None
-    if stopwatch and 0 in missing:
+    if stopwatch and len(missing) == len(range(0, shards, world.size)):
         stopwatch.restart()
     ranges = {shard: _shard_batches(shard, config, images) for shard in missing}
     batches = indexed_batches(images, [batch for shard in missing for batch in ranges[shard]], config.loader_workers)

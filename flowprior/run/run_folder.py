@@ -137,8 +137,8 @@ class Stopwatch:
                 self.save()
 
     def restart(self) -> None:
-        """Count from now on, where nothing of earlier runs is kept."""
-        self.before, self.start = 0.0, time.perf_counter()
+        """Count this run alone, where nothing of earlier ones is kept."""
+        self.before = 0.0
 
     def save(self) -> None:
         write_bytes(self.file, f"{self.seconds():.3f}".encode())

@@ -1,4 +1,4 @@
-"""From what a person names to latents: our autoencoders, diffusers' ones, one's own in a Python file, latents in a file, our cache."""
+"""From what a person names to latents: our autoencoders, diffusers' ones, custom ones in a Python file, latents in a file, our cache."""
 
 from __future__ import annotations
 

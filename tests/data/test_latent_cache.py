@@ -133,9 +133,10 @@ def test_the_seconds_of_a_resumed_cache_add_up_and_those_of_other_latents_do_not
         return watch.seconds()
 
     assert seconds() < 400
-    (tmp_path / "seconds").write_text("500")
-    (tmp_path / "latents-00001.safetensors").unlink()
-    assert 500 < seconds() < 900
+    for missing in (0, 1):  # another one is kept in either case
+        (tmp_path / "seconds").write_text("500")
+        (tmp_path / f"latents-0000{missing}.safetensors").unlink()
+        assert 500 < seconds() < 900
     assert seconds(flips=True) < 400
 
 

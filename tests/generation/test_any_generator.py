@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import to_dict
-from gaussians import GaussiansStageConfig
+from gaussians import Gaussians, GaussiansStageConfig
 from generation import commands
 from generation.config import GenerationConfig, SampleConfig
 from generation.sample_drawer import SampleDrawer
@@ -145,6 +145,16 @@ def test_what_mar_writes_has_its_sections_in_the_order_in_which_it_always_had_th
     values = to_dict(MARStageConfig())
     assert list(values) == [*sections, "distil", "distil_guidance"] and list(values["model"]) == ["name", "mar"]
     assert str(MARStageConfig().folder) == "runs/digits/mar"
+
+
+def test_a_generator_that_cannot_be_guided_is_refused_before_it_trains_for_a_guided_picture(room, monkeypatch):
+    monkeypatch.setattr(Gaussians, "drops_labels", False)
+    for command in ("cache_latents", "estimate_scale"):
+        assert room(command)[0] == 0
+    code, said = room("train", "sample.preview_cfg=2")
+    assert code == 2 and "sample.preview_cfg=1" in said and said.count("error:") == 1
+    code, said = room("train", "sample={count: 40, cfg: [1, 2], preview_images: 10, preview_cfg: 1}")
+    assert code == 0 and "note: label_drop=0 trains a generator that cannot be guided" in said
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

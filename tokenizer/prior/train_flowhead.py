@@ -98,14 +98,14 @@ def main() -> None:
     folder = RunFolder(config.run_dir, "flowhead")
     with distributed_world() as world, folder.held(world):
         stopwatch = Stopwatch(folder.path)
-        # Before a target is computed over the one that a finished run was made from.
-        if folder.check(config, {}):
-            stopwatch.restart()
+        folder.check(config, {})  # before a target is computed over the one that a finished run was made from
         context = TargetContext(config.train.seed, folder.path, world, config.data, config.train.loader_workers)
         check_images_are_used(config)
         target = load_target(config.target, context)
         check_batch(config, world)
         inputs = {"target": target.fingerprint()}
+        if folder.check(config, inputs):
+            stopwatch.restart()  # the run of other options or inputs gives way
         if folder.is_complete():
             folder.open(config, world, inputs)
             folder.say_complete()

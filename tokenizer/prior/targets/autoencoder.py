@@ -1,4 +1,4 @@
-"""The low-level target: latents of a trained autoencoder, of this project, of diffusers or of one's own."""
+"""The low-level target: latents of a trained autoencoder, of this project, of diffusers, or a custom one."""
 
 from __future__ import annotations
 
@@ -39,38 +39,38 @@ class AutoencoderTarget(ExtractionOptions):
 
 
 def autoencoder_latents(
-    folder: Path, options: ExtractionOptions, context: TargetContext, data: ImageConfig | None = None
+    place: Path, options: ExtractionOptions, context: TargetContext, data: ImageConfig | None = None
 ) -> TargetFeatures:
     """Latent tokens ``(N, channels)`` of the images that ``data`` (by default the context's) names, at the autoencoder's own size, if it has one.
 
     Raises:
-        UserError: the folder is not an autoencoder, or is damaged.
+        UserError: it is not an autoencoder, or is damaged.
     """
     data = data or context.data
-    size, fingerprint = _side_and_fingerprint(folder, data.size)
+    size, fingerprint = _side_and_fingerprint(place, data.size)
     images = open_images(replace(data, size=size))
 
     def make_encoder() -> Encode:
         from tokenizer.opening import load_tokenizer
 
-        model = load_tokenizer(folder, size).to(context.world.device)
+        model = load_tokenizer(place, size).to(context.world.device)
         return _encoder(model.encode)
 
     name = f"latents of the autoencoder {fingerprint}"
     return extracted_features(context, name, f"autoencoder {fingerprint}", images, options, make_encoder)
 
 
-def _side_and_fingerprint(folder: Path, size: int) -> tuple[int, str]:
+def _side_and_fingerprint(place: Path, size: int) -> tuple[int, str]:
     """The side of the images that an autoencoder sees where those of the data have ``size`` pixels, and what tells it from others."""
-    if is_python_file(folder):
-        return size, f"{PythonAutoencoder.load(folder).fingerprint} at {size}"
-    about = read_json(folder / "config.json", "autoencoder")
+    if is_python_file(place):
+        return size, f"{PythonAutoencoder.load(place).fingerprint} at {size}"
+    about = read_json(place / "config.json", "autoencoder")
     if is_diffusers(about):
-        return size, f"{weights_fingerprint(folder)} at {size}"
+        return size, f"{weights_fingerprint(place)} at {size}"
     try:
         return int(about["sizes"]["image_size"]), str(about["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} is not an autoencoder's config") from error
+        raise UserError(f"{place / 'config.json'} is not an autoencoder's config") from error
 
 
 def _encoder(encode: Callable[[Tensor], Tensor]) -> Encode:

@@ -64,6 +64,15 @@ def load():
 """
 
 
+@pytest.fixture(autouse=True)
+def modules_of_this_test_alone(monkeypatch):
+    """As in a command of its own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in ("shift", "my_model"):
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture
 def images():
     return to_model(open_images(ImageConfig(size=16)).images[:3])
@@ -100,6 +109,32 @@ def test_a_pair_is_a_posterior_whose_moments_are_cached_and_drawn_from(images, t
     moments = make_encode(ours, CacheConfig(posterior="moments"), torch.device("cpu"))(images)
     torch.testing.assert_close(moments, torch.cat([mean, mean - 1.5], -1))
     assert not any(p.requires_grad for p in ours.parameters()) and not ours.training
+
+
+def test_a_decoder_gets_maps_as_its_convolutions_lay_them_out_in_memory(images, tmp_path):
+    """Which tokens are not, turned into a map: a decoder that takes a view of its input works for what is sampled as for what it encoded."""
+    flattening = MAP.replace(
+        'rearrange(latents, "b (p q) h w', 'rearrange(latents.view(len(latents), 64, 2, 2), "b (p q) h w'
+    )
+    assert flattening != MAP
+    ours = load_autoencoder(stage(written(tmp_path, flattening)), torch.device("cpu"))
+    assert torch.equal(ours.decode(ours.encode(images).contiguous()), images)
+
+
+def test_a_module_beside_the_file_is_its_own_or_refused(tmp_path):
+    text = "from my_model import Patches\ndef load():\n    return Patches()"
+    for name in ("one", "other"):
+        written(tmp_path / name, MAP, "my_model.py")
+        written(tmp_path / name, text)
+    assert PythonAutoencoder.load(tmp_path / "one" / "codec.py").at(16).places == (2, 2)
+    with pytest.raises(
+        UserError, match=r"beside .*other/codec.py lies a module my_model, and another .* loaded from .*one/my_model.py"
+    ):
+        PythonAutoencoder.load(tmp_path / "other" / "codec.py")
+    del sys.modules["my_model"]
+    written(tmp_path / "third", "", "tokenizer.py")
+    with pytest.raises(UserError, match="lies a module tokenizer, and another of that name"):
+        PythonAutoencoder.load(written(tmp_path / "third", MAP))
 
 
 def test_its_fingerprint_is_of_its_text_and_of_its_weights(tmp_path):
@@ -153,6 +188,9 @@ def module(encode: str = ENCODE, decode: str = DECODE) -> str:
         (module(f"({ENCODE}, torch.zeros(2, 4, 6))"), "gives (float32 (2, 4, 5), float32 (2, 4, 6))"),
         (module(f"({ENCODE},) * 3"), "and not floating-point tokens"),
         (module("()"), "gives (), and not"),
+        (module(f"({ENCODE},)"), "gives (float32 (2, 4, 5)), and not"),
+        ("import sys\nsys.exit(3)", "codec.py, line 2: running the file fails with SystemExit"),
+        (module() + "\nNet.get_extra_state = lambda self: {}", "the fingerprint of state_dict() fails with"),
         (module("None"), "gives NoneType"),
         (module(decode="torch.zeros(2, 1, 16, 16)"), "decode of latents (2, 4, 5) in"),
         (module(decode="latents @ latents"), "line 7: decode of latents (2, 4, 5) fails with RuntimeError"),
