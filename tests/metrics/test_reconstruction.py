@@ -67,7 +67,7 @@ def test_the_meter_over_uneven_batches_equals_all_images_at_once():
 
 
 def test_ssim_is_that_of_float32_convolutions_whatever_is_allowed_around_it(monkeypatch):
-    """On smooth images TF32, which PyTorch lets a GPU's convolutions have, gives 0.90 where 0.99 is right, and bf16 less than 0."""
+    """PyTorch lets a GPU's convolutions have TF32. Inputs rounded to its ten bits give 0.90 where 0.99 is right, on smooth images."""
     seen, convolution = [], F.conv2d
 
     def watched(*arguments, **options):
