@@ -18,8 +18,7 @@ def load_autoencoder(config: GenerationConfig, device: torch.device) -> Tokenize
     Raises:
         UserError: there is none, or it was trained at another image size.
     """
-    there = is_python_file(config.autoencoder_folder) or (config.autoencoder_folder / "config.json").is_file()
-    if not there:
+    if not is_python_file(config.autoencoder_folder) and not (config.autoencoder_folder / "config.json").is_file():
         raise UserError(
             f"there is no autoencoder at {config.autoencoder_folder}: run `{config.makes_autoencoder()}` first, "
             "with the same PRESET and DATA, or write autoencoder=<folder or Python file>"

@@ -43,9 +43,8 @@ class PythonAutoencoder(nn.Module):
     def __init__(self, model: nn.Module, file: Path) -> None:
         super().__init__()
         self.model, self.file = model, file
-        self.device_marker = nn.Parameter(
-            torch.empty(0), requires_grad=False
-        )  # a module without weights has a device, too
+        # A module without weights has a device, too.
+        self.device_marker = nn.Parameter(torch.empty(0), requires_grad=False)
         self.places: tuple[int, ...] = ()
         self.config = Sizes(0, 0, 0)
         weights = _called(file, "the fingerprint of state_dict()", lambda: tensors_fingerprint(model.state_dict()))
