@@ -190,6 +190,11 @@ class MAR(Generator):
         guided = [] if self.guided is None else self.guided.compiled_parts
         return [*self.encoder, *self.decoder, self.head, *guided]
 
+    @property
+    def replayed_parts(self) -> list[nn.Module]:
+        """What ``train.cuda_graphs`` replays beside the flow head; with ``skip_unread`` the decoder is called block by block, and is not replayed."""
+        return [self.encoder, self.decoder]
+
     def condition(
         self,
         latents: Tensor,

@@ -62,6 +62,11 @@ class AutoregressiveFlow(nn.Module):
             for number, depth in enumerate(depths)
         )
 
+    @property
+    def replayed_parts(self) -> list[nn.Module]:
+        """What ``train.cuda_graphs`` replays: the whole flow, where labels are passed."""
+        return [self]
+
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data ``(B, T, C)`` to noise ``(B, T, C)``, and the log-determinant of the Jacobian ``(B,)``, in nats."""
         log_det = x.new_zeros(len(x))

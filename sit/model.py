@@ -118,6 +118,11 @@ class SiT(Generator):
         """What ``train.compile`` and ``sample.compile`` compile: block by block."""
         return [*self.blocks]
 
+    @property
+    def replayed_parts(self) -> list[nn.Module]:
+        """What ``train.cuda_graphs`` replays: the whole network."""
+        return [self]
+
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """What the network predicts at the points ``x (B, T, C)`` of the path, times ``t (B,)`` and ``labels (B,)``: ``(B, T, C)``."""
         code = self.time_embed(time_features(t)) + self.class_embed(labels)  # (B, W)

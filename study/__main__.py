@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,21 +145,31 @@ def run_study(arguments: argparse.Namespace) -> None:
                     forget_seconds(task.run_dir, task.stages[-1].name)
             put_aside([task for task in tasks if not task.is_report], files)
 
-        def finished(task: Task) -> None:
-            if task.is_report:
-                keep_report(plan, task.cell, results, device)
-            elif task.cell is not None:
-                keep(plan, task.cell, results, device)
-
-        failed = (
-            Runner(tasks, jobs, devices, finished, os.environ.get("PYTHON") or sys.executable).run() if tasks else {}
-        )
+        failed = run_tasks(plan, tasks, jobs, devices, results, device) if tasks else {}
     print(markdown(plan.table, read_cells(results, plan.table.name)))
     if arguments.results is None and own_table(plan):
         put_into()
     if failed:
         print(f"error: {len(failed)} of {len(tasks)} failed, {next(iter(failed))} first: see above", file=sys.stderr)
         sys.exit(1)
+
+
+def run_tasks(
+    plan: Plan, tasks: list[Task], jobs: int, devices: list[str], results: Path, device: torch.device
+) -> dict[str, str]:
+    """Run what is left, and keep what is finished; what failed, and why."""
+    kept: list[Future[None]] = []
+    # Beside the runner: counting a cell's arithmetic takes seconds, in which other tasks go on to their next commands.
+    with ThreadPoolExecutor(max_workers=1) as keeper:
+
+        def finished(task: Task) -> None:
+            if task.cell is not None:
+                kept.append(keeper.submit(keep_report if task.is_report else keep, plan, task.cell, results, device))
+
+        failed = Runner(tasks, jobs, devices, finished, os.environ.get("PYTHON") or sys.executable).run()
+    for file in kept:
+        file.result()
+    return failed
 
 
 def find_left(plan: Plan, cells: list[Cell], results: Path, arguments: argparse.Namespace) -> Left:

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,8 +72,10 @@ def count_tflop(stages: list[PlannedStage], name: str, world: World | None = Non
 
 def measure_pace(stages: list[PlannedStage], name: str, world: World | None = None) -> Pace:
     """Of the stage called ``name`` among a cell's, on this device: seconds of the processor on a CPU, of the clock on a GPU."""
-    loop, batch = _loop(stages, name, world or World(device=best_device()))
-    _step(loop, batch, 0)
+    config = next(stage.config() for stage in stages if stage.name == name)
+    loop, batch = _loop(stages, name, world or World(device=best_device()), config.train.cuda_graphs)
+    for back in range(TIMED_STEPS if loop.world.device.type == "cuda" else 1):  # each may record graphs of its own
+        _step(loop, batch, back)
     step = statistics.median(
         _timed(lambda back=back: _step(loop, batch, back), loop.world) for back in range(TIMED_STEPS)
     )
@@ -88,8 +90,18 @@ def measure_pace(stages: list[PlannedStage], name: str, world: World | None = No
     return Pace(step, *(_timed(lambda cfg=cfg: draw(cfg), loop.world) / DRAWN_IMAGES for cfg in (1.0, GUIDED)))
 
 
-def _loop(stages: list[PlannedStage], name: str, world: World) -> tuple[TrainingLoop, Iterator[dict[str, Tensor]]]:
-    """A stage's training with random weights, and one random micro-batch of its shapes again and again."""
+def training_step(
+    stages: list[PlannedStage], name: str, world: World, replayed: bool
+) -> tuple[Callable[[], None], int]:
+    """A step of the stage called ``name`` among a cell's, always the same one, and its number of samples."""
+    loop, batch = _loop(stages, name, world, replayed)
+    return lambda: _step(loop, batch, 0), loop.config.global_batch
+
+
+def _loop(
+    stages: list[PlannedStage], name: str, world: World, replayed: bool = False
+) -> tuple[TrainingLoop, Iterator[dict[str, Tensor]]]:
+    """A stage's training with random weights, ``replayed`` from CUDA graphs or not, and one random micro-batch of its shapes again and again."""
     config, prior, sizes = ({s.name: s for s in stages}.get(n) for n in (name, "prior", "autoencoder"))
     config, prior, sizes = (stage and stage.config() for stage in (config, prior, sizes))
     if name == "prior":
@@ -100,9 +112,8 @@ def _loop(stages: list[PlannedStage], name: str, world: World) -> tuple[Training
         model = build_generator(config.model, sizes.model.tokens, sizes.model.channels, CLASSES)
         objective = GeneratorObjective(model, LatentNormaliser(sizes.model.channels)).to(world.device)
         batch = latents(config, sizes.model)
-    return TrainingLoop(objective, objective, config.train, config.optim, world, progress=False), itertools.repeat(
-        batch
-    )
+    train = replace(config.train, cuda_graphs=replayed)
+    return TrainingLoop(objective, objective, train, config.optim, world, progress=False), itertools.repeat(batch)
 
 
 def prior_objective(config: Any, world: World) -> Objective:

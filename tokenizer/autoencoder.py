@@ -119,8 +119,10 @@ class Encoder(nn.Module):
         self.recompute = config.checkpoint_blocks
         mean, std = config.input_statistics()
         # Images come in [-1, 1]: x * scale + shift is (x / 2 + 1 / 2 - mean) / std.
-        self.input_scale = None if set(mean + std) == {0.5} else [0.5 / s for s in std]
-        self.input_shift = [(0.5 - m) / s for m, s in zip(mean, std)]
+        self.rescales = set(mean + std) != {0.5}
+        scale, shift = [0.5 / s for s in std], [(0.5 - m) / s for m, s in zip(mean, std)]
+        for name, values in (("input_scale", scale), ("input_shift", shift)):  # each (3, 1, 1)
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     @property
     def end_layers(self) -> list[nn.Linear]:
@@ -128,10 +130,8 @@ class Encoder(nn.Module):
         return [self.to_latent]
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.input_scale is not None:
-            # (3, 1, 1)
-            scale, shift = (images.new_tensor(v).view(-1, 1, 1) for v in (self.input_scale, self.input_shift))
-            images = images * scale + shift  # (B, 3, H, H)
+        if self.rescales:
+            images = images * self.input_scale.to(images) + self.input_shift.to(images)  # (B, 3, H, H)
         patches = placed(self.vit, self.vit.patch_embed(images))  # (B, prefix + patches, W)
         tokens = self.latent_tokens.expand(len(images), -1, -1)  # (B, T, W)
         x = through_blocks(self.vit, patches.followed_by(tokens), self.recompute)  # (B, prefix + patches + T, W)
@@ -185,6 +185,11 @@ class Autoencoder(nn.Module):
     def compiled_parts(self) -> list[nn.Module]:
         """What ``torch.compile`` compiles: the transformers' blocks. Blocks of equal shapes share one graph, so that 48 of them compile like two."""
         return [*self.encoder.vit.blocks, *self.decoder.vit.blocks]
+
+    @property
+    def replayed_parts(self) -> list[nn.Module]:
+        """What ``train.cuda_graphs`` replays."""
+        return [self.encoder, self.decoder]
 
     @property
     def fingerprint(self) -> str:

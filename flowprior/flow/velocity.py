@@ -96,6 +96,11 @@ class VelocityMLP(nn.Module):
         return [*first, self.cond_embed] if self.cond_embed is not None else first
 
     @property
+    def replayed_parts(self) -> list[nn.Module]:
+        """What ``train.cuda_graphs`` replays: the whole network, where it is called with one tensor of times."""
+        return [self]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The constructor's arguments, from which the network can be built again."""
         return {

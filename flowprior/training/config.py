@@ -25,6 +25,11 @@ class TrainConfig(Section):
     compile: bool = option(
         False, "torch.compile the model, which takes the first steps up to minutes", changes_result=False
     )
+    cuda_graphs: bool = option(
+        False,
+        "replay the networks' passes as CUDA graphs, which small networks gain by; on a CPU it changes nothing",
+        changes_result=False,
+    )
     loader_workers: int = option(
         0, "processes that load data, per rank", least=0, changes_result=False, formerly="workers"
     )
@@ -39,6 +44,11 @@ class TrainConfig(Section):
         least=1,
         changes_result=False,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compile and self.cuda_graphs:
+            raise ValueError("compile and cuda_graphs do not go together: write cuda_graphs=false, or compile=false")
 
     def uses_bf16(self, device: torch.device) -> bool:
         """Whether forward passes run under bfloat16 autocast."""

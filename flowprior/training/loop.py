@@ -95,6 +95,11 @@ class TrainingLoop:
         if self.checkpoints and world.is_main:
             self.checkpoints.sweep()
         self.log = RunLog(folder, self.step, config.tensorboard) if folder and world.is_main else None
+        self.replaying: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+        if config.cuda_graphs and world.device.type == "cuda":
+            from flowprior.training.cuda_graphs import GraphedParts
+
+            self.replaying = GraphedParts(objective).replaying
         bf16 = config.uses_bf16(world.device)
         self.autocast = torch.autocast(world.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         self.signals = StopSignals()
@@ -221,7 +226,8 @@ class TrainingLoop:
             random = StepRandom(config.seed, self.step, slot, slots, world.device)
             random.seed_dropout()
             last = micro + 1 == config.accumulation
-            with contextlib.nullcontext() if last or world.size == 1 else self.forward.no_sync():
+            unsynchronised = contextlib.nullcontext() if last or world.size == 1 else self.forward.no_sync()
+            with unsynchronised, self.replaying():
                 with self.autocast:
                     output = self.forward(batch, random)
                 (output.loss / config.accumulation).backward()

@@ -77,13 +77,19 @@ def _plain_step(sizes: dict[str, int], batch: int, device: torch.device) -> Call
 
 
 def steps(
-    sizes: dict[str, int], batch: int, pairs: int, optim: OptimConfig, device: torch.device, compiled: bool
+    sizes: dict[str, int],
+    batch: int,
+    pairs: int,
+    optim: OptimConfig,
+    device: torch.device,
+    compiled: bool = False,
+    cuda_graphs: bool = False,
 ) -> Callable[[int], Callable[[], object]]:
     """The project's own step, given how many tokens share a time."""
     channels = sizes["channels"]
     identity = TargetMap(torch.zeros(channels), torch.ones(()), torch.eye(channels))
     objective = FlowMatchingObjective(VelocityMLP(**sizes), identity, pairs).to(device)
-    config = TrainConfig(steps=10**9, global_batch=batch, compile=compiled)
+    config = TrainConfig(steps=10**9, global_batch=batch, compile=compiled, cuda_graphs=cuda_graphs)
     loop = TrainingLoop(objective, objective.velocity, config, optim, World(device=device), progress=False)
     batches = itertools.repeat({"features": torch.randn(batch, channels)})
 

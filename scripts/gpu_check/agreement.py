@@ -1,13 +1,15 @@
-"""The same numbers: loss and gradients on the device against the CPU, in bfloat16 against float32, compiled against eager."""
+"""The same numbers: loss and gradients on the device against the CPU, in bfloat16 against float32, replayed and compiled against eager."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from flowprior.training.compilation import compile_parts
+from flowprior.training.cuda_graphs import GraphedParts
 from flowprior.training.randomness import StepRandom
 from scripts.gpu_check.parts import Context
 from scripts.gpu_check.subjects import SUBJECTS, Subject
@@ -42,6 +44,11 @@ def run(context: Context, name: str) -> None:
     context.report("float32 on the device against the CPU", difference(float32, host, FLOAT32_BOUND))
     bfloat16 = gradients(objective, subject, context.device, bfloat16=True)
     context.report("bfloat16 autocast against float32", difference(bfloat16, float32, BFLOAT16_BOUND))
+    if context.device.type == "cuda":
+        for name, bf16, eager in (("float32", False, float32), ("bfloat16", True, bfloat16)):
+            replayed = gradients(objective, subject, context.device, bf16, GraphedParts(objective).replaying)
+            bound = BFLOAT16_BOUND if bf16 else FLOAT32_BOUND
+            context.report(f"CUDA graphs against eager, {name}", difference(replayed, eager, bound))
     compile_parts(on_device.model, backward_again=True)
     compiled = gradients(objective, subject, context.device)
     context.report("compiled against eager, float32", difference(compiled, float32, FLOAT32_BOUND))
@@ -50,14 +57,19 @@ def run(context: Context, name: str) -> None:
 
 
 def gradients(
-    objective: nn.Module, subject: Subject, device: torch.device, bfloat16: bool = False
+    objective: nn.Module,
+    subject: Subject,
+    device: torch.device,
+    bfloat16: bool = False,
+    within: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> dict[str, Tensor]:
-    """``loss`` and the gradient of every trained parameter by name, in float64 on the CPU."""
+    """``loss`` and the gradient of every trained parameter by name, in float64 on the CPU; both passes are made ``within``."""
     objective.zero_grad(set_to_none=True)
     batch = {name: value.to(device) for name, value in subject.batch.items()}
-    with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
-        loss = objective(batch, HostDraws(device)).loss
-    loss.backward()
+    with within():
+        with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
+            loss = objective(batch, HostDraws(device)).loss
+        loss.backward()
     computed = {"loss": loss.detach()}
     computed |= {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
     return {name: value.double().cpu() for name, value in computed.items()}

@@ -88,6 +88,7 @@ PARTS = {
     "digits end to end": Part(
         "digits", seconds=180, needs=("sklearn", "faiss", "torch_fidelity", "torchmetrics", "matplotlib")
     ),
+    "small steps": Part("small_steps", seconds=70, needs=("sklearn", "mlxtend")),
     "feeding": Part("feeding", seconds=60, needs=("torch_fidelity",)),
 }
 
