@@ -20,14 +20,17 @@ from flowprior.flow.objective import FlowMatchingObjective
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.run.files import json_text
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.objective import Objective
 from generation.generator import GeneratorObjective, build_generator
+from study.kept import result_options
 from study.plan import PlannedStage
 from tokenizer.dry_run import opening_flop, openings
 from tokenizer.objective import AutoencoderObjective
 from tokenizer.train_ae import build_objective
 
+_counted: dict[str, float] = {}
 CLASSES = 10  # their number is no part of the arithmetic
 TIMED_STEPS, DRAWN_IMAGES, GUIDED = 3, 32, 1.5
 COUNTED_STEPS = 8  # of a generator: MAR masks another number of tokens in every step
@@ -53,7 +56,25 @@ class Pace:
 
 def count_tflop(stages: list[PlannedStage], name: str, world: World | None = None) -> float:
     """Arithmetic of the whole training of the stage called ``name`` among a cell's, in TFLOP, all terms at their full weight, and an
-    alignment's opening in its steps."""
+    alignment's opening in its steps. Cells that differ by their seeds alone are counted once."""
+    options = {
+        s.name: _without_seeds(result_options(s.config())) for s in stages if s.name in (name, "prior", "autoencoder")
+    }
+    key = json_text([name, options])
+    if key not in _counted:
+        _counted[key] = _count_tflop(stages, name, world)
+    return _counted[key]
+
+
+def _without_seeds(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_seeds(value) if isinstance(value, dict) else value
+        for key, value in options.items()
+        if key != "seed"
+    }
+
+
+def _count_tflop(stages: list[PlannedStage], name: str, world: World | None) -> float:
     loop, batch = _loop(stages, name, world or World(device=best_device()))
     steps = COUNTED_STEPS if isinstance(loop.objective, GeneratorObjective) else 1
     _step(loop, batch, 0)  # what is computed once and kept is no part of a step

@@ -90,6 +90,7 @@ PARTS = {
     ),
     "small steps": Part("small_steps", seconds=70, needs=("sklearn", "mlxtend")),
     "feeding": Part("feeding", seconds=60, needs=("torch_fidelity",)),
+    "study": Part("study_cells", seconds=560, needs=("sklearn", "mlxtend", "faiss", "torch_fidelity", "torchmetrics")),
 }
 
 # Not run unless they are named: what a failure looks like.

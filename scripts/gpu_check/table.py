@@ -12,6 +12,7 @@ from flowprior.run.files import write_json
 
 RESULTS = Path("scripts/benchmarks/results/gpu_check")
 PAGE = Path("docs/speed.md")
+CELLS = Path("docs/results/study")  # one folder for each study
 START, END = "<!-- GPU tables: bash scripts/gpu_check.sh --keep DIR -->", "<!-- end of GPU tables -->"
 
 Row = tuple[str, ...]
@@ -102,12 +103,12 @@ def _number(value: Any) -> str:
 
 
 def _results(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """``(part, name, values)`` of every result that has values."""
+    """``(part, name, values)`` of every result that has values, but for the study's cells."""
     return [
         (part, name, value)
         for part, entry in result["parts"].items()
         for name, value in entry.get("results", {}).items()
-        if isinstance(value, dict)
+        if isinstance(value, dict) and "cell" not in value
     ]
 
 
@@ -196,13 +197,17 @@ def page_tables(root: Path) -> str:
 
 
 def keep(result: dict[str, Any], root: Path) -> str:
-    """Keep ``result`` as its device's and renew the page's tables; says where it is.
+    """Keep ``result`` as its device's and renew the page's tables; the study's cells go to those that are finished. Says where it is.
 
     Raises:
         UserError: the result is of toy sizes.
     """
     if result["tiny"]:
         raise UserError("a rehearsal at toy sizes is not kept: run the check without --tiny")
+    for part in result["parts"].values():
+        for name, value in list(part.get("results", {}).items()):
+            if isinstance(value, dict) and "cell" in value:
+                write_json(root / CELLS / value["cell"]["study"] / f"{name}.json", part["results"].pop(name)["cell"])
     name = re.sub(r"[^a-z0-9]+", "_", result["machine"]["device"].lower()).strip("_")
     write_json(root / RESULTS / f"{name}.json", result)
     page = root / PAGE

@@ -36,3 +36,16 @@ def test_micro_batches_have_together_the_arithmetic_of_the_whole_batch(name, pla
         return count_tflop(Plan(plan.table, plan.runs, words).stages_of(Cell("flow_semantic", "trained", 1)), name)
 
     assert counted(2) == pytest.approx(counted(1), rel=1e-3)
+
+
+def test_cells_that_differ_by_their_seeds_alone_are_counted_once(plan, monkeypatch):
+    counts = []
+    monkeypatch.setattr("study.cost._counted", {})
+    monkeypatch.setattr("study.cost._count_tflop", lambda *_: counts.append(None) or float(len(counts)))
+    found = {
+        (row, seed): count_tflop(plan.stages_of(Cell(row, "trained", seed)), "sit")
+        for row in ("none", "kl")
+        for seed in (1, 2)
+    }
+    assert found == {("none", 1): 1, ("none", 2): 1, ("kl", 1): 2, ("kl", 2): 2}
+    assert count_tflop(plan.stages_of(Cell("none", "short", 1)), "sit") == 3
