@@ -6,12 +6,13 @@ A small network's step is bound by Python, which launches kernels more slowly th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from flowprior.errors import UserError
 
@@ -20,20 +21,20 @@ WARM_UP_CALLS = 3
 
 
 class Recording:
-    """A function of tensors and its gradients as two CUDA graphs, for inputs of some shapes.
+    """A module's forward pass and its gradients as two CUDA graphs, for inputs of some shapes.
 
     Args:
-        function: it returns a tensor, or a tuple of tensors, that gradients reach.
+        module: it returns a tensor, or a tuple of tensors, that gradients reach. Its parameters must stay where they lie.
         inputs: tensors on a GPU; the recording keeps room of its own for them.
-        trained: the parameters inside, which must stay where they lie.
+        trained: the module's parameters that require gradients, by name.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], inputs: tuple[Tensor, ...], trained: tuple[nn.Parameter, ...]
-    ) -> None:
-        self.function, self.passes = function, 0
+    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...], trained: dict[str, nn.Parameter]) -> None:
+        self.module, self.passes = module, 0
         self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-        self.reached = [*(x for x in self.inputs if x.requires_grad), *trained]
+        # The same memory under other names: what is recorded keeps its autograd graph, and with it what accumulates gradients, on another stream.
+        self.aliases = {name: p.detach().requires_grad_() for name, p in trained.items()}
+        self.reached = [*(x for x in self.inputs if x.requires_grad), *self.aliases.values()]
         self._record()
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -55,7 +56,7 @@ class Recording:
         return [*of_inputs, *copies]
 
     def _run(self) -> None:
-        outputs = self.function(*self.inputs)
+        outputs = functional_call(self.module, self.aliases, tuple(self.inputs))
         self.many = isinstance(outputs, tuple)
         self.outputs = outputs if self.many else (outputs,)
 
@@ -137,7 +138,7 @@ class _Part:
 
     def __init__(self, module: nn.Module, record: type[Recording]) -> None:
         self.module, self.record, self.function = module, record, module.forward
-        self.trained = tuple(p for p in module.parameters() if p.requires_grad)
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.recordings: dict[tuple[object, ...], Recording] = {}
         self.in_this_pass: set[tuple[object, ...]] = set()
         self.is_recording = False
@@ -154,12 +155,12 @@ class _Part:
         if key not in self.recordings:
             self.is_recording = True
             try:
-                self.recordings[key] = self.record(self.function, inputs, self.trained)
+                self.recordings[key] = self.record(self.module, inputs, self.trained)
             finally:
                 self.is_recording = False
         self.in_this_pass.add(key)
         recording = self.recordings[key]
-        outputs = _Replay.apply(recording, len(inputs), *inputs, *self.trained)
+        outputs = _Replay.apply(recording, len(inputs), *inputs, *self.trained.values())
         return outputs if recording.many else outputs[0]
 
     def _is_reached(self, inputs: tuple[Tensor, ...]) -> bool:

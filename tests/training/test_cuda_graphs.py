@@ -162,11 +162,14 @@ def test_graphs_of_what_is_compiled_are_refused():
 
 
 def test_on_a_cpu_the_option_changes_nothing():
-    subject = SUBJECTS["SiT"](True, torch.device("cpu"), False)
-    config = TrainConfig(steps=1, global_batch=2, tensorboard=False, cuda_graphs=True)
-    TrainingLoop(subject.objective, subject.objective, config, subject.optim, World(), progress=False).run(
-        [subject.batch]
-    )
+    def weights(cuda_graphs):
+        subject = SUBJECTS["SiT"](True, torch.device("cpu"), False)
+        config = TrainConfig(steps=2, global_batch=2, tensorboard=False, cuda_graphs=cuda_graphs)
+        loop = TrainingLoop(subject.objective, subject.objective, config, subject.optim, World(), progress=False)
+        loop.run(repeat(subject.batch, 2))
+        return list(subject.objective.parameters())
+
+    assert all(torch.equal(one, other) for one, other in zip(weights(False), weights(True), strict=True))
 
 
 @NEEDS_GPU
