@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,18 +158,24 @@ def run_tasks(
     plan: Plan, tasks: list[Task], jobs: int, devices: list[str], results: Path, device: torch.device
 ) -> dict[str, str]:
     """Run what is left, and keep what is finished; what failed, and why."""
-    kept: list[Future[None]] = []
+    not_kept: dict[str, str] = {}
+
+    def keep_task(task: Task) -> None:
+        try:
+            (keep_report if task.is_report else keep)(plan, task.cell, results, device)
+        except Exception as error:  # of a task that has run: it is told as others' failures are
+            not_kept[task.name] = one_line(error)
+            print(f"failed: {task.name}: its file was not written: {one_line(error)}", file=sys.stderr, flush=True)
+
     # Beside the runner: counting a cell's arithmetic takes seconds, in which other tasks go on to their next commands.
     with ThreadPoolExecutor(max_workers=1) as keeper:
 
         def finished(task: Task) -> None:
             if task.cell is not None:
-                kept.append(keeper.submit(keep_report if task.is_report else keep, plan, task.cell, results, device))
+                keeper.submit(keep_task, task)
 
         failed = Runner(tasks, jobs, devices, finished, os.environ.get("PYTHON") or sys.executable).run()
-    for file in kept:
-        file.result()
-    return failed
+    return failed | not_kept
 
 
 def find_left(plan: Plan, cells: list[Cell], results: Path, arguments: argparse.Namespace) -> Left:

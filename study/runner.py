@@ -17,6 +17,9 @@ from flowprior.run.files import read_json, write_json
 from study.plan import Task
 
 PR_SET_PDEATHSIG = 1
+PRCTL = (
+    ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+)  # looked up here: a child must not wait for another thread's lock
 SPENT, LOG = "spent.json", "study.log"
 
 
@@ -98,7 +101,7 @@ class Runner:
             stderr=one.log,
             env={**os.environ, **self._environment(one.slot)},
             start_new_session=True,
-            preexec_fn=_ends_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_ends_with_parent if PRCTL else None,
         )
 
     def _environment(self, slot: int) -> dict[str, str]:
@@ -174,4 +177,4 @@ def last_line(file: Path) -> str:
 
 def _ends_with_parent() -> None:
     """In the child: SIGTERM where the study's process is killed, so that it leaves no run behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)

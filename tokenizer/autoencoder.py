@@ -188,7 +188,7 @@ class Autoencoder(nn.Module):
 
     @property
     def replayed_parts(self) -> list[nn.Module]:
-        """What ``train.cuda_graphs`` replays."""
+        """What ``train.cuda_graphs`` replays: each half as a whole."""
         return [self.encoder, self.decoder]
 
     @property

@@ -97,7 +97,7 @@ class VelocityMLP(nn.Module):
 
     @property
     def replayed_parts(self) -> list[nn.Module]:
-        """What ``train.cuda_graphs`` replays: the whole network, where it is called with one tensor of times."""
+        """What ``train.cuda_graphs`` replays: the whole network, where its times are a tensor."""
         return [self]
 
     @property

@@ -27,7 +27,7 @@ class TrainConfig(Section):
     )
     cuda_graphs: bool = option(
         False,
-        "replay the networks' passes as CUDA graphs, which small networks gain by; on a CPU it changes nothing",
+        "replay the networks' passes as CUDA graphs, which small networks gain by; it changes nothing on a CPU, nor beside compile",
         changes_result=False,
     )
     loader_workers: int = option(
@@ -44,11 +44,6 @@ class TrainConfig(Section):
         least=1,
         changes_result=False,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compile and self.cuda_graphs:
-            raise ValueError("compile and cuda_graphs do not go together: write cuda_graphs=false, or compile=false")
 
     def uses_bf16(self, device: torch.device) -> bool:
         """Whether forward passes run under bfloat16 autocast."""

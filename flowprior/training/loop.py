@@ -96,7 +96,7 @@ class TrainingLoop:
             self.checkpoints.sweep()
         self.log = RunLog(folder, self.step, config.tensorboard) if folder and world.is_main else None
         self.replaying: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-        if config.cuda_graphs and world.device.type == "cuda":
+        if config.cuda_graphs and not config.compile and world.device.type == "cuda":
             from flowprior.training.cuda_graphs import GraphedParts
 
             self.replaying = GraphedParts(objective).replaying

@@ -45,12 +45,12 @@ def run(context: Context, name: str) -> None:
     bfloat16 = gradients(objective, subject, context.device, bfloat16=True)
     context.report("bfloat16 autocast against float32", difference(bfloat16, float32, BFLOAT16_BOUND))
     if context.device.type == "cuda":
-        for name, bf16, eager in (("float32", False, float32), ("bfloat16", True, bfloat16)):
+        for precision, bf16, eager in (("float32", False, float32), ("bfloat16", True, bfloat16)):
             graphs = GraphedParts(objective)
             replayed = gradients(objective, subject, context.device, bf16, graphs.replaying)
             if any(part.recordings for part in graphs.parts):
                 bound = BFLOAT16_BOUND if bf16 else FLOAT32_BOUND
-                context.report(f"CUDA graphs against eager, {name}", difference(replayed, eager, bound))
+                context.report(f"CUDA graphs against eager, {precision}", difference(replayed, eager, bound))
     compile_parts(on_device.model, backward_again=True)
     compiled = gradients(objective, subject, context.device)
     context.report("compiled against eager, float32", difference(compiled, float32, FLOAT32_BOUND))
