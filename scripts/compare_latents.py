@@ -73,7 +73,7 @@ COLUMNS = {
     "high_frequency_ratio": "high frequencies",
     "total_variation": "total variation",
     "autocorrelation_1": "autocorrelation at 1",
-    "bits_per_dimension": "bits per dimension",
+    "bits_per_dimension": "bits per dimension, in each run's own units",
 }
 
 

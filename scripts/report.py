@@ -2,7 +2,8 @@
 
     python scripts/report.py runs/digits [--print-only]
 
-Reads what the stages wrote into the run's folder and computes nothing anew. Writes ``report.html`` and ``overview.png`` there.
+Reads what the stages wrote into the run's folder and computes nothing anew. A flow prior or an autoencoder of another run is left out.
+Writes ``report.html`` and ``overview.png`` there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flowprior.rounding import rounded_with_error  # noqa: E402
-from scripts.report_reading import GENERATORS, classes_text, measured_generators, read, read_rows, two_scales  # noqa: E402
+from scripts.report_reading import (  # noqa: E402
+    GENERATORS,
+    classes_text,
+    has,
+    measured_generators,
+    read,
+    read_rows,
+    trained_stages,
+    two_scales,
+)
 
 FORMS = {
     "psnr": ("PSNR", ".2f", " dB"),
@@ -56,10 +66,12 @@ def measured_images(protocol: dict[str, Any]) -> str:
 def summary(run: Path) -> list[tuple[str, str]]:
     """The metrics that the terminal and the page's head show."""
     generators = measured_generators(run)
-    stages = {name: read(run / name / "result.json") for name in ("flowhead", "ae", *generators)}
-    reconstruction = read(run / "ae" / "evaluation.json")
-    measured = f"{metrics_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})"
-    rows, halves = [("autoencoder", measured)], None
+    stages = {name: read(run / name / "result.json") for name in trained_stages(run)}
+    rows, halves = [], None
+    if has(run, "ae"):
+        reconstruction = read(run / "ae" / "evaluation.json")
+        measured = f"{metrics_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})"
+        rows.append(("autoencoder", measured))
     for name in generators:
         evaluation = read(run / name / "evaluation.json")
         halves = evaluation.get("half_half_fid", halves)
@@ -138,27 +150,29 @@ def write_report(run: Path) -> Path:
 
     page = Page(f"flowprior: {run.name}")
     page.table(summary(run))
-    page.section(
-        "1. Flow prior", "Target features and samples of the frozen flow, on the two principal axes of the target."
-    )
-    page.picture(curves(run, draw_prior, 2), "Target features (blue) and prior samples (red), the same window")
-    page.section("2. Autoencoder", "Inputs above, reconstructions below.")
-    page.picture(
-        last_picture(run / "ae" / "pictures", "reconstructions_*.png"),
-        "Rows 1 and 3: inputs. Rows 2 and 4: reconstructions.",
-        pixelated=True,
-    )
-    if read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance"):
-        page.section(
-            "Alignment against density",
-            "The kNN distance to target samples is a proxy of the latents' negative log-likelihood.",
-        )
+    if has(run, "flowhead"):
+        shown = "Target features and samples of the frozen flow, on the two principal axes of the target."
+        page.section("1. Flow prior", shown)
+        page.picture(curves(run, draw_prior, 2), "Target features (blue) and prior samples (red), the same window")
+    if has(run, "ae"):
+        page.section("2. Autoencoder", "Inputs above, reconstructions below.")
         page.picture(
-            curves(run, draw_alignment, 2),
-            "Alignment loss and mean log distance to the k-th nearest target sample, on a fixed set of images",
+            last_picture(run / "ae" / "pictures", "reconstructions_*.png"),
+            "Rows 1 and 3: inputs. Rows 2 and 4: reconstructions.",
+            pixelated=True,
         )
-    page.section("Latents", "Statistics on a fixed set of images over training, and of the cache.")
-    page.picture(curves(run, draw_latents, 3), "Latent statistics")
+        if read_rows(run / "ae" / "log.jsonl", "alignment", "knn_log_distance"):
+            page.section(
+                "Alignment against density",
+                "The kNN distance to target samples is a proxy of the latents' negative log-likelihood.",
+            )
+            page.picture(
+                curves(run, draw_alignment, 2),
+                "Alignment loss and mean log distance to the k-th nearest target sample, on a fixed set of images",
+            )
+        cached = (run / "latents" / "manifest.json").is_file()
+        page.section("Latents", f"Statistics on a fixed set of images over training{', and of the cache' * cached}.")
+        page.picture(curves(run, draw_latents, 2 + cached), "Latent statistics")
     generators = measured_generators(run)
     for name in generators:
         shown = f"Samples{classes_text(run, name)}; the same seeds in every sheet."
@@ -167,9 +181,9 @@ def write_report(run: Path) -> Path:
             sheet = (run / name / "samples" / f"cfg_{cfg}.png").read_bytes()
             page.picture(sheet, f"Generated images, guidance scale {cfg}", pixelated=True)
     page.section("Losses", "Means over the logging interval.")
-    page.picture(curves(run, draw_losses, 2 + len(generators)), "Loss curves")
+    page.picture(curves(run, draw_losses, len(trained_stages(run))), "Loss curves")
     page.section("Protocol", "How the metrics above were measured.")
-    for stage in ("ae", *generators):
+    for stage in (*["ae"] * has(run, "ae"), *generators):
         page.code(json.dumps(read(run / stage / "evaluation.json")["protocol"], indent=1, allow_nan=False))
     page.write(run / "report.html")
     overview(run, run / "overview.png")

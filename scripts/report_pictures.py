@@ -15,7 +15,16 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-from scripts.report_reading import GENERATORS, classes_text, measured_generators, read, read_rows, two_scales  # noqa: E402
+from scripts.report_reading import (  # noqa: E402
+    GENERATORS,
+    classes_text,
+    has,
+    measured_generators,
+    read,
+    read_rows,
+    trained_stages,
+    two_scales,
+)
 
 NO_LOSSES = ("step", "grad_norm", "lr", "steps_per_second", "waiting_for_data")  # of a row of the log
 BLUE, RED, GREEN, GREY = "#2b6cb0", "#c53030", "#2f855a", "#718096"
@@ -66,14 +75,8 @@ def draw_prior_together(axis: Any, run: Path) -> None:
 
 def draw_losses(axes: Any, run: Path) -> None:
     """The loss of every stage against the step, in its terms."""
-    for axis, (stage, title) in zip(
-        axes,
-        (
-            ("flowhead", "flow prior: flow matching"),
-            ("ae", "autoencoder"),
-            *((name, GENERATORS[name]) for name in measured_generators(run)),
-        ),
-    ):
+    titles = {"flowhead": "flow prior: flow matching", "ae": "autoencoder"} | GENERATORS
+    for axis, stage in zip(axes, trained_stages(run)):
         rows = read_rows(run / stage / "log.jsonl", "loss")
         every = dict.fromkeys(name for row in rows for name in row)  # a term may begin late and end early
         names = [name for name in every if name not in NO_LOSSES and "/" not in name]
@@ -81,7 +84,7 @@ def draw_losses(axes: Any, run: Path) -> None:
             of_name = [row for row in rows if name in row]
             values = [row[name] for row in of_name]
             axis.plot([row["step"] for row in of_name], values, style, color=colour, label=name, linewidth=1)
-        axis.set(yscale="log", xlabel="step", title=title)
+        axis.set(yscale="log", xlabel="step", title=titles[stage])
         axis.legend(frameon=False)
 
 
@@ -105,7 +108,7 @@ def draw_alignment(axes: Any, run: Path) -> None:
 
 
 def draw_latents(axes: Any, run: Path) -> None:
-    """Latent statistics over training, and the channels' standard deviations in the cache."""
+    """Latent statistics over training, and with a third panel the channels' standard deviations in the cache."""
     rows = read_rows(run / "ae" / "log.jsonl", "latent_std")
     steps = [row["step"] for row in rows]
     for name, label, colour in (("latent_std", "standard deviation", BLUE), ("latent_mean", "mean", GREY)):
@@ -114,14 +117,16 @@ def draw_latents(axes: Any, run: Path) -> None:
     axes[0].legend(frameon=False)
     axes[1].plot(steps, [row["latent_effective_rank"] for row in rows], color=GREEN)
     axes[1].set(xlabel="step", title="effective rank of the latents")
+    if len(axes) == 2:
+        return
     statistics = read(run / "latents" / "manifest.json")["statistics"]
     axes[2].bar(range(len(statistics["channel_std"])), statistics["channel_std"], color=BLUE)
     axes[2].set(xlabel="channel", title=f"cached std per channel, scale {statistics['scale']:.3f}")
 
 
 def curves(run: Path, draw: Any, panels: int) -> bytes:
-    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), layout="constrained")
-    draw(axes, run)
+    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), layout="constrained", squeeze=False)
+    draw(axes[0], run)
     png = figure_png(figure)
     plt.close(figure)
     return png
@@ -133,16 +138,22 @@ def last_picture(folder: Path, pattern: str) -> bytes:
 
 def overview(run: Path, path: Path) -> None:
     """One picture of the whole run, for a README."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(1.1, 1.2, 1))
-    draw_prior_together(axes[0], run)
-    reconstructions = io.BytesIO(last_picture(run / "ae" / "pictures", "reconstructions_*.png"))
-    axes[1].imshow(image.imread(reconstructions))
-    axes[1].set_title("inputs (rows 1, 3) and their reconstructions (rows 2, 4)")
+    stages = [stage for stage in ("flowhead", "ae") if has(run, stage)]
+    widths = [{"flowhead": 1.1, "ae": 1.2}[stage] for stage in stages] + [1]
+    figure, [axes] = plt.subplots(
+        1, len(widths), figsize=(4 * sum(widths), 4.4), layout="constrained", width_ratios=widths, squeeze=False
+    )
+    if "flowhead" in stages:
+        draw_prior_together(axes[0], run)
+    if "ae" in stages:
+        reconstructions = io.BytesIO(last_picture(run / "ae" / "pictures", "reconstructions_*.png"))
+        axes[-2].imshow(image.imread(reconstructions))
+        axes[-2].set_title("inputs (rows 1, 3) and their reconstructions (rows 2, 4)")
     name = measured_generators(run)[0]
     cfg = two_scales(run, name)[-1]
-    axes[2].imshow(image.imread(run / name / "samples" / f"cfg_{cfg}.png"))
-    axes[2].set_title(f"generated{classes_text(run, name)} (cfg {cfg})")
-    for axis in axes[1:]:
+    axes[-1].imshow(image.imread(run / name / "samples" / f"cfg_{cfg}.png"))
+    axes[-1].set_title(f"generated{classes_text(run, name)} (cfg {cfg})")
+    for axis in axes["flowhead" in stages :]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 GENERATORS = {"mar": "MAR", "sit": "SiT", "simflow": "autoregressive flow"}  # folders of a run, and what they hold
 
 
@@ -24,10 +26,33 @@ def measured_generators(run: Path) -> list[str]:
     return [name for name in GENERATORS if (run / name / "evaluation.json").is_file()] or list(GENERATORS)[:1]
 
 
+def has(run: Path, stage: str) -> bool:
+    """Whether ``flowhead`` or ``ae`` is of this run: later stages may take another run's, and an autoencoder no prior. Of an empty run all are."""
+    later = {"flowhead": ["ae", *GENERATORS], "ae": [*GENERATORS]}[stage]
+    return (run / stage).is_dir() or not any((run / name).is_dir() for name in later)
+
+
+def trained_stages(run: Path) -> list[str]:
+    """The folders of what was trained by itself in this run; a flow that was trained with the autoencoder is a part of that."""
+    before = [stage for stage in ("flowhead", "ae") if has(run, stage)]
+    return [*before, *(name for name in measured_generators(run) if not _trained_jointly(run / name))]
+
+
+def _is_joint(run: Path) -> bool:
+    """Whether the run's autoencoder was trained, or is being trained, with a flow."""
+    file = run / "ae" / "config.yaml"
+    return file.is_file() and "simflow" in yaml.safe_load(file.read_text())["regulariser"]["name"].split("+")
+
+
+def _trained_jointly(folder: Path) -> bool:
+    file = folder / "generator" / "config.json"
+    return file.is_file() and json.loads(file.read_text()).get("about", {}).get("trained") == "with the autoencoder"
+
+
 def read(path: Path) -> dict[str, Any]:
     """A stage's JSON file; where it is missing, one line that names the stage's script, and exit code 2."""
     if not path.is_file():
-        script = SCRIPTS.get(path.parent.name, "train_mar")
+        script = "train_simflow" if _is_joint(path.parents[1]) else SCRIPTS.get(path.parent.name, "train_mar")
         print(
             f"error: {path} is not there: finish with `bash scripts/{script}.sh run_dir={path.parents[1]}`",
             file=sys.stderr,
@@ -56,5 +81,8 @@ def two_scales(run: Path, name: str) -> list[str]:
 def classes_text(run: Path, name: str) -> str:
     """How a generator's sheets of images, ten columns wide at most, are ordered."""
     notes = [read(note)["protocol"].get("labels", "") for note in (run / name / "samples").glob("cfg_*.json")]
-    in_turn = all(labels.startswith("i mod") for labels in notes)
-    return ", one class a column" if in_turn and read(run / "latents" / "manifest.json")["num_classes"] <= 10 else ""
+    if not all(labels.startswith("i mod") for labels in notes):
+        return ""
+    cache = run / "latents" / "manifest.json"
+    about = read(cache) if cache.is_file() else read(run / name / "generator" / "config.json")["shape"]
+    return ", one class a column" if about["num_classes"] <= 10 else ""

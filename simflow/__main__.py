@@ -5,7 +5,7 @@ from pathlib import Path
 from flowprior.errors import UserError
 from flowprior.notes import note
 from flowprior.run.files import read_json
-from generation import train
+from generation import cache_latents, train
 from generation.commands import run
 from simflow import likelihood
 from simflow.config import SimFlowStageConfig
@@ -30,6 +30,14 @@ def train_alone(stage: type[SimFlowStageConfig]) -> None:
     train.main(stage)
 
 
+def cache_latents_alone(stage: type[SimFlowStageConfig]) -> None:
+    """encode every image once"""
+    config = stage.read(cache_latents.__doc__)
+    if config.start:  # before the latents are made that it is about
+        note_other_noise(config)
+    cache_latents.main(stage)
+
+
 def note_other_noise(config: SimFlowStageConfig) -> None:
     """Say where a flow is trained on under another noise than it has learned so far."""
     file = Path(config.start) / "config.json"
@@ -38,8 +46,8 @@ def note_other_noise(config: SimFlowStageConfig) -> None:
     if learned == "learned":
         if now or config.cache.posterior == "mean":
             note(
-                f"the flow in {config.start} learned latents that the encoder's posterior draws: where other latents are not meant, write "
-                "cache.posterior=moments model.tarflow.noise_std=0 model.tarflow.sampler.denoise=false"
+                f"the flow in {config.start} learned latents that the encoder's posterior draws. To train it on such, write cache.posterior=moments "
+                "model.tarflow.noise_std=0 model.tarflow.sampler.denoise=false, in a run_dir that holds no other latents"
             )
     elif learned and learned != now:
         note(
@@ -48,7 +56,7 @@ def note_other_noise(config: SimFlowStageConfig) -> None:
         )
 
 
-COMMANDS = {"train": train_alone, "likelihood": likelihood.main}
+COMMANDS = {"cache_latents": cache_latents_alone, "train": train_alone, "likelihood": likelihood.main}
 
 if __name__ == "__main__":
     run(SimFlowStageConfig, COMMANDS)

@@ -4,7 +4,7 @@
 
 The latents are as in training: drawn from the posterior where the flow was trained with the autoencoder, or on cached moments or draws, and
 else its mean; normalised, and with the noise that training added. Density is over latents in their own units.
-Prints bits per dimension and writes <run_dir>/simflow/likelihood.json.
+Prints bits per dimension, says where training had the same images, and writes <run_dir>/simflow/likelihood.json.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flowprior.data.images import ImageSource, open_images, to_model
+from flowprior.data.images import ImageConfig, ImageSource, open_images, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.distributed import World, best_device
+from flowprior.notes import counted, note
 from flowprior.rounding import rounded
+from flowprior.run.config import build_config
 from flowprior.run.files import write_json
 from flowprior.run.lock import sole_writer
+from flowprior.run.written import read_yaml
 from flowprior.training.randomness import stream_seed
 from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig
@@ -40,6 +43,9 @@ def main(stage: type[GenerationConfig]) -> None:
     jointly = about.get("trained") == "with the autoencoder"
     drawn = jointly or about.get("posterior", config.cache.posterior) != "mean"
     images = open_images(config.data)
+    for name in trained_on(config):
+        kept = ": train it with data.subset=train, and measure with data.subset=val" * config.data.has_subsets
+        note(f"the {name} was trained on these images{kept}")
     measured: dict[str, list[Tensor]] = {"bits_per_dimension": []}
     if bundle.model.config.label_drop:
         measured["bits_per_dimension_without_class"] = []
@@ -57,7 +63,27 @@ def main(stage: type[GenerationConfig]) -> None:
     }
     with sole_writer(config.folder, World()):
         write_json(config.folder / "likelihood.json", {"metrics": result, "protocol": protocol})
-    print("likelihood: " + "  ".join(f"{name} {rounded(value)}" for name, value in result.items()))
+    figures = "  ".join(f"{name} {rounded(value)}" for name, value in result.items())
+    print(f"likelihood: {figures}  (of {counted(len(images), 'image', 'images')}, in the latents' own units)")
+
+
+def trained_on(config: GenerationConfig) -> list[str]:
+    """Which of autoencoder and flow were trained on the images of ``config``, or on some of them, by the configs in their run folders."""
+    found = []
+    for name, folder in {"autoencoder": config.autoencoder_folder.parent, "flow": config.folder}.items():
+        file = folder / "config.yaml"
+        if not file.is_file():  # from elsewhere; or a flow that was trained with its autoencoder
+            continue
+        data = build_config(ImageConfig, read_yaml(file).get("data", {}), str(file))
+        same = (data.source, data.path, data.split_seed) == (
+            config.data.source,
+            config.data.path,
+            config.data.split_seed,
+        )
+        apart = config.data.has_subsets and {data.subset, config.data.subset} == {"train", "val"}
+        if same and not apart:
+            found.append(name)
+    return found
 
 
 def latents_of(

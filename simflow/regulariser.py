@@ -126,6 +126,7 @@ class JointFlow(Regulariser):
             save_generator(
                 folder / "generator", GeneratorObjective(self.generator, normaliser), section, self.shape, about
             )
+        print(f"flow: {folder / 'generator'}  (trained with the autoencoder)")
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"std": self.std}

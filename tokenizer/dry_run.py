@@ -180,11 +180,13 @@ def describe_step(objective: AutoencoderObjective, train: TrainConfig, optim: Op
         "arithmetic, GFLOP per image, forward and backward",
     ]
     total = sum(cost.flop.values())
-    lines += [f"  {name:<34} {count / 1e9:>13,.1f} {100 * count / total:>6.2f} %" for name, count in cost.flop.items()]
+    lines += [
+        f"  {name:<34} {_shown(count / 1e9):>13} {100 * count / total:>6.2f} %" for name, count in cost.flop.items()
+    ]
     alignment = sum(cost.flop.get(name, 0.0) for name in ("regulariser flow", "regulariser flow, its own step"))
     lines += [
-        f"  {'all':<34} {total / 1e9:>13,.1f}",
-        f"a step of {train.global_batch} images: {total * train.global_batch / 1e12:,.1f} TFLOP",
+        f"  {'all':<34} {_shown(total / 1e9):>13}",
+        f"a step of {train.global_batch} images: {_shown(total * train.global_batch / 1e12)} TFLOP",
     ]
     if alignment:
         lines.append(
@@ -203,3 +205,8 @@ def describe_step(objective: AutoencoderObjective, train: TrainConfig, optim: Op
         f"attention does not keep); {activations * train.micro_batch(1) / 1e9:.1f} GB for a micro-batch of {train.micro_batch(1)} in one process",
     ]
     return "\n".join(lines)
+
+
+def _shown(number: float) -> str:
+    """With one decimal, and three digits where that is fewer."""
+    return f"{number:,.1f}" if number >= 10 else f"{number:.3g}"

@@ -1,6 +1,7 @@
 """The flow's two scripts, as a person runs them."""
 
 import json
+import re
 
 import pytest
 
@@ -50,3 +51,26 @@ def test_the_flow_on_cached_latents_has_a_script_of_its_own(joint, scripts, tmp_
     result = scripts.run("train_tarflow", *words, run_dir=tmp_path, tiny=False)
     assert result.returncode == 0, result.stderr
     assert set(fids(tmp_path)) == {"1", "2"} and (tmp_path / "latents" / "manifest.json").is_file()
+
+
+def test_the_report_of_a_run_shows_what_it_has(joint, scripts, tmp_path, capsys, monkeypatch):
+    from scripts import report
+
+    def said_of(run):
+        monkeypatch.setattr("sys.argv", ["report.py", str(run)])
+        report.main()
+        return capsys.readouterr().out, (run / "report.html").read_text()
+
+    table, page = said_of(joint)
+    assert "autoregressive flow, cfg 1" in table and re.search(r"training time +ae \d+ s\n", table)
+    assert "2. Autoencoder" in page and "Flow prior" not in page and page.count("<img") == 5
+    words = [f"autoencoder={joint / 'ae' / 'autoencoder'}", f"model.tarflow={FLOW}", TRAIN, *SAMPLE]
+    assert scripts.run("train_tarflow", *words, run_dir=tmp_path, tiny=False).returncode == 0
+    table, page = said_of(tmp_path)
+    assert "autoencoder" not in table and re.search(r"training time +simflow \d+ s\n", table)
+    assert "2. Autoencoder" not in page and page.count("<img") == 3
+    (joint / "ae" / "result.json").rename(joint / "ae" / "result")
+    with pytest.raises(SystemExit) as ended:
+        said_of(joint)
+    (joint / "ae" / "result").rename(joint / "ae" / "result.json")
+    assert ended.value.code == 2 and "finish with `bash scripts/train_simflow.sh" in capsys.readouterr().err

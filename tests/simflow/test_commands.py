@@ -84,6 +84,9 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_
     # Far from trained, the flow is near the standard normal, and latents of std 0.5 and more have at least their noise's entropy.
     bits = json.loads((tmp_path / "simflow" / "likelihood.json").read_text())["metrics"]["bits_per_dimension"]
     assert 1.0 < bits < 4
+    assert "images, in the latents' own units" in said and "was trained on these images" in said
+    code, said = call("likelihood", run, *SAMPLE, "data.subset=val")
+    assert code == 0 and "was trained on" not in said and "of 359 images" in said
 
     code, said = call("generate", run, *SAMPLE, "model.tarflow.width=64")
     assert code == 2 and "model.tarflow.width: 12 -> 64" in said and said.count("error:") == 1
