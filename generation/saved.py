@@ -10,7 +10,6 @@ import torch
 
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.errors import UserError
-from flowprior.notes import note
 from flowprior.run.config import build_config
 from flowprior.run.files import (
     build_saved,
@@ -132,4 +131,3 @@ def start_from(objective: GeneratorObjective, start: GeneratorObjective, folder:
             f"the generator in {folder} has other sizes than this one: write those in the 'generator' of its config.json behind model."
         )
     load_weights(objective, start.state_dict(), f"the generator in {folder}")
-    note(f"weights and the latents' scale are those of {folder}; the cache's scale is not used")

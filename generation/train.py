@@ -128,6 +128,8 @@ def train(
         {"normaliser": normaliser},
         "generator",
     )
+    if start is not None and loop.step == 0:
+        note(f"weights and the latents' scale are those of {config.start}; the cache's scale is not used")
 
     about = {
         "autoencoder": autoencoder.fingerprint,

@@ -141,6 +141,7 @@ def write_report(run: Path) -> Path:
     from scripts.report_pictures import (  # matplotlib is slow to import, and the table on the terminal needs none
         curves,
         draw_alignment,
+        draw_cache,
         draw_latents,
         draw_losses,
         draw_prior,
@@ -152,10 +153,10 @@ def write_report(run: Path) -> Path:
     page.table(summary(run))
     if has(run, "flowhead"):
         shown = "Target features and samples of the frozen flow, on the two principal axes of the target."
-        page.section("1. Flow prior", shown)
+        page.section("Flow prior", shown)
         page.picture(curves(run, draw_prior, 2), "Target features (blue) and prior samples (red), the same window")
     if has(run, "ae"):
-        page.section("2. Autoencoder", "Inputs above, reconstructions below.")
+        page.section("Autoencoder", "Inputs above, reconstructions below.")
         page.picture(
             last_picture(run / "ae" / "pictures", "reconstructions_*.png"),
             "Rows 1 and 3: inputs. Rows 2 and 4: reconstructions.",
@@ -170,13 +171,15 @@ def write_report(run: Path) -> Path:
                 curves(run, draw_alignment, 2),
                 "Alignment loss and mean log distance to the k-th nearest target sample, on a fixed set of images",
             )
-        cached = (run / "latents" / "manifest.json").is_file()
-        page.section("Latents", f"Statistics on a fixed set of images over training{', and of the cache' * cached}.")
-        page.picture(curves(run, draw_latents, 2 + cached), "Latent statistics")
+        page.section("Latents", "Statistics on a fixed set of images over training.")
+        page.picture(curves(run, draw_latents, 2), "Latent statistics")
+    if (run / "latents" / "manifest.json").is_file():
+        page.section("Cached latents", "What generators are trained on.")
+        page.picture(curves(run, draw_cache, 1), "Standard deviation of every channel")
     generators = measured_generators(run)
     for name in generators:
         shown = f"Samples{classes_text(run, name)}; the same seeds in every sheet."
-        page.section(f"3. Generator: {GENERATORS[name]}", shown)
+        page.section(f"Generator: {GENERATORS[name]}", shown)
         for cfg in two_scales(run, name):
             sheet = (run / name / "samples" / f"cfg_{cfg}.png").read_bytes()
             page.picture(sheet, f"Generated images, guidance scale {cfg}", pixelated=True)

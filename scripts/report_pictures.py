@@ -108,7 +108,7 @@ def draw_alignment(axes: Any, run: Path) -> None:
 
 
 def draw_latents(axes: Any, run: Path) -> None:
-    """Latent statistics over training, and with a third panel the channels' standard deviations in the cache."""
+    """Latent statistics over training."""
     rows = read_rows(run / "ae" / "log.jsonl", "latent_std")
     steps = [row["step"] for row in rows]
     for name, label, colour in (("latent_std", "standard deviation", BLUE), ("latent_mean", "mean", GREY)):
@@ -117,11 +117,13 @@ def draw_latents(axes: Any, run: Path) -> None:
     axes[0].legend(frameon=False)
     axes[1].plot(steps, [row["latent_effective_rank"] for row in rows], color=GREEN)
     axes[1].set(xlabel="step", title="effective rank of the latents")
-    if len(axes) == 2:
-        return
+
+
+def draw_cache(axes: Any, run: Path) -> None:
+    """The channels' standard deviations in the cache."""
     statistics = read(run / "latents" / "manifest.json")["statistics"]
-    axes[2].bar(range(len(statistics["channel_std"])), statistics["channel_std"], color=BLUE)
-    axes[2].set(xlabel="channel", title=f"cached std per channel, scale {statistics['scale']:.3f}")
+    axes[0].bar(range(len(statistics["channel_std"])), statistics["channel_std"], color=BLUE)
+    axes[0].set(xlabel="channel", title=f"cached std per channel, scale {statistics['scale']:.3f}")
 
 
 def curves(run: Path, draw: Any, panels: int) -> bytes:
@@ -153,7 +155,7 @@ def overview(run: Path, path: Path) -> None:
     cfg = two_scales(run, name)[-1]
     axes[-1].imshow(image.imread(run / name / "samples" / f"cfg_{cfg}.png"))
     axes[-1].set_title(f"generated{classes_text(run, name)} (cfg {cfg})")
-    for axis in axes["flowhead" in stages :]:
+    for axis in axes[1:] if "flowhead" in stages else axes:
         axis.axis("off")
     figure.savefig(path, dpi=110)
     plt.close(figure)

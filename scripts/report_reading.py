@@ -28,6 +28,8 @@ def measured_generators(run: Path) -> list[str]:
 
 def has(run: Path, stage: str) -> bool:
     """Whether ``flowhead`` or ``ae`` is of this run: later stages may take another run's, and an autoencoder no prior. Of an empty run all are."""
+    if stage == "ae" and any(_trained_jointly(run / name) for name in GENERATORS):
+        return True
     later = {"flowhead": ["ae", *GENERATORS], "ae": [*GENERATORS]}[stage]
     return (run / stage).is_dir() or not any((run / name).is_dir() for name in later)
 

@@ -33,27 +33,34 @@ def train_alone(stage: type[SimFlowStageConfig]) -> None:
 def cache_latents_alone(stage: type[SimFlowStageConfig]) -> None:
     """encode every image once"""
     config = stage.read(cache_latents.__doc__)
-    if config.start:  # before the latents are made that it is about
-        note_other_noise(config)
+    if posterior_std_of(config.start) == "learned" and config.cache.posterior == "mean":
+        note(
+            f"the flow in {config.start} learned latents that the encoder's posterior draws, and these are its means. To train it on draws, write "
+            "cache.posterior=moments model.tarflow.noise_std=0 model.tarflow.sampler.denoise=false, in a run_dir that holds no other latents"
+        )
     cache_latents.main(stage)
 
 
 def note_other_noise(config: SimFlowStageConfig) -> None:
     """Say where a flow is trained on under another noise than it has learned so far."""
-    file = Path(config.start) / "config.json"
-    learned = read_json(file, "generator").get("about", {}).get("posterior_std", 0) if file.is_file() else 0
-    now = config.model.tarflow.noise_std
+    learned, now = posterior_std_of(config.start), config.model.tarflow.noise_std
     if learned == "learned":
-        if now or config.cache.posterior == "mean":
+        if now and config.cache.posterior != "mean":
             note(
-                f"the flow in {config.start} learned latents that the encoder's posterior draws. To train it on such, write cache.posterior=moments "
-                "model.tarflow.noise_std=0 model.tarflow.sampler.denoise=false, in a run_dir that holds no other latents"
+                f"the flow in {config.start} learned latents as the encoder's posterior draws them, and model.tarflow.noise_std is {now:g}: where "
+                "that is not meant, write model.tarflow.noise_std=0 model.tarflow.sampler.denoise=false"
             )
     elif learned and learned != now:
         note(
             f"the flow in {config.start} learned latents with noise of std {learned:g}, and model.tarflow.noise_std is {now:g}: where that is not "
             f"meant, write model.tarflow.noise_std={learned:g} model.tarflow.sampler.denoise=false"
         )
+
+
+def posterior_std_of(start: str) -> float | str:
+    """Of the noise on the latents that the generator in the folder ``start`` was trained with, 0 where there is none; or ``learned``."""
+    file = Path(start) / "config.json"
+    return read_json(file, "generator").get("about", {}).get("posterior_std", 0) if start and file.is_file() else 0
 
 
 COMMANDS = {"cache_latents": cache_latents_alone, "train": train_alone, "likelihood": likelihood.main}

@@ -18,6 +18,7 @@ from torch import Tensor
 from flowprior.data.images import ImageConfig, ImageSource, open_images, to_model
 from flowprior.data.loader import indexed_batches
 from flowprior.distributed import World, best_device
+from flowprior.errors import UserError
 from flowprior.notes import counted, note
 from flowprior.rounding import rounded
 from flowprior.run.config import build_config
@@ -43,9 +44,11 @@ def main(stage: type[GenerationConfig]) -> None:
     jointly = about.get("trained") == "with the autoencoder"
     drawn = jointly or about.get("posterior", config.cache.posterior) != "mean"
     images = open_images(config.data)
-    for name in trained_on(config):
-        kept = ": train it with data.subset=train, and measure with data.subset=val" * config.data.has_subsets
-        note(f"the {name} was trained on these images{kept}")
+    if trained := trained_on(config):
+        if jointly and "autoencoder" in trained:
+            trained = ["autoencoder", "flow"]
+        advice = ": train with data.subset=train, and measure with data.subset=val" if config.data.has_subsets else ""
+        note(f"{' and '.join(trained)} had these images in training{advice}")
     measured: dict[str, list[Tensor]] = {"bits_per_dimension": []}
     if bundle.model.config.label_drop:
         measured["bits_per_dimension_without_class"] = []
@@ -68,20 +71,20 @@ def main(stage: type[GenerationConfig]) -> None:
 
 
 def trained_on(config: GenerationConfig) -> list[str]:
-    """Which of autoencoder and flow were trained on the images of ``config``, or on some of them, by the configs in their run folders."""
-    found = []
+    """Which of autoencoder and flow were trained on the images of ``config``, or on some of them, by the configs in their run folders: not by those
+    of what they were started from."""
+    found, now = [], config.data
     for name, folder in {"autoencoder": config.autoencoder_folder.parent, "flow": config.folder}.items():
         file = folder / "config.yaml"
-        if not file.is_file():  # from elsewhere; or a flow that was trained with its autoencoder
+        try:
+            then = build_config(ImageConfig, read_yaml(file).get("data", {}), str(file)) if file.is_file() else None
+        except UserError:  # it is not a stage's
+            then = None
+        if then is None or then.place != now.place:
             continue
-        data = build_config(ImageConfig, read_yaml(file).get("data", {}), str(file))
-        same = (data.source, data.path, data.split_seed) == (
-            config.data.source,
-            config.data.path,
-            config.data.split_seed,
-        )
-        apart = config.data.has_subsets and {data.subset, config.data.subset} == {"train", "val"}
-        if same and not apart:
+        alike = then.split_seed == now.split_seed or not then.embedded
+        apart = now.has_subsets and alike and {then.subset, now.subset} == {"train", "val"}
+        if not apart:
             found.append(name)
     return found
 

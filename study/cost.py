@@ -30,7 +30,7 @@ from tokenizer.dry_run import opening_flop, openings
 from tokenizer.objective import AutoencoderObjective
 from tokenizer.train_ae import build_objective
 
-_counted: dict[str, float] = {}
+_counted: dict[str, float] = {}  # by stage and options but for the seeds
 CLASSES = 10  # their number is no part of the arithmetic
 TIMED_STEPS, DRAWN_IMAGES, GUIDED = 3, 32, 1.5
 COUNTED_STEPS = 8  # of a generator: MAR masks another number of tokens in every step

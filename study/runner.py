@@ -17,9 +17,8 @@ from flowprior.run.files import read_json, write_json
 from study.plan import Task
 
 PR_SET_PDEATHSIG = 1
-PRCTL = (
-    ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-)  # looked up here: a child must not wait for another thread's lock
+# Looked up before any fork: a child must not wait for another thread's lock.
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 SPENT, LOG = "spent.json", "study.log"
 
 

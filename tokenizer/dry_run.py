@@ -208,5 +208,5 @@ def describe_step(objective: AutoencoderObjective, train: TrainConfig, optim: Op
 
 
 def _shown(number: float) -> str:
-    """With one decimal, and three digits where that is fewer."""
+    """One decimal from 10 on, three significant digits below."""
     return f"{number:,.1f}" if number >= 10 else f"{number:.3g}"

@@ -120,20 +120,18 @@ class GraphedParts:
     is no tensor, while no gradient is recorded, with shapes that the same pass has brought before, and with further shapes once it has
     ``MOST_RECORDINGS``. Gradients of gradients cannot be taken through a replayed part.
 
+    Nothing is replayed of an objective in which a network computes its activations twice; a note says so.
+
     Args:
         objective: on its device.
         record: what makes a recording.
-
-    Raises:
-        UserError: a network computes its activations twice, which cannot be replayed.
     """
 
     def __init__(self, objective: nn.Module, record: type[Recording] = Recording) -> None:
+        self.parts: list[_Part] = []
         if any(getattr(module, "recompute", False) for module in objective.modules()):
-            raise UserError(
-                "train.cuda_graphs=true cannot replay activation checkpointing: write train.cuda_graphs=false, or switch model.checkpoint_blocks "
-                "(model.tarflow.checkpoint_layers) off"
-            )
+            note("train.cuda_graphs: activation checkpointing is on, and nothing is replayed")
+            return
         named = dict.fromkeys(part for m in objective.modules() for part in getattr(m, "replayed_parts", ()))
         within = {module for part in named for module in part.modules() if module is not part}
         self.parts = [_Part(part, record) for part in named if part not in within]

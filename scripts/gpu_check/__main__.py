@@ -64,7 +64,7 @@ def main() -> None:
     with temporary_folder() as work:
         os.environ |= compile_cache(Path(work))
         deadline = start + 60 * arguments.minutes - SECONDS_TO_END
-        Runner(parts, deadline, arguments.tiny, Path(work), kept).run()
+        Runner(parts, deadline, arguments.tiny, Path(work), kept, begun).run()
         executed = executed_lines(Path(work), ROOT)
     result["seconds"] = round(result.get("seconds", 0) + time.monotonic() - start, 1)
     if executed is None:

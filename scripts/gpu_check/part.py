@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from flowprior.distributed import best_device
 from flowprior.heap import keep_freed_memory
 from scripts.gpu_check.parts import PARTS, REHEARSAL, Context
-from scripts.gpu_check.runner import report_to
+from scripts.gpu_check.runner import BEGUN, report_to
 
 
 def main() -> None:
@@ -16,7 +17,8 @@ def main() -> None:
     device = best_device()
     if device.type == "cpu":
         keep_freed_memory()
-    (PARTS | REHEARSAL)[name].run(Context(device, size == "--tiny", Path(folder), report_to(Path(folder))))
+    begun = json.loads((Path(folder) / BEGUN).read_text())
+    (PARTS | REHEARSAL)[name].run(Context(device, size == "--tiny", Path(folder), report_to(Path(folder)), begun))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ class Context:
         tiny: toy sizes, for a rehearsal on a CPU.
         folder: empty, of this part alone.
         report: keeps a result under a name at once, so that a part that is stopped loses nothing that it has found.
+        begun: what the part has reported in an earlier check that stopped it.
     """
 
     device: torch.device
     tiny: bool
     folder: Path
     report: Callable[[str, Any], None]
+    begun: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Part:
         alone: its times count, so nothing else runs beside it.
         needs: packages without which it is skipped.
         environment: variables that must be set before Python starts.
+        seconds_to_end: that it has from a SIGTERM on, within its time, to end what it has started; 0: it is killed at once.
     """
 
     module: str
@@ -47,6 +50,7 @@ class Part:
     alone: bool = True
     needs: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    seconds_to_end: int = 0
 
     def run(self, context: Context) -> None:
         module = importlib.import_module(self.module if "." in self.module else f"scripts.gpu_check.{self.module}")
@@ -81,7 +85,7 @@ PARTS = {
     "200 steps of the normalizing flow": _endurance("normalizing flow"),
     "autoencoder step": Part("autoencoder_steps", seconds=100),
     "MAR step": Part("mar_steps", seconds=70),
-    "flow prior step": Part("flow_steps", seconds=60),
+    "flow prior step": Part("flow_steps", seconds=90),
     "MAR sampling": Part("sampling", seconds=130),
     "few-step sampling": Part("few_step_sampling", seconds=130),
     "SiT and normalizing flow steps": Part("generator_steps", seconds=100),
@@ -90,7 +94,12 @@ PARTS = {
     ),
     "small steps": Part("small_steps", seconds=70, needs=("sklearn", "mlxtend")),
     "feeding": Part("feeding", seconds=60, needs=("torch_fidelity",)),
-    "study": Part("study_cells", seconds=560, needs=("sklearn", "mlxtend", "faiss", "torch_fidelity", "torchmetrics")),
+    "study": Part(
+        "study_cells",
+        seconds=580,
+        needs=("sklearn", "mlxtend", "faiss", "torch_fidelity", "torchmetrics"),
+        seconds_to_end=20,
+    ),
 }
 
 # Not run unless they are named: what a failure looks like.

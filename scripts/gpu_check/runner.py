@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -24,6 +25,7 @@ BESIDE_ONE_ANOTHER = max(2, CORES // 2)
 # A part that has less than this left is not started: it could not even import PyTorch and compile.
 FEWEST_SECONDS = 15
 TRACEBACK_LENGTH = 3000
+BEGUN = "begun.json"  # in a part's folder
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Runner:
         tiny: toy sizes.
         work: a folder for the parts' files.
         keep: called with a part's name and its entry whenever one has ended.
+        begun: what an earlier check that stopped parts has of them.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class Runner:
         tiny: bool,
         work: Path,
         keep: Callable[[str, dict[str, Any]], None],
+        begun: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.parts, self.deadline, self.tiny, self.work, self.keep = parts, deadline, tiny, work, keep
+        self.begun = begun or {}
 
     def run(self) -> None:
         """Start part after part, those whose times do not count several at once, until all have ended or the time is over."""
@@ -71,7 +76,7 @@ class Runner:
                 running = [r for r in running if not self._has_ended(r)]
         finally:  # Ctrl-C too leaves nothing behind
             for left in running:
-                kill(left.process)
+                end(left.process, left.part.seconds_to_end)
 
     def _has_place(self, part: Part, running: list[Running]) -> bool:
         if part.alone or any(r.part.alone for r in running):
@@ -89,6 +94,7 @@ class Runner:
             return None
         folder = self.work / name.replace(" ", "_")
         folder.mkdir()
+        write_json(folder / BEGUN, self.begun.get(name, {}))
         words = ["-m", "scripts.gpu_check.part", name, str(folder), "--tiny" if self.tiny else "--full"]
         command = [sys.executable, *coverage_words(self.work, name), *words]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COVERAGE_CORE": "sysmon", **part.environment}
@@ -100,13 +106,13 @@ class Runner:
             process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment, start_new_session=True
             )
-        return Running(name, part, process, folder, time.monotonic(), min(part.seconds, left))
+        return Running(name, part, process, folder, time.monotonic(), min(part.seconds, left) - part.seconds_to_end)
 
     def _has_ended(self, running: Running) -> bool:
         seconds, status = time.monotonic() - running.start, running.process.poll()
         if status is None and seconds < running.limit:
             return False
-        kill(running.process)
+        end(running.process, running.part.seconds_to_end)
         entry: dict[str, Any] = {"status": "done", "seconds": round(seconds, 1), "results": reported(running.folder)}
         if status is None:
             entry |= {"status": "stopped", "why": f"it took longer than its {running.limit:.0f} s"}
@@ -120,12 +126,14 @@ class Runner:
         return True
 
 
-def kill(process: subprocess.Popen) -> None:
-    """End a part and whatever it has started."""
-    try:
+def end(process: subprocess.Popen, seconds: int) -> None:
+    """End a part and whatever it has started: by a SIGTERM, which it has so many seconds to follow, and in any case at last."""
+    if seconds and process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

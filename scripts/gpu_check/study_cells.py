@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from flowprior.run.files import write_json
 from scripts.gpu_check.parts import Context
 
 KEPT = Path("docs/results/study/mnist")
@@ -26,32 +29,43 @@ rows: {none: {options: regulariser.name=none, generators: []}}
 
 
 def run(context: Context) -> None:
-    """Report every cell that is finished, beside those that are kept already, at once; then the seconds of them all."""
+    """Report every cell that is finished, beside those that are kept or reported already, at once; then the seconds of them all."""
     results, start = context.folder / "cells", time.perf_counter()
     words = ["--runs", str(context.folder / "runs"), "--results", str(results)]
     if context.tiny:
         table = context.folder / "tiny.yaml"
         table.write_text(TINY_TABLE)
+        results.mkdir()
         words += ["--data", str(table), "--seeds", "0", "--jobs", "1"]
     else:
         shutil.copytree(KEPT, results) if KEPT.is_dir() else results.mkdir()
         words += [*WORDS, "--jobs", str(min(MOST_AT_ONCE, os.cpu_count() or 1))]
+    for name, value in context.begun.items():
+        if "cell" in value:
+            write_json(results / f"{name}.json", value["cell"])
     before = {file.name for file in results.glob("*.json")}
-    with NvidiaMPS(context.folder), open(context.folder / "study.log", "w") as log:
+    made: set[str] = set()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # when the time is over
+    with multi_process_service(context), open(context.folder / "study.log", "w") as log:
         study = subprocess.Popen(
             [sys.executable, "-m", "study", *words],
             env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        made: set[str] = set()
-        while study.poll() is None:
-            time.sleep(0.5)
+        try:
+            while study.poll() is None:
+                time.sleep(0.5)
+                made |= report_new(context, results, before | made)
+        finally:
+            if study.poll() is None:  # its runs save, and end with it
+                study.terminate()
+                study.wait()
             made |= report_new(context, results, before | made)
-    made |= report_new(context, results, before | made)
-    said = (context.folder / "study.log").read_text(errors="replace")
-    failed = [line for line in said.splitlines() if line.startswith("failed: ")]
-    context.report("all cells", {"finished": len(made), "failed": len(failed), "seconds": time.perf_counter() - start})
+            seconds = time.perf_counter() - start
+            said = (context.folder / "study.log").read_text(errors="replace")
+            failed = sum(line.startswith("failed: ") for line in said.splitlines())
+            context.report("all cells", {"finished": len(made), "failed": failed, "seconds": seconds})
     if study.returncode:
         raise RuntimeError(f"the study ended with {study.returncode}: {said[-2000:]}")
 
@@ -66,25 +80,20 @@ def report_new(context: Context, results: Path, known: set[str]) -> set[str]:
     return new
 
 
-class NvidiaMPS:
-    """Within, processes share a GPU by NVIDIA's multi-process service where its daemon is installed: their kernels run beside one another."""
-
-    def __init__(self, folder: Path) -> None:
-        self.variables = {
-            "CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"),
-            "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps_log"),
-        }
-        self.command = shutil.which("nvidia-cuda-mps-control")
-
-    def __enter__(self) -> None:
-        if self.command:
-            for name, value in self.variables.items():
-                Path(value).mkdir()
-                os.environ[name] = value
-            subprocess.run([self.command, "-d"], check=True)
-
-    def __exit__(self, *_: Any) -> None:
-        if self.command:
-            subprocess.run([self.command], input="quit\n", text=True, capture_output=True)
-            for name in self.variables:
-                del os.environ[name]
+@contextlib.contextmanager
+def multi_process_service(context: Context) -> Iterator[None]:
+    """Within, processes share a GPU by NVIDIA's multi-process service, so that their kernels run beside one another, where its daemon starts."""
+    command = shutil.which("nvidia-cuda-mps-control") if context.device.type == "cuda" else None
+    if command is None:
+        yield
+        return
+    for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
+        os.environ[name] = str(context.folder / name.lower())
+        Path(os.environ[name]).mkdir()
+    started = subprocess.run([command, "-d"], capture_output=True, timeout=20).returncode == 0
+    context.report("multi-process service", {"started": started})
+    try:
+        yield
+    finally:
+        if started:
+            subprocess.run([command], input="quit\n", text=True, capture_output=True, timeout=20)

@@ -204,14 +204,21 @@ def keep(result: dict[str, Any], root: Path) -> str:
     """
     if result["tiny"]:
         raise UserError("a rehearsal at toy sizes is not kept: run the check without --tiny")
+    cells = {
+        name: value["cell"]
+        for part in result["parts"].values()
+        for name, value in part.get("results", {}).items()
+        if isinstance(value, dict) and "cell" in value
+    }
     for part in result["parts"].values():
-        for name, value in list(part.get("results", {}).items()):
-            if isinstance(value, dict) and "cell" in value:
-                write_json(root / CELLS / value["cell"]["study"] / f"{name}.json", part["results"].pop(name)["cell"])
+        part["results"] = {name: value for name, value in part.get("results", {}).items() if name not in cells}
+    for name, cell in cells.items():
+        write_json(root / CELLS / cell["study"] / f"{name}.json", cell)
     name = re.sub(r"[^a-z0-9]+", "_", result["machine"]["device"].lower()).strip("_")
     write_json(root / RESULTS / f"{name}.json", result)
     page = root / PAGE
     text = page.read_text()
     before, rest = text.split(START)
     page.write_text(before + page_tables(root) + rest.split(END)[1])
-    return f"{RESULTS / f'{name}.json'}, {PAGE}"
+    told = f"{RESULTS / f'{name}.json'}, {PAGE}"
+    return f"{told}, {len(cells)} cells in {CELLS} (`bash scripts/study.sh --docs` shows them)" if cells else told

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +27,8 @@ from scripts.gpu_check.__main__ import done_before, parse
 from scripts.gpu_check.cuda_lines import cuda_only_lines, project_lines, sort_lines
 from scripts.gpu_check.measuring import by_kind, largest_batch
 from scripts.gpu_check.parts import PARTS, Context
-from scripts.gpu_check.runner import disagreements, report_to, reported
-from scripts.gpu_check.table import PAGE, RESULTS, agreement_rows, keep, page_tables, speed_rows, summary
+from scripts.gpu_check.runner import disagreements, end, report_to, reported
+from scripts.gpu_check.table import END, PAGE, RESULTS, START, agreement_rows, keep, page_tables, speed_rows, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,3 +197,37 @@ def test_the_digits_part_reads_what_the_stages_leave(pipeline):
     metrics = [digits.found(pipeline.run_dir, stage) for stage in digits.TINY]
     assert all(found["training_seconds"] > 0 for found in metrics)
     assert metrics[1]["psnr"] > 0 and metrics[2]["fid_by_guidance"].keys() == {"1", "2"}
+
+
+def test_a_part_that_must_end_what_it_started_has_seconds_for_it_and_no_more(tmp_path):
+    script = "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit({}))\n"
+    script += f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(600)"
+
+    def ended(body, seconds):
+        (tmp_path / "ready").unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", script.format(body)], start_new_session=True)
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        end(process, seconds)
+        return process.returncode
+
+    saved = tmp_path / "saved"
+    assert ended(f"pathlib.Path({str(saved)!r}).touch() or 7", 30) == 7 and saved.exists()
+    assert ended("time.sleep(600)", 1) == -signal.SIGKILL  # it does not follow
+    assert ended("7", 0) == -signal.SIGKILL  # it is not asked
+
+
+def test_cells_of_the_study_are_kept_with_those_that_are_finished_and_not_in_the_result(tmp_path):
+    page = tmp_path / PAGE
+    page.parent.mkdir(parents=True)
+    page.write_text(f"before\n{START}\nold\n{END}\nbehind\n")
+    cell = {"study": "mnist", "row": "none"}
+    parts = {
+        "study": {"status": "stopped", "why": "x", "results": {"none_1": {"cell": cell}, "all cells": {"finished": 1}}}
+    }
+    said = keep(EMPTY | {"tiny": False, "parts": parts}, tmp_path)
+    assert "1 cells in docs/results/study" in said and "study.sh --docs" in said
+    assert json.loads((tmp_path / "docs/results/study/mnist/none_1.json").read_text()) == cell
+    result = json.loads((tmp_path / RESULTS / "a_card.json").read_text())
+    assert result["parts"]["study"]["results"] == {"all cells": {"finished": 1}}
+    assert "finished 1" in page.read_text() and "none_1" not in page.read_text()

@@ -1,11 +1,13 @@
 """Both ways to a trained flow, with the commands that a person types: with the autoencoder, and on cached latents."""
 
 import json
+import os
 import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from flowprior.data.embedded import digit_images
@@ -13,6 +15,7 @@ from generation import commands
 from simflow import __main__ as room
 from simflow import evaluate_ae, train_simflow
 from simflow.config import SimFlowStageConfig
+from simflow.likelihood import trained_on
 from tokenizer.autoencoder import Autoencoder
 
 VIT = "{width: 12, depth: 1, heads: 3}"
@@ -84,9 +87,9 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_sampled_and_measured_
     # Far from trained, the flow is near the standard normal, and latents of std 0.5 and more have at least their noise's entropy.
     bits = json.loads((tmp_path / "simflow" / "likelihood.json").read_text())["metrics"]["bits_per_dimension"]
     assert 1.0 < bits < 4
-    assert "images, in the latents' own units" in said and "was trained on these images" in said
+    assert "images, in the latents' own units" in said and "autoencoder and flow had these images in training" in said
     code, said = call("likelihood", run, *SAMPLE, "data.subset=val")
-    assert code == 0 and "was trained on" not in said and "of 359 images" in said
+    assert code == 0 and "in training" not in said and "of 359 images" in said
 
     code, said = call("generate", run, *SAMPLE, "model.tarflow.width=64")
     assert code == 2 and "model.tarflow.width: 12 -> 64" in said and said.count("error:") == 1
@@ -115,11 +118,16 @@ def test_a_flow_with_a_posterior_of_learned_variance_is_sampled_measured_and_tra
     words = [f"run_dir={tmp_path / 'more'}", f"autoencoder={tmp_path / 'joint' / 'ae' / 'autoencoder'}", *SAMPLE, SHORT]
     words += [f"start={start}", f"model.tarflow={FLOW}", "optim={lr: 1e-9, weight_decay: 0}"]
     for posterior, noted in (("mean", True), ("moments", False)):
+        told = {}
         for command in ("cache_latents", "estimate_scale", "train"):
             words[0] = f"run_dir={tmp_path / posterior}"
-            code, said = call(command, *words, f"cache.posterior={posterior}")
-            assert code == 0, said
-        assert ("learned latents that the encoder's posterior draws" in said) == noted
+            code, told[command] = call(command, *words, f"cache.posterior={posterior}")
+            assert code == 0, told
+        assert [command for command in told if "posterior draws, and these are its means" in told[command]] == [
+            "cache_latents"
+        ] * noted
+        assert "the cache's scale is not used" in told["train"]
+        assert "the cache's scale is not used" not in call("train", *words, f"cache.posterior={posterior}")[1]
         code, said = call("likelihood", *words)  # by what the generator says of its cache
         assert code == 0, said
         kept = json.loads((tmp_path / posterior / "simflow" / "likelihood.json").read_text())
@@ -176,3 +184,27 @@ def test_the_flow_that_was_trained_with_the_autoencoder_is_trained_on_while_that
     assert after["normaliser.scale"].eq(1).all() and not after["normaliser.mean"].any()
     code, said = call("train", *words[:-3], words[-1], words[-2])  # without start=
     assert code == 2 and "holds a run with other options" in said and "start" in said
+
+
+def test_likelihood_knows_which_images_training_had(tmp_path):
+    def trained(stage, **data):
+        (tmp_path / stage).mkdir(exist_ok=True)
+        (tmp_path / stage / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+
+    def found(*words):
+        return trained_on(SimFlowStageConfig.read("", ["--preset", "digits", f"run_dir={tmp_path}", *words]))
+
+    assert found() == []
+    trained("ae", source="digits", subset="train")
+    trained("simflow", source="digits", subset="all")
+    assert found("data.subset=val") == ["flow"] and found("data.subset=train") == ["autoencoder", "flow"]
+    trained("simflow", source="digits", subset="train")
+    assert found("data.subset=val") == [] and found() == ["autoencoder", "flow"]
+    assert found("data.subset=val", "data.split_seed=1") == ["autoencoder", "flow"]  # another split
+    assert found("data.source=mnist", "data.subset=all") == []
+    (tmp_path / "images").mkdir()
+    trained("ae", source="files", path=str(tmp_path / "images"))
+    relative = os.path.relpath(tmp_path / "images")
+    assert found("data.source=files", f"data.path={relative}") == ["autoencoder"]
+    (tmp_path / "ae" / "config.yaml").write_text("data: {folder: of another project}")
+    assert found() == ["flow"]

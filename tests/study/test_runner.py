@@ -1,12 +1,15 @@
 """Chains of processes, each of which takes no time: ``python -m this`` ends well, ``python -m json.tool`` of no file does not."""
 
 import signal
+from dataclasses import replace
 
 import pytest
+import torch
 
 from flowprior.distributed import World
 from flowprior.run.files import write_json
 from flowprior.run.run_folder import RunFolder
+from study import __main__ as study_main
 from study import aside
 from study.plan import Cell, Plan, PlannedStage, Task
 from study.runner import LOG, Runner, forget_seconds, spent_on
@@ -122,3 +125,18 @@ def test_what_was_made_with_a_prior_that_is_put_aside_or_was_trained_again_goes_
     write_json(prior.run_dir / "flowhead" / "result.json", {"fingerprint": "before"})
     aside.put_aside(tasks, [])
     assert not prior.run_dir.exists() and not cell.run_dir.exists()
+
+
+def test_a_finished_task_whose_file_cannot_be_written_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    kept = []
+
+    def keep(plan, cell, results, device):
+        if cell.row == "full":
+            raise OSError("no space left")
+        kept.append(cell.row)
+
+    monkeypatch.setattr(study_main, "keep", keep)
+    tasks = [replace(task(tmp_path, row, ("this",)), cell=Cell(row, "trained", 0)) for row in ("full", "none", "kl")]
+    failed = study_main.run_tasks(None, tasks, 1, [], tmp_path, torch.device("cpu"))
+    assert failed == {"full": "no space left"} and kept == ["none", "kl"]
+    assert capsys.readouterr().err.count("failed: full: its file was not written: no space left") == 1
