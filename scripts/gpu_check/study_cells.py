@@ -45,7 +45,7 @@ def run(context: Context) -> None:
             write_json(results / f"{name}.json", value["cell"])
     before = {file.name for file in results.glob("*.json")}
     made: set[str] = set()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # when the time is over
+    before_this = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # when the time is over
     with multi_process_service(context), open(context.folder / "study.log", "w") as log:
         study = subprocess.Popen(
             [sys.executable, "-m", "study", *words],
@@ -66,6 +66,7 @@ def run(context: Context) -> None:
             said = (context.folder / "study.log").read_text(errors="replace")
             failed = sum(line.startswith("failed: ") for line in said.splitlines())
             context.report("all cells", {"finished": len(made), "failed": failed, "seconds": seconds})
+            signal.signal(signal.SIGTERM, before_this)
     if study.returncode:
         raise RuntimeError(f"the study ended with {study.returncode}: {said[-2000:]}")
 

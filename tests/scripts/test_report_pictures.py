@@ -59,7 +59,8 @@ def test_every_term_is_drawn_however_many_there_are_and_whenever_each_begins(run
 
 
 @pytest.mark.parametrize(
-    "draw, panels", [(report.draw_alignment, 2), (report.draw_losses, 3), (report.draw_latents, 2), (report.draw_cache, 1)]
+    "draw, panels",
+    [(report.draw_alignment, 2), (report.draw_losses, 3), (report.draw_latents, 2), (report.draw_cache, 1)],
 )
 def test_words_keep_a_lines_height_from_one_another(draw, panels, run, monkeypatch):
     boxes = {}

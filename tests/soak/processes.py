@@ -6,11 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 import generation.train
 import mar.cache_latents
@@ -77,6 +80,9 @@ class Process:
             # A test's are its own.
             sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
             os.environ["FLOWPRIOR_EXIT_CODE"] = str(self.code_file)
+            tqdm.set_lock(
+                threading.RLock()
+            )  # its own: one that is killed while it holds the common one stops all others
             work()
             code = 0
         except SystemExit as stop:
