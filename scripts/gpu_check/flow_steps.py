@@ -9,11 +9,8 @@ from scripts.gpu_check.measuring import metrics, report_rate
 from scripts.gpu_check.parts import Context
 
 PAPER_STEPS = 1_000_000
-WAYS = {
-    "eager": {},
-    "CUDA graphs": {"cuda_graphs": True},
-    "compiled": {"compiled": True},
-}  # the first one's arithmetic is counted
+# Arithmetic is counted of the first.
+WAYS = {"eager": {}, "CUDA graphs": {"cuda_graphs": True}, "compiled": {"compiled": True}}
 
 
 def run(context: Context) -> None:

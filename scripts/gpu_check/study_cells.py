@@ -45,7 +45,7 @@ def run(context: Context) -> None:
             write_json(results / f"{name}.json", value["cell"])
     before = {file.name for file in results.glob("*.json")}
     made: set[str] = set()
-    before_this = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # when the time is over
+    handler_before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # when the time is over
     with multi_process_service(context), open(context.folder / "study.log", "w") as log:
         study = subprocess.Popen(
             [sys.executable, "-m", "study", *words],
@@ -66,7 +66,7 @@ def run(context: Context) -> None:
             said = (context.folder / "study.log").read_text(errors="replace")
             failed = sum(line.startswith("failed: ") for line in said.splitlines())
             context.report("all cells", {"finished": len(made), "failed": failed, "seconds": seconds})
-            signal.signal(signal.SIGTERM, before_this)
+            signal.signal(signal.SIGTERM, handler_before)
     if study.returncode:
         raise RuntimeError(f"the study ended with {study.returncode}: {said[-2000:]}")
 
@@ -88,13 +88,27 @@ def multi_process_service(context: Context) -> Iterator[None]:
     if command is None:
         yield
         return
-    for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
-        os.environ[name] = str(context.folder / name.lower())
-        Path(os.environ[name]).mkdir()
-    started = subprocess.run([command, "-d"], capture_output=True, timeout=20).returncode == 0
+    folders = {
+        name: str(context.folder / name.lower()) for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+    }
+    for folder in folders.values():
+        Path(folder).mkdir()
+    # Nothing of its output is waited for: the daemon goes on, and holds it open.
+    quiet = {
+        "env": {**os.environ, **folders},
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "timeout": 20,
+    }
+    started = subprocess.run([command, "-d"], **quiet).returncode == 0
     context.report("multi-process service", {"started": started})
+    if not started:
+        yield
+        return
+    os.environ |= folders
     try:
         yield
     finally:
-        if started:
-            subprocess.run([command], input="quit\n", text=True, capture_output=True, timeout=20)
+        subprocess.run([command], input=b"quit\n", **quiet)
+        for name in folders:
+            del os.environ[name]

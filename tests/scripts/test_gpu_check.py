@@ -28,6 +28,7 @@ from scripts.gpu_check.cuda_lines import cuda_only_lines, project_lines, sort_li
 from scripts.gpu_check.measuring import by_kind, largest_batch
 from scripts.gpu_check.parts import PARTS, Context
 from scripts.gpu_check.runner import disagreements, end, report_to, reported
+from scripts.gpu_check.study_cells import multi_process_service
 from scripts.gpu_check.table import END, PAGE, RESULTS, START, agreement_rows, keep, page_tables, speed_rows, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,3 +232,20 @@ def test_cells_of_the_study_are_kept_with_those_that_are_finished_and_not_in_the
     result = json.loads((tmp_path / RESULTS / "a_card.json").read_text())
     assert result["parts"]["study"]["results"] == {"all cells": {"finished": 1}}
     assert "finished 1" in page.read_text() and "none_1" not in page.read_text()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_multi_process_service_that_starts_is_used_and_ended_and_one_that_does_not_costs_nothing(
+    works, tmp_path, monkeypatch
+):
+    daemon, said = tmp_path / "nvidia-cuda-mps-control", tmp_path / "said"
+    start = "sleep 30 &" if works else "exit 1"  # the daemon holds the output that it was started with
+    daemon.write_text(f'#!/bin/sh\nif [ "$1" = -d ]; then {start}\nelse cat > {said}; fi\n')
+    daemon.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    reports = {}
+    with multi_process_service(Context(torch.device("cuda"), False, tmp_path, reports.__setitem__)):
+        assert ("CUDA_MPS_PIPE_DIRECTORY" in os.environ) == works
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    assert reports == {"multi-process service": {"started": works}}
+    assert said.is_file() == works and (not works or said.read_text() == "quit\n")
