@@ -1,6 +1,12 @@
 """Shared fixtures. Run from the repository's root: ``PYTHONPATH=. pytest``."""
 
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +38,21 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def repository() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """The path of an interpreter that spares every process of a test its ten seconds of imports; see its file."""
+    folder = Path(tempfile.mkdtemp(prefix="warm"))  # short: the path of a socket has 108 characters at most
+    client = ROOT / "tests" / "helpers" / "warm_python.py"
+    (folder / "python").write_text(f"#!/bin/sh\nexec '{sys.executable}' -S '{client}' {folder}/socket \"$@\"\n")
+    (folder / "python").chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, str(client), "serve", f"{folder}/socket"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
+        while not (folder / "socket").exists():
+            assert server.poll() is None, "the warm interpreter ended before it began"
+            time.sleep(0.05)
+        yield str(folder / "python")
+        server.kill()
+    shutil.rmtree(folder)

@@ -1,4 +1,5 @@
 import ast
+import itertools
 import json
 import os
 import signal
@@ -50,9 +51,12 @@ def test_a_process_killed_while_it_writes_leaves_one_of_the_whole_contents(tmp_p
     for instant in range(20):
         child = os.fork()
         if child == 0:
-            for number in range(10**9):
+            for number in itertools.count(instant + 1):
                 write_bytes(path, b"%d" % (number % 10) * (1_000_000 + number % 10))
-        time.sleep(0.03 + 0.002 * instant)
+        before, deadline = path.stat().st_mtime_ns, time.monotonic() + 60
+        while path.stat().st_mtime_ns == before and time.monotonic() < deadline:  # a busy disk takes its time
+            time.sleep(0.001)
+        time.sleep(0.002 * instant)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         content = path.read_bytes()

@@ -1,13 +1,8 @@
-"""The scripts as a person runs them, in an interpreter that spares every command its ten seconds of imports."""
+"""The scripts as a person runs them."""
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,20 +80,8 @@ class Scripts:
 
 
 @pytest.fixture(scope="session")
-def scripts() -> Iterator[Scripts]:
-    folder = Path(tempfile.mkdtemp(prefix="warm"))  # short: the path of a socket has 108 characters at most
-    client = Path(__file__).with_name("warm_python.py")
-    (folder / "python").write_text(f"#!/bin/sh\nexec '{sys.executable}' -S '{client}' {folder}/socket \"$@\"\n")
-    (folder / "python").chmod(0o755)
-    with subprocess.Popen(
-        [sys.executable, str(client), "serve", f"{folder}/socket"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    ) as server:
-        while not (folder / "socket").exists():
-            assert server.poll() is None, "the warm interpreter ended before it began"
-            time.sleep(0.05)
-        yield Scripts(str(folder / "python"))
-        server.kill()
-    shutil.rmtree(folder)
+def scripts(warm_python) -> Scripts:
+    return Scripts(warm_python)
 
 
 class Pipeline:

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,17 @@ from scripts.benchmarks.table import PAGE, RESULTS, left_out, of_plain, page_tab
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def benchmark(*words: object) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["bash", "scripts/benchmark.sh", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="session")
+def benchmark(warm_python):
+    def benchmark(*words: object) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHON": warm_python, "OMP_NUM_THREADS": "1"}
+        command = ["bash", "scripts/benchmark.sh", *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    return benchmark
 
 
-def test_every_case_is_measured_and_the_faster_way_of_each_does_less_arithmetic(tmp_path):
+def test_every_case_is_measured_and_the_faster_way_of_each_does_less_arithmetic(tmp_path, benchmark):
     done = benchmark("--tiny", "--out", tmp_path / "tiny.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "tiny.json").read_text())
@@ -43,7 +46,7 @@ def test_every_case_is_measured_and_the_faster_way_of_each_does_less_arithmetic(
         assert (variants[-1]["times_less_flop"] > 1) == (name != "training from files")
 
 
-def test_a_profile_names_the_operators_that_take_most_of_the_time(tmp_path):
+def test_a_profile_names_the_operators_that_take_most_of_the_time(tmp_path, benchmark):
     done = benchmark("--tiny", "--profile", "--only", "flow prior step", "--out", tmp_path / "tiny.json")
     assert done.returncode == 0, done.stderr
     variants = json.loads((tmp_path / "tiny.json").read_text())["cases"]["flow prior step"]["variants"]
@@ -53,7 +56,7 @@ def test_a_profile_names_the_operators_that_take_most_of_the_time(tmp_path):
         assert f"flow prior step: {name}: {next(iter(metrics['largest_costs']))} " in done.stdout
 
 
-def test_a_case_that_is_not_there_is_one_line_that_lists_those_that_are():
+def test_a_case_that_is_not_there_is_one_line_that_lists_those_that_are(benchmark):
     done = benchmark("--only", "nothing")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "MAR sampling" in done.stderr
 

@@ -146,7 +146,8 @@ def own_setting():
 def toy(folder, *words, **environment):
     """Three steps of a toy, its graphs made anew in ``folder``."""
     command = [sys.executable, "toy_examples/run.py", "--distribution", "spiral", "--out", str(folder / "toy")]
-    words = ["flow.train.steps=3", "latents.train.steps=3", *words]
+    small = ["map.grid=8", "map.pairs=4", "map.dpi=40", "density.kde_samples=500", "latents.train.global_batch=50"]
+    words = ["flow.train.steps=3", "latents.train.steps=3", *small, *words]
     own = {"CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTOR_CACHE_DIR": str(folder / "made"), **environment}
     return subprocess.run([*command, *words], env=os.environ | own, capture_output=True, text=True, timeout=120)
 

@@ -97,10 +97,10 @@ def test_the_log_holds_the_scheduled_rate_of_every_step(uninterrupted):
     assert rates == pytest.approx([learning_rate(step, 12, loop.optim) for step in range(12)])
 
 
-def start(folder, *options):
+def start(python, folder, *options):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, small_run.__file__, str(folder), *options],
+        [python, small_run.__file__, str(folder), *options],
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
@@ -146,8 +146,10 @@ def test_a_run_killed_at_random_instants_and_started_again_ends_with_the_same_bi
     assert [row["step"] for row in metrics(tmp_path)] == list(range(1, 41))
 
 
-def test_sigterm_saves_the_step_under_way_and_exits_143_and_the_run_goes_on_bit_for_bit(tmp_path, long_hash):
-    child = start(tmp_path, "--steps", "40", "--step-seconds", "0.05")
+def test_sigterm_saves_the_step_under_way_and_exits_143_and_the_run_goes_on_bit_for_bit(
+    tmp_path, long_hash, warm_python
+):
+    child = start(warm_python, tmp_path, "--steps", "40", "--step-seconds", "0.05")
     wait_for_step(tmp_path, 3, child)
     child.terminate()
     _, errors = child.communicate(timeout=60)
@@ -236,11 +238,11 @@ def test_a_signal_to_the_whole_process_group_with_loader_processes_still_saves(t
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, request):
+def two_processes(tmp_path_factory, warm_python):
     folder = tmp_path_factory.mktemp("two")
     result = subprocess.run(
         [
-            sys.executable,
+            warm_python,
             "-m",
             "torch.distributed.run",
             "--standalone",

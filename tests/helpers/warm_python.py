@@ -2,10 +2,12 @@
 
     python warm_python.py serve SOCKET              once, in the background
     python -S warm_python.py SOCKET -m MODULE ...   in place of ``python -m MODULE ...`` (or ``python -u -m``, torchrun's)
+    python -S warm_python.py SOCKET FILE ...        in place of ``python FILE ...``, for a file of the project
     python -S warm_python.py SOCKET ...             anything else is the plain interpreter's
 
-The fork has the caller's folder, environment, standard streams and process group, and runs the module as ``__main__``.
-A SIGTERM to the caller reaches it, and who kills the caller kills it.
+The fork has the caller's folder, environment, standard streams and process group, and runs the module or file as ``__main__``.
+Its ``sys.executable`` is the script ``python`` beside the socket, which calls this file.
+A SIGTERM or SIGINT to the caller reaches it, and who kills the caller kills it.
 """
 
 import array
@@ -16,7 +18,10 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+SIGNALS = {b"T": signal.SIGTERM, b"I": signal.SIGINT}
 SLOW_IMPORTS = [
     "torch",
     "torchvision.transforms",
@@ -72,8 +77,13 @@ def become(connection: socket.socket, request: dict, descriptors: list[int]) -> 
         os.environ.update(request["environment"])
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
-        sys.argv, sys.path[0] = ["-m", *request["arguments"]], request["folder"]
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        sys.argv, sys.executable = [request["program"], *request["arguments"]], request["executable"]
+        sys.path[0] = request["folder"] if request["module"] else str(Path(request["program"]).resolve().parent)
+        sys.path[1:1] = filter(None, request["environment"].get("PYTHONPATH", "").split(os.pathsep))
+        if request["module"]:
+            runpy.run_module(request["program"], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(request["program"], run_name="__main__")
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -89,22 +99,25 @@ def become(connection: socket.socket, request: dict, descriptors: list[int]) -> 
 
 def end_with(connection: socket.socket) -> None:
     """Whoever signals or kills the caller means the fork."""
-    while connection.recv(1):
-        os.kill(os.getpid(), signal.SIGTERM)
+    while letter := connection.recv(1):
+        os.kill(os.getpid(), SIGNALS[letter])
     os._exit(137)
 
 
-def call(path: str, module: str, arguments: list[str]) -> int:
+def call(path: str, program: str, arguments: list[str], module: bool) -> int:
     request = {
+        "program": program,
         "module": module,
         "arguments": arguments,
+        "executable": str(Path(path).with_name("python")),
         "folder": os.getcwd(),
         "environment": dict(os.environ),
         "group": os.getpgrp(),
     }
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        signal.signal(signal.SIGTERM, lambda number, frame: connection.send(b"T"))
+        for letter, number in SIGNALS.items():
+            signal.signal(number, lambda *_, letter=letter: connection.send(letter))
         streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
         connection.sendmsg([json.dumps(request).encode()], streams)
         answer = connection.recv(1)
@@ -116,6 +129,8 @@ if __name__ == "__main__":
         serve(sys.argv[2])
     else:
         words = [word for word in sys.argv[2:4] if word != "-u"] + sys.argv[4:]
-        if words[0] != "-m":
-            os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-        sys.exit(call(sys.argv[1], words[1], words[2:]))
+        if words[0] == "-m":
+            sys.exit(call(sys.argv[1], words[1], words[2:], module=True))
+        if Path(words[0]).suffix == ".py" and Path(words[0]).resolve().is_relative_to(ROOT):
+            sys.exit(call(sys.argv[1], words[0], words[1:], module=False))
+        os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
