@@ -1,14 +1,15 @@
 """How far it is from stage 2's command to its first ``backward()``."""
 
 import subprocess
-import sys
 
 MOST = 39
 WORDS = ["tokenizer.train_ae", "--preset", "digits", "regulariser.name=none"]
 
 
-def test_a_reader_of_stage_2_meets_no_more_files_than_counted_before_its_first_backward(repository, tmp_path):
-    command = [sys.executable, "tests/helpers/files_run.py", *WORDS, f"run_dir={tmp_path / 'run'}"]
+def test_a_reader_of_stage_2_meets_no_more_files_than_counted_before_its_first_backward(
+    repository, tmp_path, warm_python
+):
+    command = [warm_python, "tests/helpers/files_run.py", *WORDS, f"run_dir={tmp_path / 'run'}"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=repository)
     assert run.returncode == 0, run.stderr
     files = [

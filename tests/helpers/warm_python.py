@@ -22,31 +22,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = {b"T": signal.SIGTERM, b"I": signal.SIGINT}
-SLOW_IMPORTS = [
-    "torch",
-    "torchvision.transforms",
-    "timm",
-    "scipy.linalg",
-    "sklearn.datasets",
-    "torch_fidelity",
-    "torchmetrics.functional.image",
-    "faiss",
-    "safetensors.torch",
-    "torch.utils.tensorboard",
-    "matplotlib.backends.backend_agg",
-    "torch.nn.parallel",
-    "torch.distributed.run",
-    "yaml",
-    "tqdm.auto",
-]
 
 
 def serve(path: str) -> None:
-    import importlib
+    from slow_imports import import_all
 
-    for name in SLOW_IMPORTS:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    import_all()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)

@@ -45,8 +45,9 @@ def check(warm_python):
 
 
 @pytest.mark.parametrize("name", [name for name in PARTS if name != "digits end to end"])
-def test_every_part_runs_at_toy_size_and_agrees_with_itself_on_a_cpu(name, tmp_path, monkeypatch):
+def test_every_part_runs_at_toy_size_and_agrees_with_itself_on_a_cpu(name, tmp_path, monkeypatch, warm_python):
     torch._dynamo.reset()
+    monkeypatch.setattr(sys, "executable", warm_python)  # of the processes that it starts
     for module in (agreement, autoencoder_steps, few_step_sampling, generator_steps, mar_steps, sampling):
         monkeypatch.setattr(module, "compile_parts", partial(compile_parts, backend="aot_eager"))
     monkeypatch.setattr("flowprior.training.loop.compile_parts", partial(compile_parts, backend="aot_eager"))

@@ -28,6 +28,9 @@ import tokenizer.prior.train_flowhead
 import tokenizer.train_ae
 from flowprior.errors import entry_point
 from sit.config import SiTStageConfig
+from slow_imports import import_all
+
+import_all()
 
 MAINS = {
     "flowhead": tokenizer.prior.train_flowhead.main,
