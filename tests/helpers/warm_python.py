@@ -7,6 +7,7 @@
 
 The fork has the caller's folder, environment, standard streams and process group, and runs the module or file as ``__main__``.
 Its ``sys.executable`` is the script ``python`` beside the socket, which calls this file.
+What an interpreter or a library reads while it starts is the server's: the hash seed, and variables such as CXX and OMP_WAIT_POLICY.
 A SIGTERM or SIGINT to the caller reaches it, and who kills the caller kills it.
 """
 
