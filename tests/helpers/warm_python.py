@@ -5,7 +5,7 @@
     python -S warm_python.py SOCKET FILE ...        in place of ``python FILE ...``, for a file of the project
     python -S warm_python.py SOCKET ...             anything else is the plain interpreter's
 
-The fork has the caller's folder, environment, standard streams and process group, and runs the module or file as ``__main__``.
+The fork has the caller's folder, environment, standard streams and, in the same session, process group, and runs the module or file as ``__main__``.
 Its ``sys.executable`` is the script ``python`` beside the socket, which calls this file.
 What an interpreter or a library reads while it starts is the server's: the hash seed, and variables such as CXX and OMP_WAIT_POLICY.
 A SIGTERM or SIGINT to the caller reaches it, and who kills the caller kills it.
@@ -22,6 +22,7 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+END = b"\n"  # of a request: JSON in one line
 SIGNALS = {b"T": signal.SIGTERM, b"I": signal.SIGINT}
 
 
@@ -37,10 +38,12 @@ def serve(path: str) -> None:
             connection, _ = server.accept()
             with connection:
                 request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+                while not request.endswith(END):
+                    request += connection.recv(1 << 20)
                 if os.fork() == 0:
                     server.close()
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    become(connection, json.loads(request), descriptors)
+                    become(connection, json.loads(request[: -len(END)]), descriptors)
                 for descriptor in descriptors:
                     os.close(descriptor)
 
@@ -98,10 +101,11 @@ def call(path: str, program: str, arguments: list[str], module: bool) -> int:
     }
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
+        streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
+        text = json.dumps(request).encode() + END
+        connection.sendall(text[connection.sendmsg([text], streams) :])
         for letter, number in SIGNALS.items():
             signal.signal(number, lambda *_, letter=letter: connection.send(letter))
-        streams = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
-        connection.sendmsg([json.dumps(request).encode()], streams)
         answer = connection.recv(1)
     return answer[0] if answer else 137
 
@@ -110,7 +114,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2])
     else:
-        words = [word for word in sys.argv[2:4] if word != "-u"] + sys.argv[4:]
+        words = sys.argv[3:] if sys.argv[2] == "-u" else sys.argv[2:]
         if words[0] == "-m":
             sys.exit(call(sys.argv[1], words[1], words[2:], module=True))
         if Path(words[0]).suffix == ".py" and Path(words[0]).resolve().is_relative_to(ROOT):

@@ -51,11 +51,15 @@ def test_a_process_killed_while_it_writes_leaves_one_of_the_whole_contents(tmp_p
     for instant in range(20):
         child = os.fork()
         if child == 0:
-            for number in itertools.count(instant + 1):
-                write_bytes(path, b"%d" % (number % 10) * (1_000_000 + number % 10))
+            try:
+                for number in itertools.count(instant + 1):
+                    write_bytes(path, b"%d" % (number % 10) * (1_000_000 + number % 10))
+            finally:
+                os._exit(1)
         before, deadline = path.stat().st_mtime_ns, time.monotonic() + 60
         while path.stat().st_mtime_ns == before and time.monotonic() < deadline:  # a busy disk takes its time
             time.sleep(0.001)
+        assert path.stat().st_mtime_ns != before
         time.sleep(0.002 * instant)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

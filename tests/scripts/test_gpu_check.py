@@ -34,14 +34,10 @@ from scripts.gpu_check.table import END, PAGE, RESULTS, START, agreement_rows, k
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
-def check(warm_python):
-    def check(*words: object) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "PYTHON": warm_python, "OMP_NUM_THREADS": "1"}
-        command = ["bash", "scripts/gpu_check.sh", "--tiny", *map(str, words)]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-    return check
+def check(*words: object) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", "scripts/gpu_check.sh", "--tiny", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", [name for name in PARTS if name != "digits end to end"])
@@ -68,7 +64,7 @@ EMPTY = {"machine": {"device": "a card", "cores": 2}, "versions": {"torch": "2",
 
 
 def test_a_part_that_fails_hangs_or_runs_out_of_memory_costs_the_others_nothing_and_a_second_call_does_what_is_left(
-    tmp_path, check
+    tmp_path,
 ):
     wrong = ["a part that fails", "a part that hangs", "a part that runs out of memory"]
     done = check("--only", *wrong, "numbers of sampling", "--out", tmp_path / "first")
@@ -91,7 +87,7 @@ def test_a_part_that_fails_hangs_or_runs_out_of_memory_costs_the_others_nothing_
     )
 
 
-def test_a_check_ends_by_itself_and_names_what_it_had_no_time_for(tmp_path, check):
+def test_a_check_ends_by_itself_and_names_what_it_had_no_time_for(tmp_path):
     done = check("--minutes", 0.3, "--only", "a part that hangs", "numbers of sampling", "MAR step", "--out", tmp_path)
     parts = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
     assert done.returncode == 0 and parts["MAR step"] == {"status": "left out", "why": "the time was over"}
