@@ -62,9 +62,9 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def guarded() -> None:
         SAID.clear()  # of a command before, in the same process
-        with _sigterm_raises():
+        with _signals_raise() as raised:
             try:
-                main()
+                _call(main, raised)
             except UserError as error:
                 _end(f"error: {one_line(error, limit=None)}", USER_ERROR_EXIT)
             except NonFiniteLoss as error:
@@ -92,21 +92,46 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
     return guarded
 
 
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Within, SIGTERM unwinds the stack as Ctrl-C does, so that temporary files and locks go; a second one does not disturb that."""
+def _call(main: Callable[[], None], raised: list[KeyboardInterrupt]) -> None:
+    """Call ``main``. An exception after a signal is the signal's own again: compiled code on its way, such as torch's over the bytes of
+    a file, makes an error of its own of it, which a reader takes for a damaged file."""
+    try:
+        main()
+    except Exception as error:
+        if raised:
+            raise raised[0] from error
+        raise
 
-    def stop(number: int, frame: Any) -> None:
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[list[KeyboardInterrupt]]:
+    """Within, SIGTERM unwinds the stack as Ctrl-C does, so that temporary files and locks go; a second one does not disturb that.
+
+    The list holds what has been raised.
+    """
+    raised: list[KeyboardInterrupt] = []
+
+    def terminate(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
-        raise Terminated
+        raised.append(Terminated())
+        raise raised[-1]
+
+    def interrupt(number: int, frame: Any) -> None:
+        raised.append(KeyboardInterrupt())
+        raise raised[-1]
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield raised
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, terminate)
+    takes_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # in the background it is ignored
+    if takes_interrupts:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield raised
     finally:
+        if takes_interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # One of several processes passes over torchrun's until it is gone.
         if "FLOWPRIOR_EXIT_CODE" not in os.environ or signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
             signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -3,6 +3,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 from flowprior.errors import LostProcess, NonFiniteLoss, UserError, entry_point
 
@@ -53,6 +54,38 @@ def test_sigterm_unwinds_ends_with_143_and_leaves_the_callers_handler(capsys, mo
     code, lines = ended(action, capsys, monkeypatch)
     assert (code, unwound) == (143, [True]) and lines == ["stopped by SIGTERM; run the same command again to go on"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class SignalledSequence:
+    """A signal comes while its first element is read, as it may while torch.asarray reads the bytes of a file."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, place):
+        os.kill(os.getpid(), self.number)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number, code, line", [(signal.SIGTERM, 143, "stopped by"), (signal.SIGINT, 130, "interrupted;")])
+def test_a_signal_that_torch_makes_an_error_of_its_own_of_is_no_damaged_file(number, code, line, capsys, monkeypatch):
+    errors = []
+
+    def read():
+        try:
+            torch.asarray(SignalledSequence(number))
+        except Exception as error:
+            errors.append(type(error))
+            raise UserError(f"the weights are damaged ({error}): restore or delete them") from error
+
+    before = signal.getsignal(number)
+    found, lines = ended(read, capsys, monkeypatch)
+    assert errors == [ValueError]  # torch does make one of it
+    assert found == code and len(lines) == 1 and lines[0].startswith(line)
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("error, code, line", [row for row in ENDS if row[1] != 1])
