@@ -70,7 +70,9 @@ class SignalledSequence:
         time.sleep(5)
 
 
-@pytest.mark.parametrize("number, code, line", [(signal.SIGTERM, 143, "stopped by"), (signal.SIGINT, 130, "interrupted;")])
+@pytest.mark.parametrize(
+    "number, code, line", [(signal.SIGTERM, 143, "stopped by"), (signal.SIGINT, 130, "interrupted;")]
+)
 def test_a_signal_that_torch_makes_an_error_of_its_own_of_is_no_damaged_file(number, code, line, capsys, monkeypatch):
     errors = []
 

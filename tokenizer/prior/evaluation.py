@@ -57,8 +57,8 @@ class PriorEvaluation:
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float]:
         """The metrics of the weights that the objective holds; draws ``pictures/prior_<step>.png``."""
-        samples = self.samples(self.count)
         with torch.autocast(self.device.type, enabled=False):
+            samples = self.samples(self.count)
             metrics = {
                 "loss": self.loss(),
                 **moment_errors(samples, self.reference),

@@ -194,10 +194,11 @@ def train(
 
     rows = FeatureRows(target.features, split.train)
     with stopwatch.kept(world):
-        loop.run(training_batches(rows, config.train, world, loop.step), evaluate)
+        metrics = loop.run(training_batches(rows, config.train, world, loop.step), evaluate)
     if evaluation:
         with loop.averaged_weights():
-            finish(config, folder, objective, target, {"normalisation": normalisation}, evaluation, stopwatch)
+            about = {"normalisation": normalisation, "compared_with": evaluation.compared_with}
+            finish(config, folder, objective, target, about | (metrics or evaluation(loop.step)), stopwatch)
 
 
 def make_target_map(config: FlowPriorConfig, target: TargetFeatures, split: RowSplit) -> TargetMap:
@@ -221,12 +222,10 @@ def finish(
     folder: RunFolder,
     objective: FlowMatchingObjective,
     target: TargetFeatures,
-    about: dict[str, Any],
-    evaluation: PriorEvaluation,
+    result: dict[str, Any],
     stopwatch: Stopwatch,
 ) -> None:
     """Save the prior with the weights that ``objective`` holds, samples of it and of the target, and mark the stage complete."""
-    metrics = evaluation(config.train.steps)
     prior = FlowPrior(
         objective.velocity,
         objective.target_map,
@@ -248,9 +247,7 @@ def finish(
         {
             "fingerprint": prior.fingerprint,
             "target": prior.target,
-            **about,
-            "compared_with": evaluation.compared_with,
-            **metrics,
+            **result,
             "seconds": stopwatch.seconds(),
             "peak_memory_gb": peak_memory_gb(),
         }
