@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from flowprior.flow.velocity import VelocityMLP
 
@@ -57,7 +58,7 @@ class KeptModulations:
     def __reduce__(self) -> tuple[type[KeptModulations], tuple[()]]:
         return KeptModulations, ()  # a copy's network has other weights
 
-    @torch.compiler.disable
+    @_disable_dynamo  # torch.compiler.disable would import the compiler here, which takes as long as torch itself
     def of(self, network: VelocityMLP, grid: TimeGrid) -> list[Tensor]:
         """``(count, 3 W)`` for each block of ``network`` and ``(count, 2 W)`` for its output layer, without gradients.
 
