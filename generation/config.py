@@ -109,7 +109,9 @@ class EvaluateConfig(ExtractorOptions):
     half_half_splits: int = option(
         0, "random halves of the real images whose FID is measured as a yardstick; needs reference=data"
     )
-    online_count: int = option(0, "images whose FID is measured in training, at the preview's guidance; 0: none")
+    online_count: int = option(
+        0, "images whose FID is measured in training, at the preview's guidance, at least 2; 0: none"
+    )
     online_epochs: float = option(
         0.0, "measure and draw the preview every so many epochs, in place of every train.eval_steps steps"
     )
@@ -129,6 +131,8 @@ class EvaluateConfig(ExtractorOptions):
             )
         if min(self.half_half_splits, self.online_count, self.online_epochs, self.inception_split) < 0:
             raise ValueError("half_half_splits, online_count, online_epochs and inception_split are 0 or more")
+        if self.online_count == 1:
+            raise ValueError("online_count is 0 or at least 2: one image has no covariance")
         if (
             self.samples not in ("", "generate")
             and not self.samples.endswith(".npz")

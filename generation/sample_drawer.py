@@ -33,7 +33,11 @@ class SampleDrawer:
             indices: of the images; image i is drawn from (seed, i).
             labels: of images 0, 1, ...; image i has ``labels[i % len(labels)]``.
             cfg: guidance scale.
+
+        Raises:
+            UserError: the generator cannot be guided so.
         """
+        self.bundle.model.check_guidance(cfg)
         if not self.config.exact:
             return self._draw(indices, labels, cfg)
         # An image always has the same place in a group of the same shape, which is drawn whole for it.

@@ -108,8 +108,7 @@ def train(
         train_config = replace(config.train, eval_steps=max(1, steps))
     seed_global_generators(config.train.seed, "generator")
     objective = GeneratorObjective(build_generator(config.model, **shape), normaliser).to(world.device)
-    if train_config.eval_steps:
-        objective.model.check_guidance(config.sample.preview_cfg)
+    objective.model.check_guidance(config.sample.preview_cfg)
     if world.is_main and not objective.model.drops_labels and set(config.sample.cfg) != {1}:
         note("label_drop=0 trains a generator that cannot be guided: it is sampled with sample.cfg=[1]")
     if start is not None:

@@ -88,6 +88,8 @@ def check_out(out: Path) -> None:
 def import_weights(checkpoint: Checkpoint, config: ImportConfig, out: Path) -> None:
     """Write what the checkpoint holds into ``out``; a :class:`UserError` where it is none of :data:`KINDS`."""
     refuse_adapters(checkpoint)
+    if any(name.startswith(DIFFUSERS) for name in checkpoint.tensors):
+        raise UserError(f"{checkpoint.file} has the names of an autoencoder of diffusers: {NEEDS_NONE}")
     for name, kind in KINDS.items():
         if has_names(checkpoint, kind.names):
             check_options(config, name, checkpoint)
@@ -95,8 +97,6 @@ def import_weights(checkpoint: Checkpoint, config: ImportConfig, out: Path) -> N
             numbers = in_words(sum(parameter.numel() for parameter in made.parameters()))
             print(f"{name}: {out}  ({numbers} numbers of {checkpoint.file})")
             return
-    if any(name.startswith(DIFFUSERS) for name in checkpoint.tensors):
-        raise UserError(f"{checkpoint.file} has the names of an autoencoder of diffusers: {NEEDS_NONE}")
     known = ", ".join(f"{name} (names begin with {' or '.join(kind.names)})" for name, kind in KINDS.items())
     raise UserError(
         f"the checkpoint {checkpoint.file} holds none of these: {known}; its names are {few(sorted(checkpoint.tensors))}"

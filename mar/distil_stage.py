@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowprior.data.latent_cache import LatentCache
 from flowprior.data.loader import training_batches
 from flowprior.data.order import SampleKey
@@ -86,8 +88,7 @@ def distil(
     objective = stage.make(bundle).to(world.device)
     product = objective.product
     loop = TrainingLoop(objective, product, settings.train, settings.optim, world, folder.path, description=stage.what)
-    shown = cache.batch([SampleKey(index, epoch=-1) for index in range(min(SHOWN_IMAGES, len(cache)))])
-    shown = {name: value.to(world.device) for name, value in shown.items()}
+    shown = {name: value.to(world.device) for name, value in shown_images(cache).items()}
 
     def errors(step: int) -> dict[str, float]:
         draws = [StepRandom(settings.train.seed, -draw, device=world.device) for draw in range(1, SHOWN_DRAWS + 1)]
@@ -112,6 +113,12 @@ def distil(
         print(
             f"{stage.what}: {folder.path / stage.product}  ({describe(about['errors'])}, {stopwatch.seconds():.0f} s)"
         )
+
+
+def shown_images(cache: LatentCache) -> dict[str, torch.Tensor]:
+    """Latents on which errors are measured, spread over the cache, since images in folders come class by class."""
+    spread = torch.linspace(0, len(cache) - 1, min(SHOWN_IMAGES, len(cache))).long().tolist()
+    return cache.batch([SampleKey(index, epoch=-1) for index in spread])
 
 
 def describe(errors: dict[str, float]) -> str:

@@ -49,6 +49,11 @@ class FlowMap(nn.Module):
         with torch.no_grad():
             self.guided_embed.weight.copy_(head.cond_embed.weight)
 
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """What ``train.compile`` compiles: layer by layer, since a jump calls the layers and not the network."""
+        return [*self.velocity.blocks, self.velocity.output]
+
     def embed_guided(self, cond: Tensor, uncond: Tensor | None = None, *, scale: Tensor | float = 1.0) -> Tensor:
         """What the network is told besides times: ``(..., W)``.
 

@@ -43,7 +43,12 @@ class GuidedTransformer(nn.Module):
 
     @property
     def compiled_parts(self) -> list[nn.Module]:
-        """What ``train.compile`` and ``sample.compile`` compile."""
+        """What ``train.compile`` compiles; samplers replay the map's layers instead (``cuda_graphs``)."""
+        return [*self.transformer_blocks, *self.flow_map.compiled_parts]
+
+    @property
+    def transformer_blocks(self) -> list[nn.Module]:
+        """What ``sample.compile`` compiles."""
         return [*self.transformer.encoder, *self.transformer.decoder]
 
     def check_guidance(self, cfg: float) -> None:

@@ -187,7 +187,7 @@ class MAR(Generator):
 
         Samplers call the parts of the head, which are not compiled then; ``cuda_graphs`` is for these.
         """
-        guided = [] if self.guided is None else self.guided.compiled_parts
+        guided = [] if self.guided is None else self.guided.transformer_blocks
         return [*self.encoder, *self.decoder, self.head, *guided]
 
     @property

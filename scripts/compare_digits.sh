@@ -6,6 +6,7 @@
 #   PRESET=digits_textual RUNS=runs/textual REGULARISERS="none likelihood_0.01 distribution_0.1" bash scripts/compare_digits.sh
 # An entry is a regulariser's name, or one of the flow's objectives with a weight; the latter are held off and ramped alike (SCHEDULE).
 # STAGES are the autoencoder and any of the generators mar and sit; PRIOR_WORDS, AE_WORDS, MAR_WORDS and SIT_WORDS are options of the stages. JOBS runs go on at once, with one thread each.
+# CFG is the table's guidance scale, 1 for none; CFG=best takes each run's best by FID, which favours what varies most.
 # Prints the table and writes $RUNS/digits.json; run again, it goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 SEEDS=${SEEDS:-0 1 2}
@@ -68,4 +69,4 @@ for seed in $SEEDS; do
   for regulariser in $REGULARISERS; do in_background one_run "${regulariser}_seed$seed" "$regulariser" "$seed"; done
 done
 wait
-"$PYTHON" scripts/compare_table.py "$RUNS" --seeds $SEEDS --stages $STAGES --regularisers $REGULARISERS
+"$PYTHON" scripts/compare_table.py "$RUNS" --seeds $SEEDS --stages $STAGES --regularisers $REGULARISERS --cfg "${CFG:-1}"

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flowprior.rounding import rounded_with_error  # noqa: E402
 
-COLUMNS = ("psnr", "rfid", "fid", "best_cfg", "recognised", "inception_score", "precision", "recall")
+COLUMNS = ("psnr", "rfid", "fid", "cfg", "recognised", "inception_score", "precision", "recall")
 LATENTS = (
     "latent_std",
     "target_std",
@@ -26,8 +26,9 @@ LATENTS = (
 )
 
 
-def metrics_of(run: Path, stages: list[str]) -> dict[str, float]:
-    """The metrics of one run; a generator's, where it is among the stages, at its best guidance scale by FID.
+def metrics_of(run: Path, stages: list[str], cfg: str) -> dict[str, float]:
+    """The metrics of one run; a generator's, where it is among the stages, at the guidance scale ``cfg``, which is ``best`` for the run's
+    best by FID.
 
     Where there are several generators, the names of their metrics begin with the stage's.
     """
@@ -45,8 +46,14 @@ def metrics_of(run: Path, stages: list[str]) -> dict[str, float]:
     figures, generators = measured(reconstruction, run), [stage for stage in stages if stage != "ae"]
     for stage in generators:
         evaluation = json.loads((run / stage / "evaluation.json").read_text())
-        best = evaluation.get("best_cfg") or min(evaluation["metrics"], key=float)
-        own = measured(evaluation["metrics"][best], run) | {"best_cfg": float(best)}
+        scale = cfg
+        if cfg == "best":
+            scale = evaluation.get("best_cfg") or min(evaluation["metrics"], key=float)
+        if scale not in evaluation["metrics"]:
+            there = ", ".join(evaluation["metrics"])
+            print(f"error: {run / stage} was evaluated at guidance {there}, not at {cfg}: write CFG=", file=sys.stderr)
+            sys.exit(2)
+        own = measured(evaluation["metrics"][scale], run) | {"cfg": float(scale)}
         figures |= {f"{stage}_{name}" if len(generators) > 1 else name: value for name, value in own.items()}
         if "half_half_fid" in evaluation:
             figures["half_half_fid"] = evaluation["half_half_fid"]["mean"]
@@ -75,10 +82,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", required=True)
     parser.add_argument("--regularisers", nargs="+", required=True)
     parser.add_argument("--stages", nargs="+", default=["ae", "mar"], help="ae, and generators: mar, sit")
+    parser.add_argument("--cfg", default="1", help="guidance scale, or best: of each run the one with its lowest FID")
     arguments = parser.parse_args()
     table = {}
     for regulariser in arguments.regularisers:
-        runs = [metrics_of(arguments.runs / f"{regulariser}_seed{seed}", arguments.stages) for seed in arguments.seeds]
+        folders = [arguments.runs / f"{regulariser}_seed{seed}" for seed in arguments.seeds]
+        runs = [metrics_of(folder, arguments.stages, arguments.cfg) for folder in folders]
         shared = [name for name in runs[0] if all(name in run for run in runs)]
         table[regulariser] = {
             name: {

@@ -34,7 +34,9 @@ class SamplerConfig(Section):
     diffusion: Literal["sigma", "sin2"] = option(
         "sigma", "sde: diffusion at time t, 1 - t (the noise's share) or sin^2(pi t)"
     )
-    diffusion_scale: float = option(1.0, "sde: factor of the diffusion; with 0 it is Euler's method", least=0)
+    diffusion_scale: float = option(
+        1.0, "sde: factor of the diffusion; 2 is SiT's published sampler, 0 Euler's method", least=0
+    )
     last_step: float = option(0.04, "sde: length of the last step, which adds no noise")
     time_shift: str = option(
         "", "move the steps' times towards noise: a number, or auto; empty: as in training. dopri5 needs none"

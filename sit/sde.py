@@ -29,7 +29,11 @@ def euler_maruyama(
 ) -> Tensor:
     """Carry ``x`` along ``dx = (v + w / 2 grad log p_t) dt + sqrt(w) dW`` from one of ``times`` to the next.
 
-    The last step adds no noise: it goes to the data's mean given the state, which is Euler's step along the flow.
+    SiT's published sampler calls half of this w its diffusion d: its drift is ``v + d grad log p_t`` and its noise ``sqrt(2 d) dW``, so
+    that a d of 1 - t is a w of ``sigma`` with ``scale`` 2.
+
+    The last step adds no noise: it goes to the data's mean given the state, which is Euler's step along the flow. The published one
+    keeps the score in it.
 
     Args:
         velocity: ``v(x, t)`` with a Python number ``t``.

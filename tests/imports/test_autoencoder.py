@@ -108,6 +108,10 @@ CHANGES = {
     },
     "adapters alone": (lambda state: {"diffloss.net.input_proj.lora_A": torch.zeros(2)}, "LoRA adapters"),
     "diffusers": (lambda state: {"encoder.down_blocks.0.x": torch.zeros(2)}, "AutoencoderKL of diffusers needs no"),
+    "diffusers, whose names for the middle are ours": (
+        lambda state: {"encoder.down_blocks.0.x": torch.zeros(2), "quant_conv.weight": torch.zeros(2)},
+        "AutoencoderKL of diffusers needs no",
+    ),
     "rope": (having(encoder__model__rope__freqs=torch.zeros(2)), r"rotary positions \(RoPE\)"),
     "no positions": (without("decoder.model.pos_embed"), "decoder.model.pos_embed is not there"),
     "convolutional head": (having(decoder__to_pixel__conv_in__weight=torch.zeros(2)), "out of convolutions"),

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from flowprior.data.latent_scale import LatentNormaliser
 from flowprior.training.randomness import StepRandom
+from mar.distil_stage import shown_images
 from mar.distillation import DistilConfig, HeadDistillation, draw_jumps
 from slow_mar import CHANNELS, CLASSES, TOKENS, small_mar
 
@@ -171,3 +172,16 @@ def test_training_brings_one_evaluation_nearer_to_the_solver_than_its_own_steps_
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError):
         DistilConfig(**values)
+
+
+@pytest.mark.parametrize("count, wanted", [(3, [0, 1, 2]), (6400, [0, 101, 203])])
+def test_errors_are_of_images_from_the_whole_cache_which_may_be_in_the_order_of_classes(count, wanted):
+    class Cache:
+        def __len__(self):
+            return count
+
+        def batch(self, keys):
+            return {"label": torch.tensor([key.index for key in keys])}
+
+    shown = shown_images(Cache())["label"].tolist()
+    assert shown[:3] == wanted and shown[-1] == count - 1 and len(set(shown)) == min(count, 64)

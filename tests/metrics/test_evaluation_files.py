@@ -287,11 +287,33 @@ def test_the_table_prints_whatever_the_runs_have_in_common(tmp_path, monkeypatch
     )
     runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
     head, none, flow, ratio, lowest = capsys.readouterr().out.splitlines()
-    assert head.split() == ["psnr", "fid", "best_cfg", "precision", "latent_std", "ssim", "my_figure"]
+    assert head.split() == ["psnr", "fid", "cfg", "precision", "latent_std", "ssim", "my_figure"]
     assert none.count("+-") == 7 and flow.count("+-") == 5 and flow.split().count("-") == 2
     assert ratio.startswith("FID with flow / FID with none: 0.500") and lowest == "lowest FID: flow"
     table = json.loads((tmp_path / "digits.json").read_text())
     assert table["none"]["half_half_fid"]["mean"] == 1.0 and table["none"]["fid"]["seeds"] == [2.0, 4.0]
+
+
+def test_the_table_is_without_guidance_unless_another_scale_or_each_runs_best_is_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    for seed, fids in enumerate([(3.0, 1.0), (2.0, 5.0)]):
+        fill(
+            tmp_path / f"none_seed{seed}",
+            {scale: {"fid": fid} for scale, fid in zip(("1", "1.5"), fids)},
+            best="1" if fids[0] < fids[1] else "1.5",
+        )
+    words = ["compare_table.py", str(tmp_path), "--seeds", "0", "1", "--regularisers", "none"]
+    for more, fid, cfg in (([], 2.5, 1), (["--cfg", "1.5"], 3, 1.5), (["--cfg", "best"], 1.5, 1.25)):
+        monkeypatch.setattr(sys, "argv", words + more)
+        runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
+        found = json.loads((tmp_path / "digits.json").read_text())["none"]
+        assert (found["fid"]["mean"], found["cfg"]["mean"]) == (fid, cfg)
+    monkeypatch.setattr(sys, "argv", [*words, "--cfg", "2"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
+    assert "was evaluated at guidance 1, 1.5, not at 2" in capsys.readouterr().err
 
 
 def test_the_table_and_the_report_tell_two_generators_apart(tmp_path, monkeypatch, capsys):
@@ -302,9 +324,10 @@ def test_the_table_and_the_report_tell_two_generators_apart(tmp_path, monkeypatc
     rows = dict(runpy.run_path(str(SCRIPTS / "report.py"))["summary"](run))
     assert rows["MAR, cfg 1"] == "FID 1.000  <- best" and rows["SiT, cfg 1.5"] == "FID 6.000  <- best"
     words = [str(tmp_path), "--seeds", "0", "--regularisers", "none", "flow", "--stages", "ae", "mar", "sit"]
+    words += ["--cfg", "best"]
     monkeypatch.setattr(sys, "argv", ["compare_table.py", *words])
     runpy.run_path(str(SCRIPTS / "compare_table.py"))["main"]()
     said = capsys.readouterr().out
     assert "mar FID with flow / mar FID with none: 0.500" in said and "lowest mar FID: flow" in said
     assert "sit FID with flow / sit FID with none: 2.000" in said and "lowest sit FID: none" in said
-    assert json.loads((tmp_path / "digits.json").read_text())["flow"]["sit_best_cfg"]["mean"] == 1.5
+    assert json.loads((tmp_path / "digits.json").read_text())["flow"]["sit_cfg"]["mean"] == 1.5

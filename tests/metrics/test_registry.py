@@ -40,6 +40,7 @@ def test_without_names_all_metrics_that_apply_are_chosen(extractor, reference_im
         ),
         ({"samples": "pictures"}, "samples is empty, generate, or the path"),
         ({"online_count": -1}, "0 or more"),
+        ({"online_count": 1}, "0 or at least 2"),
         ({"reference": "val"}, "reference is data, or the path of an .npz"),
         ({"half_half_splits": -1}, "0 or more"),
     ],

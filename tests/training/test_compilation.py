@@ -32,6 +32,8 @@ from flowprior.training.config import TrainConfig
 from flowprior.training.loop import TrainingLoop
 from flowprior.training.optim import OptimConfig
 from generation.generator import GeneratorObjective
+from mar.distillation import DistilConfig, GuidanceDistillation, HeadDistillation
+from mar.flow_map import FlowMap
 from mar.model import MARConfig
 from sit.model import SiTConfig
 from sit.sampler import SamplerConfig as SiTSamplerConfig
@@ -76,6 +78,17 @@ def sit_objective():
     return GeneratorObjective(model, LatentNormaliser(CHANNELS)), model, batch
 
 
+def distillation(make):
+    """Of a small MAR whose numbers of wanted tokens change from step to step; ``make`` gives the objective from generator and config."""
+    bundle, model, batch = generator_objective()
+    objective = make(model, bundle.normaliser, DistilConfig(solver_steps=4, jumps=3))
+    return objective, objective.product, batch
+
+
+def guidance_objective(model, normaliser, config):
+    return GuidanceDistillation(model, FlowMap(model.head, config.guidance), normaliser, config)
+
+
 # What a stage trains, what its evaluation does, and how many graphs it takes at most: one to train and one to evaluate with, for each network; the
 # generator's blocks share theirs, and sizes that change bring one more, as does a single masked token.
 OBJECTIVES = {
@@ -87,6 +100,8 @@ OBJECTIVES = {
         lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0),
         6,
     ),
+    "flow map": (partial(distillation, HeadDistillation), lambda flow_map: None, 8),
+    "guided transformer": (partial(distillation, guidance_objective), lambda guided: None, 12),
     "SiT": (sit_objective, lambda model: model.sample(torch.arange(3), [1, 2, 3], cfg=2.0), 2),
 }
 

@@ -43,7 +43,8 @@ def data_members(archive: Archive) -> Iterator[Member]:
     """The members of ``archive`` but for a desktop's or an archiver's own, which are passed over as in folders."""
     for member in archive.members():
         name = member.name.removeprefix(b"./").lstrip(b"/")
-        if not any(map(is_system_file, os.fsdecode(name).split("/"))):
+        parts = (part for part in os.fsdecode(name).split("/") if part != "..")
+        if not any(map(is_system_file, parts)):
             yield member if name is member.name else member._replace(name=name)
 
 

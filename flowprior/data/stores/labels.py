@@ -16,6 +16,7 @@ from flowprior.notes import counted
 LABEL_NAMES = ("label", "labels", "cls", "class", "class_id", "class_name", "category", "target")
 NO_LABEL = "none"  # in place of a column's name
 NUMBER = re.compile(r"0|[1-9]\d{0,17}")
+WITH_POINT = re.compile(r"[+-]?(\d+\.\d*|\.?\d+)(e[+-]?\d+)?", re.IGNORECASE)
 MINUS_ONE = "-1"  # what data sets without labels often say
 MOST_CLASSES = 1 << 20
 NAMES_SAID = 5
@@ -69,7 +70,8 @@ def classes_of(words: Sequence[str], counts: np.ndarray, source: str, where: str
         guessed: whether nobody has named that source.
 
     Raises:
-        UserError: they are no labels, only some of the samples have one, or a number is below 0 or beyond :data:`MOST_CLASSES`.
+        UserError: they are no labels, only some of the samples have one, or a number is below 0, beyond :data:`MOST_CLASSES`, or written
+            with a decimal point.
     """
     total, here = int(counts.sum()), f"the labels of {where} ({source})"
     if set(words) <= {MINUS_ONE}:
@@ -95,6 +97,9 @@ def classes_of(words: Sequence[str], counts: np.ndarray, source: str, where: str
                 f"{here} are numbers up to {most}, and {len(missing)} of these classes have no image ({named})"
             )
         return Classes([str(number) for number in range(most + 1)], places.astype(np.int32), notes)
+    if fraction := next((word for word in words if "." in word), ""):
+        if all(WITH_POINT.fullmatch(word) for word in words):
+            raise UserError(f"{here} are numbers with a decimal point, such as {fraction}: write whole ones")
     if MINUS_ONE in words and all(NUMBER.fullmatch(word) for word in words if word != MINUS_ONE):
         raise UserError(
             f"{here} are -1, which is none, for {counts[list(words).index(MINUS_ONE)]} of {total} images: leave these out"

@@ -19,7 +19,7 @@ REGULAR, GNU_LONG_NAME, GNU_LONG_LINK, PAX, PAX_GLOBAL, GNU_SPARSE = b"0\x007", 
 FOLDER = b"5"
 WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes
 LARGEST_HEADER = 1 << 20  # bytes of a long name or of PAX records
-PADDING = 1 << 20  # behind the end: tapes were written in blocks of up to so many bytes
+PADDING = 1 << 20  # zeros behind the end: tapes were written in blocks of up to so many bytes
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -70,9 +70,10 @@ def _members(file: Window) -> Iterator[Member]:
             where = f" at byte {at}{_whose(block, changes, last)}" if at else ""
             raise UserError(f"the tar file {file.path} cannot be read{where}: {error}") from None
         at = behind
-    if file.size - at > PADDING:
+    left = file.size - at
+    if left > PADDING or file.at(at, left).strip(b"\0"):
         raise UserError(
-            f"the tar file {file.path} ends at byte {at} and goes on for {file.size - at} more, which no reader would see: "
+            f"the tar file {file.path} ends at byte {at} and goes on for {left} more, which no reader would see: "
             "pack what was joined as files of their own"
         )
 

@@ -109,6 +109,7 @@ REFUSED = {
     "two columns of paths": (".csv", "path,file\nx,y\n", "the columns path, file, each of which .* data.image_column=path"),
     "two columns of labels": (".csv", f"path,label,class\n{FILE},1,2\n", "the columns label, class, each"),
     "three columns without names": (".csv", f"{FILE},1,2\n", "has 3 columns and no row of their names"),
+    "labels that pandas wrote as floats": (".csv", f"path,label\n{FILE},0.0\n{FILE},10.0\n", "a decimal point, such as 0.0: write whole"),
     "a row without a label": (".csv", f"path,label\n{FILE}\n", "no path or no label in line 2"),
     "an empty label": (".csv", f"path,label\n{FILE},1\n{FILE},\n", "of 2 images .* 1 has no label .*, first row 3"),
     "no such image": (".csv", "path,label\nant/none.png,1\n", "there is no image .*ant/none.png, which .*list.csv names"),

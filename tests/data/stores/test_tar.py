@@ -179,6 +179,7 @@ REFUSED = {
     "two labels of a sample": ([("a.cls", b"1"), ("a.cls", b"1"), A], "the sample a in .* has two labels"),
     "an image that comes twice": ([A, B, A], "the sample a.png in .* has two images"),
     "numbers beyond all classes": ([A, ("a.cls", b"98765432")], "go up to 98765432"),
+    "numbers with a point": ([A, ("a.cls", b"1"), B, ("b.cls", b"10.0")], "are numbers with a decimal point, such as 10.0"),
     "labels of -1 among others": ([A, ("a.cls", b"-1"), B, ("b.cls", b"4")], "are -1, which is none, for 1 of 2 images"),
     "images beside class folders": ([A, ("x/b.png", encoded(1))], "holds images beside the class folders x"),
     "splits": ([("train/x/a.png", encoded(0)), ("val/x/b.png", encoded(1))], "holds train and val, which are no classes"),
@@ -311,12 +312,21 @@ def test_a_sparse_file_is_refused(tmp_path):
             opened(tmp_path / "a.tar")
 
 
-def test_archives_that_were_joined_are_not_read_as_the_first_of_them(tmp_path):
+@pytest.mark.parametrize("size", [10, 2 << 20])
+def test_archives_that_were_joined_are_not_read_as_the_first_of_them(tmp_path, size):
     file, data = whole(tmp_path)
-    large = write_tar(tmp_path / "large.tar", [("c.png", bytes(2 << 20))]).read_bytes()
-    file.write_bytes(data + large)
+    other = write_tar(tmp_path / "other.tar", [("c.png", bytes(size))]).read_bytes()
+    file.write_bytes(data + other)
     with pytest.raises(UserError, match="goes on for .* more, which no reader would see"):
         opened(file)
+    file.write_bytes(data + bytes(1 << 19))  # as tapes are filled up
+    assert len(opened(file)) == 2
+
+
+def test_names_that_go_up_are_those_of_images_and_class_folders(tmp_path):
+    members = [(f"../train/{label}/{number}.png", encoded(number)) for number, label in enumerate("abba")]
+    store = opened(write_tar(tmp_path / "a.tar", [*members, ("../.hidden/c.png", b"")]))
+    assert store.class_names == ["a", "b"] and np.asarray(store.labels).tolist() == [0, 1, 1, 0]
 
 
 def test_members_are_those_that_tarfile_finds(tmp_path):
