@@ -95,7 +95,8 @@ class AutoregressiveFlow(nn.Module):
     def denoised(self, x: Tensor, labels: Tensor | None, noise_std: float) -> Tensor:
         """The expected clean sample given a noisy one, ``x + noise_std^2 grad log p(x)``, where p is the density of samples with noise of
         that standard deviation (TarFlow): what the flow has learned when it was trained on such."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            labels = labels if labels is None else labels.clone()  # what inference_mode made has no part in derivatives
+            x = x.detach().clone().requires_grad_()
             [score] = torch.autograd.grad(self.log_prob(x, labels).sum(), x)
         return (x + noise_std**2 * score).detach()

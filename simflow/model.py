@@ -105,7 +105,7 @@ class TarFlow(Generator):
 
     @property
     def compiled_parts(self) -> list[torch.nn.Module]:
-        """What ``train.compile`` and ``sample.compile`` compile: the layers, whose graph all blocks share."""
+        """What ``train.compile`` compiles: the layers, whose graph all blocks share. Sampling goes through them token by token, uncompiled."""
         return [layer for block in self.flow.blocks for layer in block.layers]
 
     def loss(self, latents: Tensor, labels: Tensor, random: StepRandom) -> Tensor:

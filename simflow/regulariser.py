@@ -20,7 +20,7 @@ from generation.generator import GeneratorObjective
 from generation.reference import class_counts
 from generation.saved import save_generator
 from simflow.config import GeneratorConfig, SimFlowStageConfig
-from simflow.model import TarFlowConfig
+from simflow.model import SamplerConfig, TarFlowConfig
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, Encoded
 from tokenizer.regularisers.base import Regulariser, RegulariserContext
 
@@ -56,6 +56,10 @@ class JointFlowConfig:
             )
         if self.flow.noise_std:
             raise ValueError(f"flow.noise_std is 0, not {self.flow.noise_std}: the noise is the posterior's, write std")
+        if self.flow.sampler != SamplerConfig():
+            raise ValueError(
+                "flow.sampler is of drawing images and not of training: write model.tarflow.sampler.<option>= behind a --"
+            )
 
     def build(self, context: RegulariserContext) -> JointFlow:
         return JointFlow(self, context)

@@ -63,6 +63,11 @@ def shared_pairs(count: int, channels: int, seed: int = 0, device: torch.device 
     return uniform[:, :1].to(device), torch.special.ndtri(uniform[:, None, 1:]).to(device)
 
 
+def _ordinary(y: Tensor) -> Tensor:
+    """``y``, or a copy that autograd may look at where it was made under ``torch.inference_mode()``."""
+    return y.clone() if y.is_inference() else y
+
+
 @torch.no_grad()
 def alignment_per_token(velocity: Velocity, y: Tensor, *, pairs: int = 64, seed: int = 0) -> Tensor:
     """Eq. 5 at each of ``y (..., C)``, summed over channels, ``(...)``; without gradients.
@@ -73,6 +78,7 @@ def alignment_per_token(velocity: Velocity, y: Tensor, *, pairs: int = 64, seed:
     return _average_over_pairs(y, pairs, seed, lambda x_t, t, wanted: (velocity(x_t, t) - wanted).square().sum(-1))
 
 
+@torch.inference_mode(False)  # the divergence is a derivative, which evaluation code may ask for under inference_mode
 def elbo_terms(
     velocity: Velocity,
     y: Tensor,
@@ -99,10 +105,11 @@ def elbo_terms(
         v, div = velocity_and_divergence(velocity, x_t, t, draw(x_t))
         return torch.stack([(v - wanted).square().sum(-1), -div], -1)
 
-    terms = _average_over_pairs(y, pairs, seed, both)  # (..., 2)
+    terms = _average_over_pairs(_ordinary(y), pairs, seed, both)  # (..., 2)
     return ElboTerms(terms[..., 0], terms[..., 1], -0.5 * y.shape[-1] * (1 + math.log(2 * math.pi)))
 
 
+@torch.inference_mode(False)
 def log_prob(
     velocity: Velocity,
     y: Tensor,
@@ -147,7 +154,7 @@ def log_prob(
         # solved from 1 to 0, the integral of the divergence carries the opposite sign
         return -0.5 * (noise.square().sum(-1) + points.shape[-1] * math.log(2 * math.pi)) + change[-1]
 
-    points = y.detach().reshape(-1, y.shape[-1])
+    points = _ordinary(y).detach().reshape(-1, y.shape[-1])
     if not len(points):
         return y.new_zeros(y.shape[:-1])
     return torch.cat([solve(part) for part in points.split(points_at_once)]).view(y.shape[:-1])

@@ -100,10 +100,10 @@ class FlowPrior(nn.Module):
                 does to the expectation.
 
         Raises:
-            ValueError: latents of another number of channels, an unknown objective, one that needs ``online`` without it or that has no use
-                for a grid with one, or a grid while the network's weights require gradients.
+            ValueError: latents of other channels, a prior cast from float32, an unknown objective, one that needs ``online`` without it or
+                has no use for a grid with one, or a grid while the network's weights require gradients.
         """
-        self._check_channels(latents)
+        self._check(latents)
         if objective not in get_args(Alignment):
             raise ValueError(f"objective {objective!r} is unknown: write one of {', '.join(get_args(Alignment))}")
         of_distributions = objective != "likelihood"
@@ -151,7 +151,7 @@ class FlowPrior(nn.Module):
         Raises:
             ValueError: latents of another number of channels.
         """
-        self._check_channels(latents)
+        self._check(latents)
         return likelihood.log_prob(self.velocity, latents.float(), **options)
 
     def elbo_terms(self, latents: Tensor, **options: Any) -> likelihood.ElboTerms:
@@ -160,10 +160,12 @@ class FlowPrior(nn.Module):
         Raises:
             ValueError: latents of another number of channels.
         """
-        self._check_channels(latents)
+        self._check(latents)
         return likelihood.elbo_terms(self.velocity, latents.float(), **options)
 
-    def _check_channels(self, latents: Tensor) -> None:
+    def _check(self, latents: Tensor) -> None:
+        if (dtype := self.target_map.matrix.dtype) != torch.float32:  # which also rounds what the target is
+            raise ValueError(f"this prior was cast to {dtype}: keep it in float32, and leave the rest to autocast")
         if latents.shape[-1] != self.channels:
             raise ValueError(f"this prior is over {self.channels} channels, the latents have {latents.shape[-1]}")
 

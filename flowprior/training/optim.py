@@ -100,6 +100,8 @@ def make_optimizer(module: nn.Module, config: AuxiliaryOptimConfig) -> torch.opt
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Put ``state`` into ``optimizer``; a ``ValueError`` for moments that are not of their parameters' shapes, which torch accepts."""
     optimizer.load_state_dict(state)
+    if not isinstance(optimizer, torch.optim.Optimizer):  # of several, which it has loaded so one by one
+        return
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if not isinstance(value, torch.Tensor) or value.shape not in (parameter.shape, torch.Size(())):

@@ -19,6 +19,7 @@ from flowprior.flow.likelihood import (
 from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
+from networks import random_prior
 
 MEAN = torch.tensor([0.7, -0.3], dtype=torch.float64)
 MIX = torch.tensor([[0.9, 0.5], [0.0, 0.4]], dtype=torch.float64)
@@ -145,3 +146,14 @@ def test_a_prior_gives_log_prob_and_terms_per_token():
     assert torch.allclose(density, torch.distributions.Normal(0, 1).log_prob(latents.detach()).sum(-1), atol=1e-5)
     with pytest.raises(ValueError, match="3 channels"):
         prior.log_prob(latents[..., :2])
+
+
+@pytest.mark.parametrize("channels", [3, 12])  # an exact divergence, and Hutchinson's
+def test_densities_are_the_same_under_inference_mode(channels):
+    prior = random_prior(channels, feature_channels=channels)
+    latents = torch.randn(4, channels, generator=torch.Generator().manual_seed(1))
+    expected = prior.log_prob(latents), *prior.elbo_terms(latents, pairs=8)[:2]
+    with torch.inference_mode():
+        for points in (latents, latents.clone()):  # made outside and inside
+            found = prior.log_prob(points), *prior.elbo_terms(points, pairs=8)[:2]
+            assert all(torch.equal(one, other) for one, other in zip(found, expected))

@@ -81,7 +81,13 @@ def test_its_lag_is_positive_while_latents_run_away_and_negative_once_they_have_
     assert lags[0] == 0 and lags[39] > 0.1 and min(lags[40:]) < -0.1
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"optim": {"ema_decay": 0}}, {"pairs": 2, "weight": "kl"}])
+MUON = pytest.param(
+    {"optim": {"name": "muon"}},
+    marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch 2.9 brings Muon"),
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"optim": {"ema_decay": 0}}, {"pairs": 2, "weight": "kl"}, MUON])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_resumed_run_has_the_same_bits_as_the_uninterrupted_one(scope, options):
     prior = random_prior()

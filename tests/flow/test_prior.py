@@ -191,3 +191,10 @@ def test_a_name_that_the_hub_cannot_deliver_is_a_user_error_in_one_line(name, op
     with pytest.raises(UserError) as refusal:
         FlowPrior.from_pretrained(name, cache_dir=tmp_path, **options)
     assert f"no flow prior at {name}" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_prior_that_was_cast_is_refused_since_its_target_was_rounded():
+    prior = random_prior().bfloat16()
+    for ask in (prior.alignment_loss, prior.log_prob, prior.elbo_terms):
+        with pytest.raises(ValueError, match="cast to torch.bfloat16: keep it in float32"):
+            ask(torch.zeros(2, 3))

@@ -157,6 +157,8 @@ def test_the_denoised_sample_is_tweedies_for_gaussian_data():
         flow.blocks[0].to_affine.bias[CHANNELS:] = 0.5 * math.log(1 + std**2)
     x, _ = latents_and_labels()
     torch.testing.assert_close(flow.denoised(x, None, std), x / (1 + std**2))
+    with torch.inference_mode():
+        torch.testing.assert_close(flow.denoised(x.clone(), None, std), x / (1 + std**2))
 
 
 def test_under_bfloat16_autocast_parameters_and_likelihood_are_float32_and_near_the_exact_ones():

@@ -167,6 +167,7 @@ def test_a_dry_run_counts_the_same_for_a_part_whichever_others_read_the_latents(
         (dict(std=float("inf")), "std is a finite number above 0"),
         (dict(weight=0), "weight is a finite number above 0"),
         (dict(flow=FLOW | {"noise_std": 0.1}), "noise_std is 0"),
+        (dict(flow=FLOW | {"sampler": {"temperature": 0.5}}), r"write model.tarflow.sampler.<option>= behind a --"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(options, said):

@@ -42,10 +42,11 @@ def test_the_exact_flow_has_no_velocity_error_and_draws_the_data(name: str) -> N
     assert found["prior_samples"] < 2.5 * found["fresh_data"]
 
 
-def test_the_exact_flow_has_the_exact_density_and_the_bound_holds_at_its_lambda() -> None:
-    target = distribution("mixture")
-    flow = exact_flow(target, "mixture")
-    clouds = {"data": draw("mixture", 60), "noise": torch.randn(60, 2, generator=torch.Generator().manual_seed(1))}
+@pytest.mark.parametrize("name", ["mixture", "rings"])  # the rings have the steepest velocity
+def test_the_exact_flow_has_the_exact_density_and_the_bound_holds_at_its_lambda(name: str) -> None:
+    target = distribution(name)
+    flow = exact_flow(target, name)
+    clouds = {"data": draw(name, 60), "noise": torch.randn(60, 2, generator=torch.Generator().manual_seed(1))}
     found = likelihoods(flow, target, clouds, 64, CPU)
     assert found["log_prob_error"]["data"] < 0.02
     assert found["bound"]["smallest_lambda"] > 0 and found["bound"]["points"] == 120
