@@ -59,11 +59,14 @@ def remark_on_budget(results: Results) -> None:
             f"it lies above the {gaussian.value:.4f} of a Gaussian with this covariance: the small flow has not learned more than the "
             "covariance, which takes more of flow.steps= or images="
         )
-        for name in ("total_correlation", "log_likelihood"):
+        told = "as the irreducible variance tells"
+        for name, remark in {
+            "total_correlation": f"it is off by what the two small flows have not learned, {told}: too low where the flow of images has "
+            "learned less, too high where that of single tokens has",
+            "log_likelihood": f"it is too low by what the small flow has not learned, {told}",
+        }.items():
             if name in results.figures:
-                results.remarks[name] = (
-                    "it is too low by what the small flow has not learned, as the irreducible variance tells"
-                )
+                results.remarks[name] = remark
 
 
 def measure_total_correlation(measured: Measured, results: Results, token: Any, together: Any) -> None:

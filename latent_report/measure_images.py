@@ -13,7 +13,9 @@ from flowprior.data.images import to_model
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.digit_networks import judge_confidence
+from flowprior.metrics.fid import few_images
 from flowprior.metrics.latent_statistics import midpoints
+from flowprior.metrics.registry import foreign_images
 from flowprior.run.files import file_sha256, tensors_fingerprint
 from latent_report.bootstrap import Estimate, bootstrap, mean
 from latent_report.config import ReportConfig
@@ -24,12 +26,27 @@ from latent_report.measures import alignment, reconstruction, semantics
 if TYPE_CHECKING:
     from flowprior.metrics.extractors import Extractor, Features
 
+# What messages call the options of a stage, and what they are called here.
+OPTIONS = {
+    "loss.perceptual_weights=<path>, or write loss.perceptual_weight=0": "lpips_weights=<path>",
+    "weights_path, or evaluate.weights beside evaluate.extractor=dinov2": "extractor_weights=",
+    "weights_path, or evaluate.weights": "extractor_weights=",
+    "evaluate.timm.weights": "extractor_weights",
+}
 PICTURES = 10
 WIDE_FEATURES = 256  # beyond, a Fréchet distance takes so long that it is resampled a few times alone
 WIDE_RESAMPLES = 20
 PRIOR_SAMPLES = 20_000
 BATCH = 64
 SURE = 0.9  # probability of a class (SimFlow, arXiv 2512.04084, Fig. 3)
+
+
+def in_own_words(error: UserError) -> str:
+    """What a reader of weights says, with the report's names for its options."""
+    told = str(error)
+    for theirs, own in OPTIONS.items():
+        told = told.replace(theirs, own)
+    return told
 
 
 def extractor_name(config: ReportConfig, image_kind: str | None) -> str:
@@ -107,8 +124,9 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
     try:
         real = extracted(measured, results, latents.images)
     except UserError as error:
-        results.leave_out(str(error), *named_in("reconstruction"))
+        results.leave_out(in_own_words(error), *named_in("reconstruction"))
         return
+    remark_on_extractor(measured, results, real)
     results.figures["rfid"] = _distance(measured, extracted(measured, results, rebuilt).fid, real.fid)
     seen = extracted(measured, results, halfway)
     results.figures["midpoint_fid"] = _distance(measured, seen.fid, real.fid)
@@ -121,6 +139,22 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
         if 0.4 in each:
             results.figures["rfid_noise_0.4"] = each[0.4]
     results.leave_out(f"noise_shares={list(config.noise_shares)} does not ask for it", *named_in("reconstruction"))
+
+
+def remark_on_extractor(measured: Measured, results: Results, real: Features) -> None:
+    """Say so where the extractor is of other images, or sees in more dimensions than there are images."""
+    kind = measured.latents.about.get("image_kind")
+    own = bool(measured.config.extractor_weights)
+    foreign = "" if own else foreign_images(extractor_name(measured.config, kind), kind or "").partition("; write")[0]
+    few = few_images("it", *real.fid.shape)
+    for name, told in {
+        "rfid": (foreign, few),
+        "rfid_noise_0.4": (foreign, few),
+        "midpoint_fid": (foreign, few),
+        "midpoints_sure": (foreign,),
+    }.items():
+        if remark := "; ".join(filter(None, told)):
+            results.remarks[name] = remark
 
 
 def _along(estimates: list[Estimate]) -> Estimate:
@@ -137,7 +171,11 @@ def _measure_lpips(measured: Measured, results: Results, rebuilt: Tensor) -> Non
     if not weights and not vgg_place().is_file():
         results.leave_out(f"VGG-16's weights are not at {vgg_place()}: lpips_weights= names another place", "lpips")
         return
-    distance = PerceptualLoss().load(weights)
+    try:
+        distance = PerceptualLoss().load(weights)
+    except UserError as error:
+        results.leave_out(in_own_words(error), "lpips")
+        return
     results.weights["lpips"] = tensors_fingerprint(distance.state_dict())
     pairs = zip(rebuilt.split(BATCH), measured.latents.images.split(BATCH))
     with torch.no_grad():
@@ -222,7 +260,7 @@ def measure_alignment(measured: Measured, results: Results) -> None:
             f"the prior {config.prior} is over {prior.channels} channels and these latents have {latents.shape[2]}"
         )
     held = latents[measured.held_out]
-    results.figures["alignment_loss"] = mean(alignment.alignment_of_images(prior, held))
+    results.figures["alignment_loss"] = mean(alignment.alignment_of_images(prior, held, seed=config.seed))
     samples = prior.sample(PRIOR_SAMPLES, generator=torch.Generator().manual_seed(0))
     results.figures["prior_log_distance"] = mean(alignment.log_distances(samples, held))
     divergence = alignment.divergence_from_prior(

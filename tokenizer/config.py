@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from flowprior.data.embedded import EMBEDDED
 from flowprior.data.image_contents import FILES_READ
 from flowprior.data.images import ImageConfig, ImageSource, open_images
 from flowprior.errors import UserError
@@ -113,10 +114,17 @@ class AEConfig:
         name = self.evaluate.extractor_name
         return foreign_images(name, self.held_out_data().source) if name and not self.evaluate.own_weights else ""
 
+    def says_of_features(self) -> str:
+        """What to say where embedded features are of a classifier of other images than those that are trained on; else empty."""
+        of, images = self.features.digits.of, self.data.source
+        if not self.takes_features or self.features.source != "digits" or images == of:
+            return ""
+        remedy = f": write features.digits.of={images}" if images in EMBEDDED else ""
+        return f"features.source=digits takes features of a classifier of {of}, and the images are others (data.source={images}){remedy}"
+
     def says_of_held_out(self, held_out: ImageSource, images: ImageSource | None = None) -> str:
         """What to say where images of ``held_out`` are trained on as well; else empty."""
-        aligned = any(getattr(section, "needs_features", False) for section in self.regulariser.chosen)
-        if self.holds_out and aligned and self.features.source == "digits":
+        if self.holds_out and self.takes_features and self.features.source == "digits":
             trained_on = self.features.digits.of
             if trained_on == self.held_out_data().source:
                 return f"the classifier of features.source=digits is trained on all images of {trained_on}, those held out among them"
@@ -125,6 +133,11 @@ class AEConfig:
         copies = held_out.copies_of(images or open_images(self.data))  # type: ignore[attr-defined]
         looked_at = min(len(held_out), FILES_READ)
         return f"{copies} of the {looked_at} held-out images looked at are training images as well" if copies else ""
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether a regulariser aligns latents with features of images."""
+        return any(getattr(section, "needs_features", False) for section in self.regulariser.chosen)
 
     @property
     def holds_out(self) -> bool:

@@ -190,7 +190,9 @@ class TargetCloud:
 
 def latent_metrics(latents: Tensor) -> dict[str, float]:
     """Mean, standard deviation, mean norm and effective rank, ``exp`` of the entropy of the covariance's spectrum, of ``(N, T, C)``."""
-    spectrum = torch.linalg.eigvalsh(latents.flatten(0, 1).double().T.cov()).clamp(min=1e-12)
+    channels = latents.shape[-1]
+    covariance = latents.flatten(0, 1).double().T.cov().view(channels, channels)  # of one channel it is a number
+    spectrum = torch.linalg.eigvalsh(covariance).clamp(min=1e-12)
     shares = spectrum / spectrum.sum()
     return {
         "latent_mean": latents.mean().item(),

@@ -71,8 +71,9 @@ def run_stage(config_class: type[AEConfig], presets: Path, description: str, def
         if folder.is_complete():
             folder.say_complete()
         else:
-            if world.is_main and (told := config.says_of_held_out(held_out, images)):
-                note(told)
+            if world.is_main:
+                for told in filter(None, (config.says_of_features(), config.says_of_held_out(held_out, images))):
+                    note(told)
             train(config, folder, world, images, held_out, prior)
 
 
@@ -84,7 +85,7 @@ def build_objective(
     Without a folder, features and LPIPS keep random weights: everything is there to be counted.
     """
     features = None
-    if any(getattr(section, "needs_features", False) for section in config.regulariser.chosen):
+    if config.takes_features:
         features = build_features(config.features, config.data.size)
         if folder is not None:
             features.prepare(FeatureContext(config.train.seed, folder, world))

@@ -13,7 +13,7 @@ _HOMES = {
     "digit_networks": ("judge_confidence", "load_extractor", "load_judge", "recognised_share"),
     "extractors": ("Extractor", "missing_weights"),
     "features": ("Features",),
-    "fid": ("frechet_distance", "half_half_fid"),
+    "fid": ("frechet_distance", "half_half_fid", "note_few"),
     "generation": ("evaluate_generation",),
     "image_set": ("ImageSet",),
     "knn": ("KNNDensity",),

@@ -21,11 +21,7 @@ def fid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, floa
     """Distance of the generated images from the reference; key ``fid``."""
     real = reference if isinstance(reference, Statistics) else reference.statistics()
     drawn = generated.features().statistics()
-    if (fewest := min(part.count or math.inf for part in (drawn, real))) <= len(drawn.mu):
-        note(
-            f"FID is of {fewest} images on features of {len(drawn.mu)} dimensions: so few have no covariance of full rank, and FID lies far above "
-            "that of more"
-        )
+    note_few("FID", drawn, real)
     return {"fid": frechet_distance(drawn, real)}
 
 
@@ -34,25 +30,45 @@ def sfid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, flo
 
     The reference's images, or spatial moments of its own (``mu_s`` and ``sigma_s`` in ADM's files), must be at hand.
     """
-    return {"sfid": _distance_by("inception_spatial", generated, reference, generated.extractor.weights_path)}
+    return {"sfid": _distance_by("sFID", "inception_spatial", generated, reference, generated.extractor.weights_path)}
 
 
 def fd_dinov2(generated: ImageSet, reference: ImageSet) -> dict[str, float]:
     """Fréchet distance of DINOv2 ViT-L/14 features (Stein et al. 2023, arXiv 2306.04675); key ``fd_dinov2``."""
-    return {"fd_dinov2": _distance_by("dinov2", generated, reference, None)}
+    return {"fd_dinov2": _distance_by("FD-DINOv2", "dinov2", generated, reference, None)}
+
+
+def few_images(what: str, count: float, dimensions: int) -> str:
+    """What to say of a Fréchet distance of ``count`` images on features of so many ``dimensions``, where these are too few; else empty."""
+    if count > dimensions:
+        return ""
+    return (
+        f"{what} is of {count} images on features of {dimensions} dimensions: so few have no covariance of full rank, and {what} lies far above "
+        "that of more"
+    )
+
+
+def note_few(what: str, first: Statistics, second: Statistics) -> None:
+    """Say so where one of two sets holds no more images than their features have dimensions."""
+    if told := few_images(what, min(part.count or math.inf for part in (first, second)), len(first.mu)):
+        note(told)
 
 
 def _distance_by(
-    name: str, generated: ImageSet, reference: ImageSet | Statistics, weights_path: str | Path | None
+    what: str, name: str, generated: ImageSet, reference: ImageSet | Statistics, weights_path: str | Path | None
 ) -> float:
     from flowprior.metrics.extractors import Extractor  # with torch-fidelity
 
     extractor = Extractor(name, device=generated.extractor.device, weights_path=weights_path)
     if not isinstance(reference, Statistics):
-        return frechet_distance(generated.statistics(extractor), reference.statistics(extractor))
-    if reference.spatial is None or name != "inception_spatial":
+        real = reference.statistics(extractor)
+    elif reference.spatial is None or name != "inception_spatial":
         raise UserError(f"the reference holds no moments of {name} features: give its images")
-    return frechet_distance(generated.statistics(extractor), reference.spatial)
+    else:
+        real = reference.spatial
+    drawn = generated.statistics(extractor)
+    note_few(what, drawn, real)
+    return frechet_distance(drawn, real)
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:

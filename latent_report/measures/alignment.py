@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowprior.flow.likelihood import alignment_per_token
 from flowprior.flow.online import OnlineFlow, OnlineFlowConfig
 from flowprior.flow.prior import FlowPrior
 from flowprior.metrics.knn import KNNDensity
@@ -14,9 +13,12 @@ from latent_report.measures.flow import TimeGrid, divergence_from_losses, square
 PATH_END = 0.98  # as the online flow's own path
 
 
-def alignment_of_images(prior: FlowPrior, latents: Tensor) -> Tensor:
-    """Eq. 5 per channel, averaged over the tokens of each image, ``(N,)``, of raw latents ``(N, T, C)``."""
-    return alignment_per_token(prior.velocity, latents).mean(1) / latents.shape[-1]
+def alignment_of_images(prior: FlowPrior, latents: Tensor, times: int = 64, seed: int = 0) -> Tensor:
+    """Eq. 5 per channel, averaged over the tokens of each image, ``(N,)``, of raw latents ``(N, T, C)``.
+
+    At ``times`` midpoints, with noise of its own for every token, so that the images' spread tells the error of their mean.
+    """
+    return squared_errors(prior.velocity, latents, TimeGrid.midpoints(times).t, seed).mean((1, 2))
 
 
 def log_distances(samples: Tensor, latents: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from flowprior.flow.path import path_sample
-from latent_report.bootstrap import Estimate
+from latent_report.bootstrap import Estimate, mean
 from latent_report.config import ReportConfig
 from latent_report.figures import FIGURES
 from latent_report.flows import FlowBudget, GaussianVelocity, train_flows
 from latent_report.measure import Measured, Results, canonical, measure, measure_distribution, measure_places
 from latent_report.measure_flows import log_likelihoods, measure_flow, measure_total_correlation, remark_on_budget
+from latent_report.measures.alignment import alignment_of_images
 from latent_report.measures.distribution import normalised
 from latent_report.measures.flow import (
     TimeGrid,
@@ -251,3 +252,20 @@ def test_a_flow_that_has_not_learned_more_than_a_gaussian_is_remarked_on(gaussia
     remark_on_budget(results)
     assert ("above the 1.1000 of a Gaussian" in results.remarks.get("irreducible_variance", "")) == remarked
     assert results.remarks.keys() == ({"irreducible_variance", "total_correlation"} if remarked else set())
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+def test_the_alignment_losss_error_tells_how_far_another_seeds_lies(channels):
+    """Of N(0, I) under its exact flow it is pi / 2, the irreducible variance of white noise."""
+
+    class Exact:
+        def velocity(self, x, t):
+            return (2 * t - 1) / ((1 - t) ** 2 + t**2) * x
+
+    found = []
+    for seed in range(8):
+        latents = torch.randn(300, 2, channels, generator=torch.Generator().manual_seed(100 + seed))
+        found.append(mean(alignment_of_images(Exact(), latents, seed=seed)))
+    values, errors = (torch.tensor(part) for part in zip(*found))
+    assert abs(values.mean() - torch.pi / 2) < 3 * errors.mean() / 8**0.5
+    assert 0.5 < values.std() / errors.mean() < 2

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from flowprior import FlowPrior
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.errors import UserError
-from flowprior.metrics import Extractor
+from flowprior.metrics import Extractor, Features
 from flowprior.run.files import tensors_fingerprint
 from latent_report.__main__ import parse, short_names, write_report
 from latent_report.config import ReportConfig
@@ -21,8 +21,8 @@ from latent_report.curves import CURVES
 from latent_report.figures import FIGURES, GLANCE, GLANCE_CURVES, GROUPS, Figure
 from latent_report.flows import FlowBudget
 from latent_report.left_out import by_reason, named_in
-from latent_report.measure import measure, measure_places
-from latent_report.measure_images import measure_semantics
+from latent_report.measure import Measured, Results, measure, measure_places
+from latent_report.measure_images import measure_semantics, remark_on_extractor
 from latent_report.measures.reconstruction import (
     decoded,
     feature_distance,
@@ -278,6 +278,32 @@ def test_images_of_one_class_keep_the_likeness_to_features_which_needs_no_label(
     assert {"cka", "cknna"} <= one["figures"].keys()
     for name in ("knn_accuracy", "probe_accuracy"):
         assert "all training images have one label" in one["left_out"][name] and name not in one["figures"]
+
+
+def test_weights_of_lpips_that_are_not_there_leave_out_lpips_alone_and_name_the_reports_option(tmp_path):
+    small_autoencoder().save(tmp_path / "model")
+    config = ReportConfig(out=str(tmp_path), images=40, flow=SMALL, resamples=2, lpips_weights=str(tmp_path / "x.pth"))
+    [one] = write_report([str(tmp_path / "model")], config)["tokenizers"]
+    assert one["left_out"]["lpips"].endswith("name it with lpips_weights=<path>") and "rfid" in one["figures"]
+    assert "extractor was" not in json.dumps(one["remarks"])
+
+
+@pytest.mark.parametrize("extractor, kind, count, told", [
+    ("digits", "digits", 65, ""),
+    ("digits", "digits", 64, "it is of 64 images on features of 64 dimensions"),
+    ("digits", "files", 65, "metrics of other images by it mean little"),
+    ("", "mnist", 65, ""),
+])  # fmt: skip
+def test_distances_of_few_images_or_by_an_extractor_of_others_are_to_be_read_with_care(extractor, kind, count, told):
+    latents = Latents("latents", torch.zeros(count, 1, 1), (1,), about={"image_kind": kind})
+    config, rows = ReportConfig(extractor=extractor), torch.arange(count)
+    results, seen = (
+        Results(),
+        Features(torch.zeros(count, 64), torch.zeros(count, 10), torch.zeros(count, 64), extractor or kind),
+    )
+    remark_on_extractor(Measured(latents, latents.latents, rows, rows, config), results, seen)
+    assert bool(results.remarks) == bool(told) and told in results.remarks.get("rfid", "")
+    assert ("midpoints_sure" in results.remarks) == ("mean little" in told)
 
 
 def test_a_figure_without_an_error_has_no_best():

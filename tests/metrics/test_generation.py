@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from flowprior.data.embedded import digit_images
 from flowprior.errors import UserError
 from flowprior.metrics.extractors import Extractor, Features
-from flowprior.metrics.fid import half_half_fid
+from flowprior.metrics.fid import half_half_fid, note_few
 from flowprior.metrics.generation import evaluate_generation
 from flowprior.metrics.image_set import ImageSet
 from flowprior.metrics.inception_score import split_protocol
@@ -277,3 +277,13 @@ def test_ten_splits_are_torch_fidelitys_and_a_file_in_the_order_of_its_classes_s
 )
 def test_the_protocol_says_how_large_the_splits_are(count, size, told):
     assert split_protocol(count, size) == told | {"order": "shuffled"}
+
+
+def test_of_fewer_images_than_dimensions_every_frechet_distance_says_so(capsys):
+    def moments(count):
+        return Statistics(np.zeros(8), np.eye(8), count=count)
+
+    note_few("sFID", moments(9), moments(None))
+    assert capsys.readouterr().err == ""
+    note_few("sFID", moments(9), moments(8))
+    assert "note: sFID is of 8 images on features of 8 dimensions" in capsys.readouterr().err

@@ -89,6 +89,21 @@ def test_a_classifier_that_saw_the_held_out_digits_is_named(subset, features, na
     assert ("is trained on all images of digits, those held out among them" in told) == said
 
 
+@pytest.mark.parametrize(
+    "source, of, name, said",
+    [
+        ("mnist", "digits", "vavae", "a classifier of digits, and the images are others (data.source=mnist): write features.digits.of=mnist"),
+        ("mnist", "mnist", "vavae", ""),
+        ("mnist", "digits", "none", ""),
+        ("digits", "digits", "reals", ""),
+    ],
+)  # fmt: skip
+def test_features_of_a_classifier_of_other_images_are_named(source, of, name, said, tmp_path):
+    options = {"features": {"source": "digits", "digits": {"of": of}}, "regulariser": {"name": name}}
+    told = config(tmp_path, data={"source": source}, **options).says_of_features()
+    assert told.endswith(said) and bool(told) == bool(said)
+
+
 def test_while_training_rfid_compares_the_few_images_with_their_own_originals(tmp_path, capsys):
     """A reference of all held-out images is of another number, and has no place there."""
     options = {"monitor": {"images": 16, "picture_images": 2, "metrics": ["rfid"]}}

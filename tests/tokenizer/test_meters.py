@@ -112,6 +112,7 @@ def test_the_effective_rank_counts_directions_of_equal_spread(generator):
     flat = torch.zeros(400, 2, 6)
     flat[..., :3] = torch.randn(400, 2, 3, generator=generator)
     assert latent_metrics(flat)["latent_effective_rank"] == pytest.approx(3, abs=0.05)
+    assert latent_metrics(flat[..., :1])["latent_effective_rank"] == pytest.approx(1)
     assert latent_metrics(flat + 5)["latent_mean"] == pytest.approx(flat.mean().item() + 5, abs=1e-5)
 
 

@@ -49,7 +49,9 @@ class RFIDMeter(Meter):
         if self.decoded.count < 2:
             return {"rfid": float("nan")}
         real = self.reference or self.real.statistics(self.extractor.name)
-        return {"rfid": metrics.frechet_distance(self.decoded.statistics(self.extractor.name), real)}
+        decoded = self.decoded.statistics(self.extractor.name)
+        metrics.note_few("rFID", decoded, real)
+        return {"rfid": metrics.frechet_distance(decoded, real)}
 
     def protocol(self) -> dict[str, Any]:
         shape = {"size": f"{self.context.image_size} x {self.context.image_size}", "crop": "centre"}

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flowprior.data.embedded import EMBEDDED
 from flowprior.data.features import FeatureRows
 from flowprior.data.images import ImageConfig
 from flowprior.data.loader import training_batches
@@ -49,7 +50,7 @@ from tokenizer.prior.targets import (
     TargetConfig,
     TargetContext,
     TargetFeatures,
-    is_of_embedded_images,
+    embedded_images_of,
     load_target,
     takes_images,
 )
@@ -119,15 +120,22 @@ def main() -> None:
 
 def check_images_are_used(config: FlowPriorConfig) -> None:
     """Say where images are named or held out and the target does not heed it; a :class:`UserError` where it is made of other images."""
-    if config.data.subset != "all" and is_of_embedded_images(config.target):
+    of = embedded_images_of(config.target)
+    if of and config.data.source not in ("digits", of) and not config.data.path:  # the digits are the option's default
+        raise UserError(
+            f"the target '{config.target.source}' is made of the embedded {of}, and data.source is {config.data.source}: leave that out, or "
+            "write target.source=timm for features of these images"
+            + (f", or the target's of={config.data.source}" if config.data.source in EMBEDDED else "")
+        )
+    if config.data.subset != "all" and of:
         note(
             f"the target '{config.target.source}' is made of all embedded digits: data.subset={config.data.subset} leaves none out of the prior"
         )
     if not config.data.path or takes_images(config.target):
         return
-    if is_of_embedded_images(config.target):
+    if of:
         raise UserError(
-            f"the target '{config.target.source}' is made of the embedded digits, and DATA or data.path names {config.data.path}: leave that "
+            f"the target '{config.target.source}' is made of the embedded {of}, and DATA or data.path names {config.data.path}: leave that "
             "out, or write target.source=timm for features of these images, or DATA=features.npy for features of your own"
         )
     note(f"the target '{config.target.source}' is not made of images: {config.data.path} is not read in this stage")

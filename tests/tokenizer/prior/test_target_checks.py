@@ -1,5 +1,6 @@
 """What stage 2 needs of a prior is checked when the prior is made; whole images of a file are held out."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -121,6 +122,13 @@ def test_a_part_of_the_digits_that_a_target_of_all_of_them_does_not_heed_is_name
     train_flowhead.check_images_are_used(config_of(words))
     noted = capsys.readouterr().err
     assert said in noted and bool(noted) == bool(said)
+
+
+@pytest.mark.parametrize("of, refused", [("digits", True), ("mnist", False)])
+def test_a_target_of_other_embedded_images_than_are_named_is_refused(of, refused):
+    config = config_of(["data.source=mnist", "target.source=digits_semantic", f"target.digits_semantic.of={of}"])
+    with pytest.raises(UserError, match="of=mnist") if refused else contextlib.nullcontext():
+        train_flowhead.check_images_are_used(config)
 
 
 class Half(World):

@@ -33,9 +33,10 @@ def takes_images(config: TargetConfig) -> bool:
     return _of(config) in ("timm", "autoencoder", "patches")
 
 
-def is_of_embedded_images(config: TargetConfig) -> bool:
-    """Whether the chosen source is made of an embedded data set, whatever the data section names."""
-    return _of(config) in ("digits_semantic", "digits_lowlevel")
+def embedded_images_of(config: TargetConfig) -> str:
+    """The embedded data set that the chosen source is made of, whatever the data section names; empty where it is made of others."""
+    made_of = {"digits_semantic": config.digits_semantic.of, "digits_lowlevel": config.digits_lowlevel.of}
+    return made_of.get(_of(config), "")
 
 
 def _of(config: TargetConfig) -> str:
