@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +108,20 @@ def current_world(device: torch.device) -> World:
 
 
 @contextlib.contextmanager
+def _sigterm_ends_at_once() -> Iterator[None]:
+    """Within, SIGTERM ends this process without a handler of Python's, none of which runs while processes wait for each other in the
+    library: of one that is gone, the others would hear after :data:`LONGEST_WAIT` only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def distributed_world() -> Iterator[World]:
     """The :class:`World` of this process, from torchrun's environment; leaves the process group on the way out.
 
@@ -132,7 +148,8 @@ def distributed_world() -> Iterator[World]:
         torch.cuda.set_device(device)
     # NCCL is told its device, or a barrier would have to guess it.
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    torch_distributed.init_process_group(backend, timeout=LONGEST_WAIT, device_id=bound)
+    with _sigterm_ends_at_once():
+        torch_distributed.init_process_group(backend, timeout=LONGEST_WAIT, device_id=bound)
     # NCCL's group is left by all processes at once: one that fails alone would wait in it.
     together = device.type == "cpu"
     try:

@@ -105,6 +105,7 @@ def warn(config: GenerationConfig, samples: Samples, reference: Reference) -> No
     names, compared = names_of_samples(config, samples), reference.counts_by(names_of_samples(config, samples))
     notes = [unlike_names(names, reference.class_names or (), "generator" if own else "samples")]
     notes += [] if config.evaluate.own_weights else [says_of_extractor(config)]
+    notes += [says_of_data(config, reference)]
     for name, counts in samples.class_counts(len(compared or ())).items() if compared else ():
         caveat = mismatch(counts, compared, names)
         remedy = "; sample.class_shares=auto draws them alike" if own and config.sample.class_shares != "auto" else ""
@@ -122,6 +123,18 @@ def says_of_extractor(config: GenerationConfig) -> str:
         return told
     files = [measured.reference] + [measured.samples] * (not measured.samples_have_labels)
     return foreign_images(name, "", " or ".join(files))
+
+
+def says_of_data(config: GenerationConfig, reference: Reference) -> str:
+    """What to say where the run's own samples are compared with other data than the generator was trained on; else empty."""
+    trained_on = about_generator(config).get("images")
+    of_run = config.evaluate.uses_data and config.evaluate.samples_have_labels
+    if not of_run or trained_on in (None, reference.identity["images"]):
+        return ""
+    return (
+        f"the reference is of {reference.identity['count']} other images than the generator was trained on: the data. options of its training "
+        "(data.source, data.path, data.subset and so on) name these"
+    )
 
 
 def unlike_names(names: Sequence[str], reference: Sequence[str], whose: str) -> str:
@@ -196,9 +209,13 @@ def classes_text(counts: tuple[int, ...] | None) -> str:
 
 def class_names(config: GenerationConfig) -> list[str]:
     """Of the generator's classes, by their number; none where there is no generator."""
+    return list(map(str, about_generator(config).get("class_names") or []))
+
+
+def about_generator(config: GenerationConfig) -> dict[str, Any]:
+    """What the run's generator remembers of its training; nothing where there is none."""
     file = config.folder / "generator" / "config.json"
-    about = read_json(file, "generator").get("about") if file.is_file() else None
-    return list(map(str, (about or {}).get("class_names") or []))
+    return (read_json(file, "generator").get("about") if file.is_file() else None) or {}
 
 
 def evaluate(

@@ -35,7 +35,7 @@ from tokenizer.opening import Tokenizer
 
 def main(stage: type[GenerationConfig]) -> None:
     config = stage.read(__doc__)
-    folder = RunFolder(config.run_dir, config.NAME)
+    folder = RunFolder(config.run_dir, config.NAME, product="generator")
     config.keep_what_began(folder)
     with distributed_world() as world, folder.held(world):
         autoencoder = load_autoencoder(config, world.device)
@@ -133,6 +133,9 @@ def train(
     about = {
         "autoencoder": autoencoder.fingerprint,
         "posterior": config.cache.posterior,
+        "images": cache.manifest["origin"].get("images")
+        if config.cache.image_size(config.data.size) == config.data.size
+        else None,
         "class_names": cache.manifest["class_names"],
         "class_counts": torch.bincount(cache.labels.cpu(), minlength=cache.num_classes).tolist(),
         "train": asdict(config.train),

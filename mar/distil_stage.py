@@ -67,7 +67,7 @@ def run(config: MARStageConfig, describe_stage: Callable[[MARStageConfig, dict[s
                 "the generator was trained with label_drop=0: there is no guidance to distil; train it with model.mar.label_drop=0.1"
             )
         cache, stage = open_cache(config, autoencoder, world), describe_stage(config, saved)
-        folder = RunFolder(stage.folder.parent, stage.folder.name, remedy="delete {path}")
+        folder = RunFolder(stage.folder.parent, stage.folder.name, remedy="delete {path}", product=stage.product)
         with folder.held(world):
             inputs = {"generator": saved["fingerprint"], "latent cache": cache.fingerprint, **stage.inputs}
             folder.open(stage.settings, world, inputs)

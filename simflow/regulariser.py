@@ -119,6 +119,7 @@ class JointFlow(Regulariser):
         normaliser = LatentNormaliser(self.shape["channels"]).to(next(self.parameters()).device)
         about = {
             "autoencoder": autoencoder.fingerprint,
+            "images": images.fingerprint(),
             "class_names": images.class_names,
             "class_counts": list(class_counts(images)),
             "trained": "with the autoencoder",

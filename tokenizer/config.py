@@ -134,6 +134,22 @@ class AEConfig:
         looked_at = min(len(held_out), FILES_READ)
         return f"{copies} of the {looked_at} held-out images looked at are training images as well" if copies else ""
 
+    def weight_files(self) -> dict[str, Path]:
+        """The files of weights that its networks start from or are frozen with, as far as options name them and they are there."""
+        adversarial, perceptual = self.loss.adversarial, self.loss.perceptual_weights
+        frozen = adversarial.discriminator.dino if adversarial.discriminator.name == "dino" else None
+        named = {
+            "file of the encoder's first weights": self.model.encoder.weights,
+            "file of the features' weights": self.features.timm.weights if self.takes_timm_features else "",
+            "file of the discriminator's weights": frozen.weights if frozen and adversarial.weight else "",
+            "file of LPIPS's weights": perceptual if self.loss.perceptual_weight else "",
+        }
+        return {what: Path(file) for what, file in named.items() if file and Path(file).is_file()}
+
+    @property
+    def takes_timm_features(self) -> bool:
+        return self.takes_features and self.features.source == "timm"
+
     @property
     def takes_features(self) -> bool:
         """Whether a regulariser aligns latents with features of images."""

@@ -22,6 +22,7 @@ from flowprior.flow.prior import FlowPrior
 from flowprior.flow.target_map import TargetMap
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.notes import note
+from flowprior.run.files import file_sha256
 from flowprior.run.presets import config_from_command_line
 from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.loop import TrainingLoop
@@ -60,14 +61,17 @@ def run_stage(config_class: type[AEConfig], presets: Path, description: str, def
         print(dry_run(config))
         return
     config.check_run()
-    folder = RunFolder(config.run_dir, "ae")
+    folder = RunFolder(config.run_dir, "ae", product="autoencoder")
     with distributed_world() as world, folder.held(world):
         prior = find_prior(config)
         images = open_images(config.data, config.train.seed)
         measured = config.held_out_data()
         held_out = images if measured == config.data else open_images(measured)  # without augmentation in either case
         fingerprint = shared_fingerprint(images, world)
-        folder.open(config, world, {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {}))
+        inputs = {"data": fingerprint} | ({"prior": prior.fingerprint} if prior else {})
+        folder.open(
+            config, world, inputs | {what: file_sha256(file)[:16] for what, file in config.weight_files().items()}
+        )
         if folder.is_complete():
             folder.say_complete()
         else:

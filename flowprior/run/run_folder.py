@@ -29,12 +29,17 @@ class RunFolder:
         run_dir: folder of the whole run, shared by its stages.
         stage: this stage's name.
         remedy: what a person writes when the folder holds another run; ``{path}`` and ``{stage}`` are filled in.
+        product: the saved model in it without which the stage is not complete: it is made again, from the last checkpoint.
     """
 
     def __init__(
-        self, run_dir: str | Path, stage: str, remedy: str = "write run_dir=<another folder>, or delete {path}"
+        self,
+        run_dir: str | Path,
+        stage: str,
+        remedy: str = "write run_dir=<another folder>, or delete {path}",
+        product: str = "",
     ) -> None:
-        self.stage = stage
+        self.stage, self.product = stage, product
         self.path = Path(run_dir) / stage
         self.remedy = remedy.format(path=self.path, stage=stage)
         self.config_file, self.inputs_file = self.path / "config.yaml", self.path / "inputs.json"
@@ -44,7 +49,8 @@ class RunFolder:
         return self.path / "result.json"
 
     def is_complete(self) -> bool:
-        return self.result_file.is_file()
+        made = not self.product or (self.path / self.product / "config.json").is_file()
+        return self.result_file.is_file() and made
 
     def held(self, world: World) -> contextlib.AbstractContextManager[None]:
         """Within, no other run writes into the folder; a :class:`UserError` that names the owner when one does."""
@@ -52,7 +58,7 @@ class RunFolder:
 
     def has_begun(self) -> bool:
         """Whether there is anything to lose: a result, or a checkpoint."""
-        return self.is_complete() or any((self.path / "checkpoints").glob("step_*"))
+        return self.result_file.is_file() or any((self.path / "checkpoints").glob("step_*"))
 
     def check(self, config: Any, inputs: dict[str, str]) -> list[str]:
         """What differs between this config with these inputs and the folder's run; a :class:`UserError` if that run has begun."""

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from flowprior.data.embedded import EMBEDDED, digit_images
+from flowprior.data.image_sizes import ImageSize
 from flowprior.errors import UserError
 from flowprior.metrics import Extractor, ImageSet, StreamingMoments, evaluate_generation, frechet_distance
 from flowprior.metrics.digit_networks import weights_file
@@ -296,6 +297,15 @@ def test_a_references_shares_are_compared_by_name(own_sets, tmp_path, capsys):
         said = capsys.readouterr().err
         assert "names in another order (class 0 is bee here and ant there)" in said
         assert ("are in other shares" in said) == differ
+
+
+def test_a_reference_of_other_data_than_the_generators_is_named(tmp_path):
+    config = build_config(MARStageConfig, {"run_dir": str(tmp_path), "evaluate": {"extractor": "digits"}})
+    data = open_reference(config, DIGITS, ImageSize(32, 32))
+    for trained_on, said in ((data.identity["images"], ""), ("0" * 16, "1797 other images than"), (None, "")):
+        write_json(tmp_path / "mar" / "generator" / "config.json", {"about": {"images": trained_on}})
+        told = evaluate.says_of_data(config, data)
+        assert said in told and bool(told) == bool(said)
 
 
 def test_a_figure_that_is_not_a_number_is_null_with_its_reason(own_sets, monkeypatch, tmp_path):

@@ -163,3 +163,16 @@ def test_a_run_killed_between_its_first_two_files_gets_both_from_the_next_and_go
     folder.open(Config(), World(), inputs)
     with pytest.raises(UserError, match="another data"):
         folder.open(Config(), World(), {"data": "other"})
+
+
+def test_a_stage_whose_product_is_gone_is_not_complete_and_still_refuses_other_options(tmp_path):
+    folder = RunFolder(tmp_path, "stage", product="model")
+    folder.open(Config(), World())
+    (folder.path / "model").mkdir()
+    (folder.path / "model" / "config.json").touch()
+    folder.complete({})
+    assert folder.is_complete()
+    (folder.path / "model" / "config.json").unlink()
+    assert not folder.is_complete()
+    with pytest.raises(UserError, match="optim.lr"):
+        folder.open(Config(optim=OptimConfig(lr=0.1)), World())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -208,3 +209,20 @@ def test_likelihood_knows_which_images_training_had(tmp_path):
     assert found("data.source=files", f"data.path={relative}") == ["autoencoder"]
     (tmp_path / "ae" / "config.yaml").write_text("data: {folder: of another project}")
     assert found() == ["flow"]
+
+
+def test_the_script_draws_and_measures_the_images_that_it_trained_on(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\necho "$*"\n')
+    python.chmod(0o755)
+    words = ["run_dir=r", "data.subset=train", "data.flip=true", "optim.lr=1", "--", "sample.cfg=[1]"]
+    environment = os.environ | {"PYTHON": str(python), "DATA": ""}
+    made = subprocess.run(
+        ["bash", "scripts/train_simflow.sh", *words], env=environment, capture_output=True, text=True, check=True
+    )
+    calls = [line.partition("--preset digits_simflow ")[2] for line in made.stdout.splitlines() if "--preset" in line]
+    training, sampling = (
+        "run_dir=r data.subset=train data.flip=true optim.lr=1",
+        "run_dir=r data.subset=train sample.cfg=[1]",
+    )
+    assert calls == [training, training, sampling, sampling]

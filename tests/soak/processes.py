@@ -64,7 +64,7 @@ class Process:
         self.output, self.code_file = output, output.with_suffix(".code")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text("")
-        for left in (self.code_file, Path(f"{self.code_file}.said")):
+        for left in (self.code_file, Path(f"{self.code_file}.said"), Path(f"{self.code_file}.ended")):
             left.unlink(missing_ok=True)
         self.code: int | None = None
         sys.stdout.flush()
@@ -127,7 +127,13 @@ class Process:
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def send(self, number: int, rank: int | None = None) -> bool:
-        """Send a signal to it, or to one of the ranks that it launched; whether there was one to send to."""
+        """Send a signal to it, or to one of the ranks that it launched; whether there was one to send to.
+
+        A rank whose command has ended waits for the launcher, which would wait for ever for one that is killed then: a launcher of commands,
+        as the scripts', has no such wait.
+        """
+        if rank is not None and Path(f"{self.code_file}.ended").exists():
+            return False
         pids = [self.pid] if rank is None else self.children()[rank : rank + 1]
         if not pids:
             return False
@@ -201,6 +207,7 @@ def _launch(name: str, instrument: Instrument, ranks: int) -> None:
 def _rank(name: str, instrument: Instrument) -> None:
     instrument()
     MAINS[name]()
+    Path(f"{os.environ['FLOWPRIOR_EXIT_CODE']}.ended").touch()
 
 
 def alone(work: Callable[[], None], output: Path, seconds: float = 300) -> Process:

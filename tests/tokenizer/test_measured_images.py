@@ -9,7 +9,9 @@ from PIL import Image
 
 from flowprior.data.images import open_images
 from flowprior.distributed import World
+from flowprior.errors import UserError
 from flowprior.run.config import build_config
+from flowprior.run.files import read_json
 from flowprior.run.run_folder import RunFolder
 from tokenizer import evaluate, train_ae
 
@@ -102,6 +104,28 @@ def test_features_of_a_classifier_of_other_images_are_named(source, of, name, sa
     options = {"features": {"source": "digits", "digits": {"of": of}}, "regulariser": {"name": name}}
     told = config(tmp_path, data={"source": source}, **options).says_of_features()
     assert told.endswith(said) and bool(told) == bool(said)
+
+
+def test_a_run_is_made_from_the_files_of_weights_that_are_in_use(tmp_path, monkeypatch):
+    files = {name: tmp_path / f"{name}.pth" for name in ("features", "vgg")}
+    for name, file in files.items():
+        file.write_text(name)
+    options = {
+        "features": {"source": "timm", "timm": {"weights": str(files["features"])}},
+        "loss": {"perceptual_weight": 0.1, "perceptual_weights": str(files["vgg"])},
+    }
+    inputs = []
+    monkeypatch.setattr(train_ae, "train", lambda config, folder, *_: inputs.append(read_json(folder.inputs_file, "")))
+    for name in ("none", "vavae"):
+        chosen = config(tmp_path / name, regulariser={"name": name}, **options)
+        monkeypatch.setattr(train_ae, "config_from_command_line", lambda *_, chosen=chosen, **__: chosen)
+        train_ae.run_stage(type(chosen), train_ae.PRESETS, "")
+    wanted = {"data", "file of LPIPS's weights"}
+    assert [set(one) for one in inputs] == [wanted, wanted | {"file of the features' weights"}]
+    (tmp_path / "vavae" / "ae" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    files["features"].write_text("others")
+    with pytest.raises(UserError, match="another file of the features' weights"):
+        train_ae.run_stage(type(chosen), train_ae.PRESETS, "")
 
 
 def test_while_training_rfid_compares_the_few_images_with_their_own_originals(tmp_path, capsys):

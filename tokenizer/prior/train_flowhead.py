@@ -96,7 +96,7 @@ PRESETS = Path(__file__).parent / "configs"
 @entry_point
 def main() -> None:
     config = config_from_command_line(FlowPriorConfig, PRESETS, __doc__)
-    folder = RunFolder(config.run_dir, "flowhead")
+    folder = RunFolder(config.run_dir, "flowhead", product="prior")
     with distributed_world() as world, folder.held(world):
         stopwatch = Stopwatch(folder.path)
         folder.check(config, {})  # before a target is computed over the one that a finished run was made from

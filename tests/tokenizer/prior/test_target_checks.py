@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -269,3 +270,11 @@ def test_a_codebook_may_have_fewer_entries_than_channels_without_a_word(stage_1,
     words = ("target.source=codebook", f"target.codebook.path={tmp_path / 'codes.npy'}", "channels=4")
     code, said = stage_1(normal(5, 5), *words)
     assert code == 0 and "note: " not in said
+
+
+def test_a_prior_that_is_gone_is_made_again_from_the_last_checkpoint(stage_1, tmp_path):
+    table, prior = normal(200, 6), tmp_path / "run" / "flowhead" / "prior"
+    assert stage_1(table)[0] == 0
+    fingerprint = FlowPrior.load(prior).fingerprint
+    shutil.rmtree(prior)
+    assert stage_1(table)[0] == 0 and FlowPrior.load(prior).fingerprint == fingerprint
