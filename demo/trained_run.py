@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowprior.data.chosen_images import ChosenImages
 from flowprior.data.images import ImageConfig, open_images
-from flowprior.distributed import World
+from flowprior.distributed import World, best_device
 from flowprior.errors import UserError
 from flowprior.flow.prior import FlowPrior
 from flowprior.notes import note
@@ -105,7 +105,7 @@ def open_run(folder: Path) -> TrainedRun:
     Raises:
         UserError: it holds no autoencoder, or something in it is damaged.
     """
-    world = World()
+    world = World(device=best_device())
     if not folder.is_dir():
         raise UserError(f"there is no run at {folder}: bash scripts/quickstart.sh makes one at runs/digits")
     if not (folder / "ae" / "autoencoder").is_dir():

@@ -235,7 +235,9 @@ FIGURES = {
         "How alike the latents' geometry is to that of the reference features, between 0 and 1.",
         "higher",
     ),
-    "cknna": Figure("semantics", "CKNNA", "The same over mutual nearest neighbours alone.", "higher"),
+    "cknna": Figure(
+        "semantics", "CKNNA", "The same over the pairs that are near neighbours in both, by cosines.", "higher"
+    ),
     "alignment_loss": Figure(
         "alignment",
         "alignment loss",

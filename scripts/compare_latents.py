@@ -83,7 +83,7 @@ def main() -> None:
     results = read_json(arguments.json, "results") if arguments.json.is_file() else {}
     refuse_same_names(arguments.runs)
     for run in arguments.runs:
-        made_from = {"networks": fingerprints(run), "noise": list(arguments.noise)}
+        made_from = {"networks": fingerprints(run), "noise": list(arguments.noise), "preset": arguments.preset}
         if results.get(run.name, {}).get("made_from") != made_from:
             results[run.name] = measure_run(run, arguments.noise, arguments.preset) | {"made_from": made_from}
             write_json(arguments.json, results)

@@ -115,7 +115,8 @@ def measure_run(run: str, words: list[str], arguments: argparse.Namespace, resul
     """Add what is missing of one run to ``results`` and to the JSON file."""
     chosen = {name: options for kind in arguments.cases for name, options in CASES[kind].items()}
     chosen = {name: options for name, options in chosen.items() if name in (arguments.only or chosen)}
-    made_from = {name: fingerprints(Path(run), options) for name, options in chosen.items()}
+    asked = [f"--preset {arguments.preset}", *sorted(words)]
+    made_from = {name: [*fingerprints(Path(run), options), *asked] for name, options in chosen.items()}
 
     def is_there(name: str, cfg: float) -> bool:
         kept = results.get(name, {}).get(f"{cfg:g}", {}).get("runs", {}).get(Path(run).name, {})

@@ -80,11 +80,13 @@ def draw_losses(axes: Any, run: Path) -> None:
         rows = read_rows(run / stage / "log.jsonl", "loss")
         every = dict.fromkeys(name for row in rows for name in row)  # a term may begin late and end early
         names = [name for name in every if name not in NO_LOSSES and "/" not in name]
+        lowest = min((row[name] for row in rows for name in names if name in row), default=1)
         for name, (style, colour) in zip(names, itertools.product(("-", "--", ":"), (BLUE, RED, GREEN, GREY))):
             of_name = [row for row in rows if name in row]
             values = [row[name] for row in of_name]
             axis.plot([row["step"] for row in of_name], values, style, color=colour, label=name, linewidth=1)
-        axis.set(yscale="log", xlabel="step", title=titles[stage])
+        # The adversary's term and a likelihood may lie below 0.
+        axis.set(yscale="log" if lowest > 0 else "linear", xlabel="step", title=titles[stage])
         axis.legend(frameon=False)
 
 

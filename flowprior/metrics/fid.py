@@ -34,7 +34,11 @@ def sfid(generated: ImageSet, reference: ImageSet | Statistics) -> dict[str, flo
 
 
 def fd_dinov2(generated: ImageSet, reference: ImageSet) -> dict[str, float]:
-    """Fréchet distance of DINOv2 ViT-L/14 features (Stein et al. 2023, arXiv 2306.04675); key ``fd_dinov2``."""
+    """Fréchet distance of DINOv2 ViT-L/14 features (Stein et al. 2023, arXiv 2306.04675); key ``fd_dinov2``.
+
+    Positions are resampled to 224 px as timm does it, with antialiasing. The authors' network resamples them without, so that its
+    figures may differ.
+    """
     return {"fd_dinov2": _distance_by("FD-DINOv2", "dinov2", generated, reference, None)}
 
 

@@ -40,7 +40,11 @@ def spectrum(points: Tensor) -> Tensor:
 
 
 def effective_rank(points: Tensor) -> float:
-    """``exp`` of the entropy of :func:`spectrum` (Roy and Vetterli 2007): d where all axes have equal variance, 1 where one has all."""
+    """``exp`` of the entropy of :func:`spectrum`: d where all axes have equal variance, 1 where one has all.
+
+    It is the effective rank (Roy and Vetterli 2007) of the covariance. That of the data, which RankMe takes, has the entropy of deviations
+    in place of variances, and is larger.
+    """
     shares = spectrum(points)
     return torch.exp(-torch.special.xlogy(shares, shares).sum()).item()
 

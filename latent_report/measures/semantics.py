@@ -37,20 +37,32 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
 
     1 where one is a rotation and scaling of the other; it depends on neither.
     """
-    kernels = _centred_kernel(one), _centred_kernel(other)
-    return _alignment(*kernels, torch.ones_like(kernels[0]))
+    k, m = _centred_kernel(one), _centred_kernel(other)
+    return ((k * m).sum() / (k.square().sum() * m.square().sum()).sqrt()).item()
 
 
 def cknna(one: Tensor, other: Tensor, k: int = ALIGNED_NEIGHBOURS) -> float:
-    """Mutual nearest-neighbour alignment (Huh et al. 2024, arXiv 2405.07987): CKA over pairs that are among each other's k nearest in both.
+    """Alignment of nearest neighbours (Huh et al. 2024, arXiv 2405.07987), as its authors compute it.
 
-    With ``k = N - 1`` it is CKA without the diagonal.
+    Each feature has unit length, so that the kernels ``(N, N)`` are cosines. Of a pair (i, j) they count where j is among the k nearest of
+    i in both, and the masked kernels are compared by the unbiased HSIC, over the root of that of each with itself. 1 of features with
+    themselves, about 0 of independent ones.
     """
-    kernels = _centred_kernel(one), _centred_kernel(other)
+    kernels = [_cosines(features) for features in (one, other)]
     near = [_nearest(kernel, k) for kernel in kernels]
-    shared = _inner(*kernels, near[0] * near[1])
-    own = _inner(kernels[0], kernels[0], near[0]) * _inner(kernels[1], kernels[1], near[1])
-    return (shared / own.sqrt()).item()
+    both = near[0] * near[1]
+    shared = unbiased_hsic(kernels[0] * both, kernels[1] * both)
+    own = [unbiased_hsic(kernel * mask, kernel * mask) for kernel, mask in zip(kernels, near)]
+    return (shared / (own[0] * own[1]).sqrt()).item()
+
+
+def unbiased_hsic(one: Tensor, other: Tensor) -> Tensor:
+    """Of two kernels ``(N, N)`` over the same samples, whose diagonals are passed over (Song et al. 2012, JMLR 13); N is at least 4."""
+    count = len(one)
+    k, m = (kernel - torch.diag(kernel.diagonal()) for kernel in (one, other))
+    crossed = (k.sum(0) * m.sum(1)).sum()  # 1' k m 1
+    total = (k * m.T).sum() + k.sum() * m.sum() / ((count - 1) * (count - 2)) - 2 * crossed / (count - 2)
+    return total / (count * (count - 3))
 
 
 def _centred_kernel(features: Tensor) -> Tensor:
@@ -58,19 +70,16 @@ def _centred_kernel(features: Tensor) -> Tensor:
     return centred @ centred.T  # (N, N)
 
 
+def _cosines(features: Tensor) -> Tensor:
+    unit = torch.nn.functional.normalize(features.double().flatten(1), dim=1)
+    return unit @ unit.T  # (N, N)
+
+
 def _nearest(kernel: Tensor, k: int) -> Tensor:
-    """1 where j is among the k images that are most alike to i, itself aside, by inner product: ``(N, N)``."""
+    """1 where j is among the k images that are most alike to i, itself aside: ``(N, N)``."""
     alike = kernel.clone().fill_diagonal_(-torch.inf)
     chosen = alike.topk(min(k, len(kernel) - 1), dim=1).indices
     return torch.zeros_like(kernel).scatter_(1, chosen, 1.0)
-
-
-def _inner(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    return (one * other * mask).sum()
-
-
-def _alignment(one: Tensor, other: Tensor, mask: Tensor) -> float:
-    return (_inner(one, other, mask) / (_inner(one, one, mask) * _inner(other, other, mask)).sqrt()).item()
 
 
 def _hits(guesses: np.ndarray, truth: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ def _config(preset: str, batch: int) -> AEConfig:
     config = build_config(AEConfig, read_preset(PRESETS / f"{preset}.yaml", PRESETS))
     config.loss.perceptual_weight = config.loss.adversarial.weight = 0.0
     config.model.encoder.pretrained = False
-    config.train = replace(config.train, steps=10**9, global_batch=batch, accumulation=1, log_steps=10**9)
+    config.train = replace(
+        config.train, steps=10**9, global_batch=batch, accumulation=1, log_steps=10**9, compile=False
+    )
     return config
 
 

@@ -88,8 +88,8 @@ def mar_sampling(level: str, device: torch.device, folder: Path) -> Case:
         return call
 
     savings = {"exact savings": (models[0], EXACT), "efficient": (models[1], EXACT | EFFICIENT)}
-    variants = {"plain": sampling(models[0])}
-    variants |= {name: sampling(model, **options, **graphs) for name, (model, options) in savings.items()}
-    counted = {name: sampling(model, **options) for name, (model, options) in savings.items()}
+    ways = {"plain": (models[0], {})} | savings
+    variants = {name: sampling(model, **options, **graphs) for name, (model, options) in ways.items()}
+    counted = {name: sampling(model, **options) for name, (model, options) in ways.items()}
     size = f"{batch} images, {ar_steps} steps, {head_steps} head evaluations, guidance, width {plain.width}"
     return Case(size, "images", batch, variants, counted=counted)

@@ -196,8 +196,10 @@ def matmul_rate(device: torch.device, seconds: float) -> float:
 
 
 def data_sheet_rate(device: torch.device) -> float | None:
-    """What the GPU's data sheet promises, where it is known."""
+    """What the GPU's data sheet promises, where it is known; of a slice of one or a laptop's, no full card's."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
+    if "MIG" in name or "Laptop" in name:
+        return None
     return next((rate for model, rate in DATA_SHEETS.items() if model in name), None)

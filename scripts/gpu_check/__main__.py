@@ -29,6 +29,7 @@ from scripts.gpu_check.table import keep, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = "gpu_check.json"
+WHOLE = ("done", "disagrees")
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "triton")
 # For the summary and for processes that take a moment to end.
 SECONDS_TO_END = 5
@@ -46,17 +47,19 @@ def main() -> None:
     if arguments.done:
         before = done_before(arguments.done, result)
         result |= {name: before[name] for name in ("seconds", "cuda_only_lines") if name in before}
-        whole = {name: e for name, e in before["parts"].items() if e["status"] in ("done", "disagrees")}
-        begun = {name: e["results"] for name, e in before["parts"].items() if name not in whole and "results" in e}
-        result["parts"] = whole
+        begun = {
+            name: e["results"] for name, e in before["parts"].items() if e["status"] not in WHOLE and "results" in e
+        }
+        result["parts"] = dict(before["parts"])  # those that are not whole stand until they have run again
     names = arguments.only or list(PARTS)
-    parts = {name: (PARTS | REHEARSAL)[name] for name in names if name not in result["parts"]}
+    whole = {name for name, entry in result["parts"].items() if entry["status"] in WHOLE}
+    parts = {name: (PARTS | REHEARSAL)[name] for name in names if name not in whole}
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / RESULT
 
     def kept(name: str, entry: dict[str, Any]) -> None:
-        if name in begun and "results" in entry:
-            entry["results"] = begun[name] | entry["results"]
+        if name in begun:
+            entry["results"] = begun[name] | entry.get("results", {})
         result["parts"][name] = entry
         write_json(file, result)
         print(f"{time.monotonic() - start:5.0f} s  {name}: {entry['status']}  {entry.get('why', '')}", flush=True)

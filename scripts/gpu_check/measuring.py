@@ -17,13 +17,13 @@ from scripts.gpu_check.parts import Context
 
 # What a kernel does, by what its name holds; the first that fits counts.
 KINDS = {
+    "attention": ("sdpa", "flash", "fmha", "attention", "cudnn::fusion"),
     "products": ("nvjet", "gemm", "cutlass", "xmma", "cublas", "gemv"),
-    "attention": ("sdpa", "flash", "fmha", "attention"),
     "compiled": ("triton",),
     "optimiser and average": ("multi_tensor_apply",),
     "layer norm": ("layer_norm",),
     "copies and casts": ("copy", "memcpy", "memset"),
-    "convolutions": ("conv", "cudnn"),
+    "convolutions": ("conv",),
     "reductions": ("reduce",),
     "elementwise": ("elementwise",),
 }

@@ -89,7 +89,7 @@ class Runner:
         if missing:
             self.keep(name, {"status": "skipped", "why": f"not installed: {', '.join(missing)}"})
             return None
-        if left < FEWEST_SECONDS:
+        if left < FEWEST_SECONDS + part.seconds_to_end:
             self.keep(name, {"status": "left out", "why": "the time was over"})
             return None
         folder = self.work / name.replace(" ", "_")

@@ -162,7 +162,10 @@ def summary(result: dict[str, Any]) -> str:
             ]
     noted = result.get("cuda_only_lines")
     if isinstance(noted, dict):
-        lines += [f"--- {len(noted['not_executed'])} CUDA-only lines that no part has executed", *noted["not_executed"]]
+        lines += [
+            f"--- {len(noted['not_executed'])} CUDA-only lines that no finished part has executed in its own process",
+            *noted["not_executed"],
+        ]
     elif noted:
         lines += [f"--- CUDA-only lines: {noted}"]
     if problems := troubles(result):
@@ -183,7 +186,7 @@ def markdown(result: dict[str, Any]) -> str:
     if isinstance(noted, dict) and noted["not_executed"]:
         lines += [
             "",
-            "CUDA-only lines that no part has executed:",
+            "CUDA-only lines that no finished part has executed in its own process:",
             "",
             *(f"- `{line}`" for line in noted["not_executed"]),
         ]

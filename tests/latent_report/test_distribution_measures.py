@@ -103,20 +103,41 @@ def test_the_bootstrap_is_a_function_of_its_seed_and_refuses_what_has_no_deviati
 
 def test_features_are_alike_to_a_rotation_and_scaling_of_themselves_and_independent_ones_are_not():
     features = noise(300, 6) * torch.arange(1.0, 7)
-    for measure in (linear_cka, cknna):
-        assert measure(features, 3 * turned(features) - 1) == pytest.approx(1, abs=1e-4)
-        assert measure(features, noise(300, 6, seed=2)) < 0.15
+    for measure, shift in ((linear_cka, -1), (cknna, 0)):
+        assert measure(features, 3 * turned(features) + shift) == pytest.approx(1, abs=1e-4)
+        assert abs(measure(features, noise(300, 6, seed=2))) < 0.15
+    lengths = torch.rand(300, 1, generator=torch.Generator().manual_seed(3)) + 0.1
+    assert cknna(features, lengths * features) == pytest.approx(1, abs=1e-6)
 
 
-def test_cka_is_the_plain_sum_over_covariances_and_cknna_with_all_neighbours_is_cka_without_the_diagonal():
+def test_cka_is_the_plain_sum_over_covariances():
     one, other = noise(40, 3), noise(40, 5, seed=1)
     a, b = (x.double() - x.double().mean(0) for x in (one, other))
     cross, left, right = ((x.T @ y).square().sum() for x, y in ((a, b), (a, a), (b, b)))
     assert linear_cka(one, other) == pytest.approx((cross / (left * right).sqrt()).item())
-    k, l = ((x @ x.T).fill_diagonal_(0) for x in (a, b))
-    assert cknna(one, other, k=39) == pytest.approx(
-        ((k * l).sum() / (k.square().sum() * l.square().sum()).sqrt()).item()
-    )
+
+
+def test_cknna_compares_the_cosines_of_pairs_that_are_near_in_both_sum_by_sum():
+    one, other, k, count = noise(12, 3), noise(12, 5, seed=1), 4, 12
+
+    def cosine(x, i, j):
+        return torch.nn.functional.cosine_similarity(x[i].double(), x[j].double(), dim=0).item()
+
+    def near(x, i, j):
+        others = sorted((n for n in range(count) if n != i), key=lambda n: -cosine(x, i, n))
+        return j in others[:k]
+
+    def hsic(x, y):
+        def kernel(of, i, j):
+            return cosine(of, i, j) if i != j and near(x, i, j) and near(y, i, j) else 0.0
+
+        pairs = [(i, j) for i in range(count) for j in range(count)]
+        first = sum(kernel(x, i, j) * kernel(y, j, i) for i, j in pairs)
+        second = sum(kernel(x, i, j) for i, j in pairs) * sum(kernel(y, i, j) for i, j in pairs)
+        third = sum(kernel(x, i, n) * kernel(y, n, j) for i, j in pairs for n in range(count))
+        return (first + second / ((count - 1) * (count - 2)) - 2 * third / (count - 2)) / (count * (count - 3))
+
+    assert cknna(one, other, k) == pytest.approx(hsic(one, other) / (hsic(one, one) * hsic(other, other)) ** 0.5)
 
 
 def test_classes_apart_are_known_to_both_classifiers_and_labels_at_random_to_neither():

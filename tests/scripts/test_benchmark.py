@@ -133,3 +133,9 @@ def test_the_cases_of_a_cold_disk_forget_every_variant(tmp_path):
 def test_a_card_has_the_rate_of_its_own_data_sheet(name, tflop_per_second, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert data_sheet_rate(torch.device("cuda")) == tflop_per_second * 1e12
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "another"])
+def test_a_slice_of_a_card_or_a_laptops_has_no_rate_of_the_full_one(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert data_sheet_rate(torch.device("cuda")) is None

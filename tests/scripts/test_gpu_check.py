@@ -85,6 +85,8 @@ def test_a_part_that_fails_hangs_or_runs_out_of_memory_costs_the_others_nothing_
         both["parts"]["numbers of sampling"] == parts["numbers of sampling"]
         and "a part that fails: failed" in again.stdout
     )
+    # What was not to run again stands, and what it had found before it was stopped with it.
+    assert all(both["parts"][name] == parts[name] for name in wrong[1:])
 
 
 def test_a_check_ends_by_itself_and_names_what_it_had_no_time_for(tmp_path):
@@ -92,6 +94,19 @@ def test_a_check_ends_by_itself_and_names_what_it_had_no_time_for(tmp_path):
     parts = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
     assert done.returncode == 0 and parts["MAR step"] == {"status": "left out", "why": "the time was over"}
     assert "MAR step: left out: the time was over" in done.stdout
+
+
+def test_kernels_count_as_what_they_do():
+    kinds = {
+        "void cudnn::fusion::compute_dot_do_o_specialized<true, 256>": "attention",
+        "void pytorch_flash::flash_bwd_kernel<Flash_traits<64, cutlass::bfloat16_t>>": "attention",
+        "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTT": "products",
+        "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>": "products",
+        "sm90_xmma_fprop_implicit_gemm_conv2d": "products",
+        "void conv2d_grouped_direct_kernel<float>": "convolutions",
+    }
+    for name, kind in kinds.items():
+        assert by_kind({name: 1.0}) == {kind: 1.0}
 
 
 @pytest.mark.parametrize(

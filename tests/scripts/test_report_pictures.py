@@ -45,6 +45,17 @@ def test_a_term_that_ends_before_training_is_drawn_as_far_as_it_goes(run):
     assert lengths["flow"] == 5 and lengths["l2"] == 12
 
 
+def test_a_term_below_zero_is_seen(run):
+    file = run / "ae" / "log.jsonl"
+    rows = [json.loads(line) | {"adversarial": -0.4} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure, axes = report.plt.subplots(1, 3)
+    report.draw_losses(axes, run)
+    low, _ = axes[1].get_ylim()
+    report.plt.close(figure)
+    assert low < -0.4
+
+
 def test_every_term_is_drawn_however_many_there_are_and_whenever_each_begins(run):
     file, further = run / "ae" / "log.jsonl", ["lpips", "adversarial", "features", "kl"]
     rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -29,7 +29,10 @@ def marginal_distance_loss(latents: Tensor, features: Tensor, margin: float) -> 
 
 @dataclass
 class VAVAEConfig(Section):
-    """The vavae regulariser. Latents here are a sequence without places, so that positions are learned mixtures of the tokens."""
+    """The vavae regulariser. Latents here are a sequence without places, so that positions are learned mixtures of the tokens.
+
+    The distance matrix is that of the latents, as the paper's text has it; the released code takes it of the projected ones.
+    """
 
     needs_prior: ClassVar[bool] = False
     needs_features: ClassVar[bool] = True
