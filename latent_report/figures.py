@@ -236,7 +236,10 @@ FIGURES = {
         "higher",
     ),
     "cknna": Figure(
-        "semantics", "CKNNA", "The same over the pairs that are near neighbours in both, by cosines.", "higher"
+        "semantics",
+        "CKNNA",
+        "The same over the pairs that are near neighbours in both, by cosines of the normalised latents.",
+        "higher",
     ),
     "alignment_loss": Figure(
         "alignment",
