@@ -67,26 +67,27 @@ def total_variation(latents: Tensor) -> float:
 def autocorrelation(latents: Tensor) -> Tensor:
     """Correlation of a channel at two places of an image by their distance, ``(L,)`` for distances 0 to L - 1 of the shortest direction.
 
-    The mean of ``z_i z_{i+k}`` over that of ``z_i^2``, over images, channels and places i, then over directions. Entry 0 is 1; independent
-    places have 0 elsewhere.
+    The mean of ``z_i z_{i+k}`` over the root of the means of ``z_i^2`` and ``z_{i+k}^2`` at the same pairs, over images, channels and places
+    i, then over directions: within [-1, 1] also where some places vary more than others. Entry 0 is 1; independent places have 0 elsewhere.
 
     Raises:
         ValueError: fewer than two images or places, or images that are all alike.
     """
     centred = _differences(latents)
-    variance = centred.square().mean()
-    if not variance > 0:
+    if not centred.square().mean() > 0:
         raise ValueError("the latents are constant: they have no autocorrelation")
     directions = range(1, centred.dim() - 1)
     distances = range(min(centred.shape[d] for d in directions))
-    products = [[_lagged_product(centred, d, distance) for d in directions] for distance in distances]
-    return torch.tensor(products, dtype=torch.float64).mean(1) / variance.cpu()
+    found = [[_correlation_at(centred, d, distance) for d in directions] for distance in distances]
+    return torch.tensor(found, dtype=torch.float64).mean(1)
 
 
-def _lagged_product(centred: Tensor, direction: int, distance: int) -> float:
+def _correlation_at(centred: Tensor, direction: int, distance: int) -> float:
+    """0 where one side of all pairs never varies."""
     pairs = centred.shape[direction] - distance
     near, far = centred.narrow(direction, 0, pairs), centred.narrow(direction, distance, pairs)
-    return (near * far).mean().item()
+    power = (near.square().mean() * far.square().mean()).sqrt()
+    return ((near * far).mean() / power).item() if power > 0 else 0.0
 
 
 class VarianceShares(NamedTuple):

@@ -146,3 +146,14 @@ def test_what_has_no_answer_is_refused():
         power_spectrum(noise(3, 1, 2).expand(3, 4, 2))
     with pytest.raises(ValueError, match="two images or more"):
         midpoints(noise(1, 2, 3), torch.Generator())
+
+
+@pytest.mark.parametrize("spread", [[0.5, 1, 1, 1, 1, 0.5], [1, 0.1, 0.1, 0.1, 0.1, 1]])
+def test_no_autocorrelation_leaves_1_where_places_vary_unequally(spread):
+    latents = noise(200, 1, 3) * torch.tensor(spread, dtype=torch.float64).view(1, -1, 1)
+    found = autocorrelation(latents)
+    for distance in range(6):
+        pairs = list(zip(spread, spread[distance:]))
+        near, far = (sum(value**2 for value in side) for side in zip(*pairs))
+        assert found[distance].item() == pytest.approx(sum(a * b for a, b in pairs) / (near * far) ** 0.5)
+    assert found.abs().max() <= 1 + 1e-12
