@@ -137,10 +137,9 @@ class FlowPrior(nn.Module):
         self, count: int, *, steps: int = 50, method: str = "heun", generator: torch.Generator | None = None
     ) -> Tensor:
         """``(count, C)`` samples of the learned distribution."""
-        device = self.target_map.matrix.device
-        return sample(
-            self.velocity, (count, self.channels), steps=steps, method=method, generator=generator, device=device
-        )
+        self.target_map.check_float32()
+        shape, device = (count, self.channels), self.target_map.matrix.device
+        return sample(self.velocity, shape, steps=steps, method=method, generator=generator, device=device)
 
     def log_prob(self, latents: Tensor, **options: Any) -> Tensor:
         """Log-density of the learned distribution (Eq. 4) at ``latents (..., C)``, ``(...)`` in nats, by solving the ODE backward.
@@ -164,8 +163,7 @@ class FlowPrior(nn.Module):
         return likelihood.elbo_terms(self.velocity, latents.float(), **options)
 
     def _check(self, latents: Tensor) -> None:
-        if (dtype := self.target_map.matrix.dtype) != torch.float32:  # which also rounds what the target is
-            raise ValueError(f"this prior was cast to {dtype}: keep it in float32, and leave the rest to autocast")
+        self.target_map.check_float32()
         if latents.shape[-1] != self.channels:
             raise ValueError(f"this prior is over {self.channels} channels, the latents have {latents.shape[-1]}")
 
@@ -228,9 +226,10 @@ class FlowPrior(nn.Module):
         return cls(objective.velocity, objective.target_map, {"count": len(features), **asdict(settings)})
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json``; nothing pickled."""
+        """Write ``model.safetensors`` and ``config.json``; nothing pickled. A ``ValueError`` for a prior that was cast."""
         from flowprior import __version__
 
+        self.target_map.check_float32()
         folder = Path(folder)
         write_tensors(folder / "model.safetensors", self.state_dict())
         features, channels = self.target_map.matrix.shape

@@ -31,9 +31,19 @@ class TargetMap(nn.Module):
         self.register_buffer("matrix", matrix.float())
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(..., d2) -> (..., d1)``."""
+        """``(..., d2) -> (..., d1)``; a ``ValueError`` for features of another width."""
+        self.check_float32()
+        if features.shape[-1] != len(self.mean):
+            raise ValueError(
+                f"this prior's target has {len(self.mean)} channels, the features have {features.shape[-1]}"
+            )
         with full_precision(self.matrix.device):  # a target that is rounded is another one
             return (features.to(self.matrix) - self.mean) / self.std @ self.matrix
+
+    def check_float32(self) -> None:
+        """A ``ValueError`` where the prior that this is a part of was cast, which rounds what the target is."""
+        if (dtype := self.matrix.dtype) != torch.float32:
+            raise ValueError(f"this prior was cast to {dtype}: keep it in float32, and leave the rest to autocast")
 
 
 @dataclass(frozen=True)

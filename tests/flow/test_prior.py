@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -193,8 +194,17 @@ def test_a_name_that_the_hub_cannot_deliver_is_a_user_error_in_one_line(name, op
     assert f"no flow prior at {name}" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_a_prior_that_was_cast_is_refused_since_its_target_was_rounded():
+def test_a_prior_that_was_cast_is_refused_since_its_target_was_rounded(tmp_path):
     prior = random_prior().bfloat16()
-    for ask in (prior.alignment_loss, prior.log_prob, prior.elbo_terms):
+    asks = [partial(ask, torch.zeros(2, 3)) for ask in (prior.alignment_loss, prior.log_prob, prior.elbo_terms)]
+    asks += [partial(prior.project, torch.zeros(2, 5)), partial(prior.sample, 2), partial(prior.save, tmp_path / "p")]
+    for ask in asks:
         with pytest.raises(ValueError, match="cast to torch.bfloat16: keep it in float32"):
-            ask(torch.zeros(2, 3))
+            ask()
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_features_of_another_width_than_the_targets_are_refused(width):
+    with pytest.raises(ValueError, match=f"has 5 channels, the features have {width}"):
+        random_prior().project(torch.zeros(2, width))
