@@ -18,6 +18,7 @@ from flowprior.notes import note
 from flowprior.run.config import build_config
 from flowprior.run.files import read_tensors
 from flowprior.run.written import read_yaml
+from generation.autoencoder import load_autoencoder
 from generation.config import GenerationConfig
 from generation.generate import load_drawer
 from generation.sample_drawer import SampleDrawer
@@ -26,6 +27,7 @@ from simflow.config import SimFlowStageConfig
 from simflow.train_simflow import ae_config_of
 from sit.config import SiTStageConfig
 from tokenizer.autoencoder import Autoencoder
+from tokenizer.opening import Tokenizer
 from tokenizer.reconstruct import encoded
 
 GENERATORS = {
@@ -91,7 +93,7 @@ class TrainedRun:
     """
 
     folder: Path
-    autoencoder: Autoencoder
+    autoencoder: Tokenizer
     examples: Tensor | None = None
     deviation: Tensor | None = None
     generators: dict[str, TrainedGenerator] = field(default_factory=dict)
@@ -103,23 +105,13 @@ def open_run(folder: Path) -> TrainedRun:
     """Load all that the run holds; what it lacks is said.
 
     Raises:
-        UserError: it holds no autoencoder, or something in it is damaged.
+        UserError: it holds no autoencoder and no generator that names one, or something in it is damaged.
     """
     world = World(device=best_device())
     if not folder.is_dir():
         raise UserError(f"there is no run at {folder}: bash scripts/quickstart.sh makes one at runs/digits")
-    if not (folder / "ae" / "autoencoder").is_dir():
-        raise UserError(f"there is no autoencoder at {folder / 'ae'}: run `bash scripts/train_ae.sh run_dir={folder}`")
-    run = TrainedRun(folder, Autoencoder.load(folder / "ae" / "autoencoder").requires_grad_(False).to(world.device))
-    data = ImageConfig(size=run.autoencoder.config.image_size)
-    try:
-        if not (folder / "ae" / "config.yaml").is_file():
-            raise UserError(f"{folder / 'ae'} does not say which images the autoencoder was trained on")
-        ae_config = ae_config_of(folder)
-        data = ae_config.data
-        run.examples, run.deviation = look_at(run.autoencoder, ae_config.held_out_data())
-    except UserError as error:
-        run.left_out[NOISE] = str(error)
+    own = (folder / "ae" / "autoencoder").is_dir()
+    run, data = (with_its_autoencoder if own else with_the_generators_autoencoder)(folder, world)
     for name, (title, stage) in GENERATORS.items():
         if (folder / name / "generator" / "config.json").is_file():
             run.generators[name] = open_generator(stage, folder, title, data, world)
@@ -135,7 +127,44 @@ def open_run(folder: Path) -> TrainedRun:
     return run
 
 
-def look_at(autoencoder: Autoencoder, data: ImageConfig) -> tuple[Tensor, Tensor]:
+def with_its_autoencoder(folder: Path, world: World) -> tuple[TrainedRun, ImageConfig]:
+    """A run that trained or imported its autoencoder, and the data of its training; the examples are those that it is measured on."""
+    run = TrainedRun(folder, Autoencoder.load(folder / "ae" / "autoencoder").requires_grad_(False).to(world.device))
+    data = ImageConfig(size=run.autoencoder.config.image_size)
+    try:
+        if not (folder / "ae" / "config.yaml").is_file():
+            raise UserError(f"{folder / 'ae'} does not say which images the autoencoder was trained on")
+        ae_config = ae_config_of(folder)
+        data = ae_config.data
+        run.examples, run.deviation = look_at(run.autoencoder, ae_config.held_out_data())
+    except UserError as error:
+        run.left_out[NOISE] = str(error)
+    return run, data
+
+
+def with_the_generators_autoencoder(folder: Path, world: World) -> tuple[TrainedRun, ImageConfig]:
+    """A run whose generators were trained on an autoencoder elsewhere, and the data of their training, which the examples are from."""
+    for name, (_, stage) in GENERATORS.items():
+        if (folder / name / "config.yaml").is_file():
+            config = config_of(stage, folder)
+            run = TrainedRun(folder, load_autoencoder(config, world.device))
+            try:
+                run.examples, run.deviation = look_at(run.autoencoder, config.data)
+            except UserError as error:
+                run.left_out[NOISE] = str(error)
+            return run, config.data
+    raise UserError(
+        f"there is no autoencoder at {folder / 'ae'}, and no generator that names one elsewhere: run `bash scripts/train_ae.sh run_dir={folder}`"
+    )
+
+
+def config_of(stage: type[GenerationConfig], folder: Path) -> GenerationConfig:
+    """What the run's generator was trained with, in the folder where the run is now."""
+    file = folder / stage.NAME / "config.yaml"
+    return build_config(stage, read_yaml(file) | {"run_dir": str(folder)}, str(file))
+
+
+def look_at(autoencoder: Tokenizer, data: ImageConfig) -> tuple[Tensor, Tensor]:
     """Examples of the images, and the deviation of the latents over images."""
     images = open_images(data)
     if len(images) < 2:
@@ -150,9 +179,8 @@ def open_generator(
     stage: type[GenerationConfig], folder: Path, title: str, data: ImageConfig, world: World
 ) -> TrainedGenerator:
     """The run's generator with the sampler of its own config; of one that was trained with the autoencoder, with the default."""
-    file = folder / stage.NAME / "config.yaml"
-    if file.is_file():
-        config = build_config(stage, read_yaml(file) | {"run_dir": str(folder)}, str(file))
+    if (folder / stage.NAME / "config.yaml").is_file():
+        config = config_of(stage, folder)
     else:
         config = stage(run_dir=str(folder), data=replace(data, flip=False, crop="centre"))
     drawer, saved = load_drawer(config, world)

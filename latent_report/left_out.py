@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from flowprior.errors import one_line
 from latent_report.curves import CURVES
 from latent_report.figures import FIGURES, GROUPS
 
+# What messages call the options of a stage, and what they are called here.
+OPTIONS = {
+    "loss.perceptual_weights=<path>, or write loss.perceptual_weight=0": "lpips_weights=<path>",
+    "weights_path, or evaluate.weights beside evaluate.extractor=dinov2": "extractor_weights=",
+    "weights_path, or evaluate.weights": "extractor_weights=",
+    "evaluate.timm.weights": "extractor_weights",
+}
 TABLES = (FIGURES, CURVES)
+
+
+def in_own_words(error: Exception) -> str:
+    """What an error says, on one line, with the report's names for options of a stage."""
+    told = one_line(error, limit=None)
+    for theirs, own in OPTIONS.items():
+        told = told.replace(theirs, own)
+    return told
 
 
 def named_in(group: str) -> list[str]:

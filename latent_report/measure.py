@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowprior.errors import UserError, one_line
+from flowprior.errors import UserError
 from flowprior.metrics.latent_statistics import (
     autocorrelation,
     high_frequency_ratio,
@@ -22,7 +22,7 @@ from flowprior.metrics.latent_statistics import (
 from flowprior.metrics.sliced_wasserstein import sliced_wasserstein
 from latent_report.bootstrap import Estimate, bootstrap
 from latent_report.config import ReportConfig
-from latent_report.left_out import TABLES, named_in
+from latent_report.left_out import TABLES, in_own_words, named_in
 from latent_report.measures import distribution
 from latent_report.opening.base import Latents
 
@@ -99,7 +99,7 @@ def measure(
         try:
             groups[name](measured, results)
         except (UserError, ValueError) as error:  # the measures' own: latents that have no spectrum, say
-            results.leave_out(one_line(error, limit=None), *named_in(name))
+            results.leave_out(in_own_words(error), *named_in(name))
         results.seconds[name] = time.perf_counter() - start
         keep(results)
     return finished(results)

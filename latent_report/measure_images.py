@@ -19,34 +19,19 @@ from flowprior.metrics.registry import foreign_images
 from flowprior.run.files import file_sha256, tensors_fingerprint
 from latent_report.bootstrap import Estimate, bootstrap, mean
 from latent_report.config import ReportConfig
-from latent_report.left_out import named_in
+from latent_report.left_out import in_own_words, named_in
 from latent_report.measure import Measured, Results
 from latent_report.measures import alignment, reconstruction, semantics
 
 if TYPE_CHECKING:
     from flowprior.metrics.extractors import Extractor, Features
 
-# What messages call the options of a stage, and what they are called here.
-OPTIONS = {
-    "loss.perceptual_weights=<path>, or write loss.perceptual_weight=0": "lpips_weights=<path>",
-    "weights_path, or evaluate.weights beside evaluate.extractor=dinov2": "extractor_weights=",
-    "weights_path, or evaluate.weights": "extractor_weights=",
-    "evaluate.timm.weights": "extractor_weights",
-}
 PICTURES = 10
 WIDE_FEATURES = 256  # beyond, a Fréchet distance takes so long that it is resampled a few times alone
 WIDE_RESAMPLES = 20
 PRIOR_SAMPLES = 20_000
 BATCH = 64
 SURE = 0.9  # probability of a class (SimFlow, arXiv 2512.04084, Fig. 3)
-
-
-def in_own_words(error: UserError) -> str:
-    """What a reader of weights says, with the report's names for its options."""
-    told = str(error)
-    for theirs, own in OPTIONS.items():
-        told = told.replace(theirs, own)
-    return told
 
 
 def extractor_name(config: ReportConfig, image_kind: str | None) -> str:

@@ -84,12 +84,12 @@ class PythonAutoencoder(nn.Module):
         """Itself, for images of ``size`` pixels on a side: two black ones are tried.
 
         Raises:
-            UserError: the module fails at them, or gives latents or images of another form.
+            UserError: the module fails at them, gives latents or images of another form, or other latents at every call.
         """
         images = torch.full((2, 3, size, size), -1.0, device=self.device_marker.device)
         what = f"encode of images (2, 3, {size}, {size})"
-        code = _called(self.file, what, self.model.encode, images)
-        parts = code if isinstance(code, (tuple, list)) else [code]
+        code, again = (_called(self.file, what, self.model.encode, images) for _ in range(2))
+        parts, parts_again = (c if isinstance(c, (tuple, list)) else [c] for c in (code, again))
         whole = isinstance(code, Tensor) or len(parts) == 2
         whole = whole and all(isinstance(part, Tensor) and part.is_floating_point() for part in parts)
         shape = tuple(parts[0].shape) if whole and parts[0].shape == parts[-1].shape else ()
@@ -97,6 +97,11 @@ class PythonAutoencoder(nn.Module):
             raise UserError(
                 f"{what} in {self.file} gives {_shown(code)}, and not floating-point tokens (2, T, C), a map (2, C, h, w), or a pair of such, "
                 "mean and log-variance"
+            )
+        if not all(torch.allclose(*pair, equal_nan=True) for pair in zip(parts, parts_again)):
+            raise UserError(
+                f"{what} in {self.file} gives other latents at every call: return a pair, mean and log-variance, and leave the drawing to this "
+                "project, or the mean alone"
             )
         self.places = shape[2:] if len(shape) == 4 else shape[1:2]
         tokens, channels = (shape[2] * shape[3], shape[1]) if len(shape) == 4 else shape[1:]

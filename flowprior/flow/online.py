@@ -105,6 +105,7 @@ class OnlineFlow:
         self.config, self.seed, self.micro_batches = config or OnlineFlowConfig(), seed, micro_batches
         network = prior if isinstance(prior, VelocityMLP) else prior.velocity
         self.world = world or current_world(next(network.parameters()).device)
+        self.channels = network.channels
         if self.config.scope == "sequence":
             if tokens < 1:
                 raise ValueError("the flow of whole sequences is built for a number of tokens: pass tokens=")
@@ -179,6 +180,7 @@ class OnlineFlow:
         predicted, observed = self.power
         return (observed - predicted) / torch.maximum(observed.abs(), predicted).clamp(min=1e-30)
 
+    @torch.inference_mode(False)  # with gradients, also where the call stands under no_grad
     def update(self, latents: Tensor) -> dict[str, Tensor]:
         """Train ``v_q`` on ``latents (..., n, C)``, or ``(B, C)``, by Eq. 3; after the step of whatever made them.
 
@@ -186,9 +188,13 @@ class OnlineFlow:
             ``online_loss``, Eq. 3 per channel of this process's latents in the last step, and ``online_lag``.
 
         Raises:
+            ValueError: latents of another number of channels than the flow's.
             NonFiniteLoss: in some process; the step that failed moved nothing.
         """
         latents, config = latents.detach().float(), self.config
+        latents = latents.clone() if latents.is_inference() else latents
+        if latents.shape[-1] != self.channels:
+            raise ValueError(f"this online flow is over {self.channels} channels, the latents have {latents.shape[-1]}")
         if latents.dim() == 2:
             latents = latents.unsqueeze(1 if config.scope == "token" else 0)
         latents = latents.flatten(0, -3)  # (B, n, C)

@@ -168,6 +168,7 @@ class FlowPrior(nn.Module):
             raise ValueError(f"this prior is over {self.channels} channels, the latents have {latents.shape[-1]}")
 
     @classmethod
+    @torch.inference_mode(False)  # with gradients, also where the call stands under no_grad
     def fit(
         cls,
         features: Tensor,
@@ -200,7 +201,7 @@ class FlowPrior(nn.Module):
         from flowprior.training.config import TrainConfig
         from flowprior.training.loop import TrainingLoop  # not needed to use a prior
 
-        features = torch.as_tensor(features).detach()
+        features = torch.as_tensor(features).detach().clone()
         settings = TargetMapSettings(channels, projection, seed=seed)
         generator = torch.Generator().manual_seed(stream_seed(seed, "velocity"))
         world = World(device=best_device())
@@ -217,8 +218,9 @@ class FlowPrior(nn.Module):
             description="flow prior",
             progress=progress,
         )
-        devices = [world.device] if world.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # the loop seeds the global generators, which are the caller's
+        with torch.random.fork_rng(
+            [world.device] if world.device.type == "cuda" else []
+        ):  # the loop seeds the caller's
             loop.run(_random_rows(features, batch_size, seed))
         with loop.averaged_weights():
             weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}

@@ -120,3 +120,14 @@ def test_what_a_run_lacks_is_said_and_left_out(folder, tmp_path, capsys):
         open_run(tmp_path)
     with pytest.raises(UserError, match="no run at"):
         open_run(tmp_path / "nothing")
+
+
+def test_a_run_on_an_autoencoder_from_elsewhere_draws_and_rebuilds_with_it(run, folder, tmp_path):
+    shutil.copytree(folder / "mar", tmp_path / "run" / "mar")
+    shutil.copytree(folder / "ae" / "autoencoder", tmp_path / "elsewhere")
+    file = tmp_path / "run" / "mar" / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"autoencoder": str(tmp_path / "elsewhere")}))
+    other = open_run(tmp_path / "run")
+    images = generate(run.generators["mar"], [1], 2, 1, 0).images
+    assert torch.equal(generate(other.generators["mar"], [1], 2, 1, 0).images, images)
+    assert rebuild(other, other.examples[:1], 0.5, 0).images.shape == (3, 3, SIDE, SIDE)

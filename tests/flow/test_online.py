@@ -167,6 +167,21 @@ def test_sequences_of_another_length_are_refused():
         make("sequence").update(torch.zeros(2, 5, 3))
 
 
+def test_latents_of_other_channels_are_refused():
+    with pytest.raises(ValueError, match="over 3 channels, the latents have 4"):
+        make().update(torch.zeros(6, 4, 4))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_update_where_gradients_are_off_is_the_same(mode):
+    online, other = make(), make()
+    online.update(latents(0))
+    with mode():
+        other.update(latents(0))
+    for one, two in zip(online.velocity.parameters(), other.velocity.parameters()):
+        assert torch.equal(one, two)
+
+
 def test_latents_that_are_not_finite_change_nothing():
     online = make()
     before = {name: value.clone() for name, value in online.velocity.state_dict().items()}

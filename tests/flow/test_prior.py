@@ -55,6 +55,14 @@ def test_fitting_twice_with_one_seed_gives_one_prior_and_another_seed_another(ge
     assert priors[0].fingerprint == priors[1].fingerprint != priors[2].fingerprint
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_fit_where_gradients_are_off_is_the_same(mode, generator):
+    features, options = blobs(64, generator), {"width": 8, "depth": 1, "steps": 3, "batch_size": 16, "progress": False}
+    with mode():
+        prior = FlowPrior.fit(features.clone(), 2, **options)
+    assert prior.fingerprint == FlowPrior.fit(features, 2, **options).fingerprint
+
+
 def test_a_prior_stays_frozen_and_in_evaluation_mode_inside_a_model_that_trains():
     model = torch.nn.ModuleDict({"prior": random_prior(), "decoder": torch.nn.Dropout()})
     model.train()

@@ -291,6 +291,15 @@ def test_weights_of_lpips_that_are_not_there_leave_out_lpips_alone_and_name_the_
     assert "extractor was" not in json.dumps(one["remarks"])
 
 
+def test_weights_of_the_extractor_that_are_not_there_are_named_by_the_reports_option_in_every_group(tmp_path):
+    small_autoencoder().save(tmp_path / "model")
+    weights = {"extractor": "inception", "extractor_weights": str(tmp_path / "x.pth")}
+    config = ReportConfig(out=str(tmp_path), images=40, flow=SMALL, resamples=2, **weights)
+    [one] = write_report([str(tmp_path / "model")], config)["tokenizers"]
+    for name in ("rfid", "cka"):
+        assert "extractor_weights" in one["left_out"][name] and "evaluate." not in one["left_out"][name]
+
+
 @pytest.mark.parametrize("extractor, kind, count, told", [
     ("digits", "digits", 65, ""),
     ("digits", "digits", 64, "it is of 64 images on features of 64 dimensions"),

@@ -192,6 +192,7 @@ def module(encode: str = ENCODE, decode: str = DECODE) -> str:
         ("import sys\nsys.exit(3)", "codec.py, line 2: running the file fails with SystemExit"),
         (module() + "\nNet.get_extra_state = lambda self: {}", "the fingerprint of state_dict() fails with"),
         (module("None"), "gives NoneType"),
+        (module(f"{ENCODE} + torch.randn(2, 4, 5)"), "gives other latents at every call: return a pair"),
         (module(decode="torch.zeros(2, 1, 16, 16)"), "decode of latents (2, 4, 5) in"),
         (module(decode="latents @ latents"), "line 7: decode of latents (2, 4, 5) fails with RuntimeError"),
     ],
