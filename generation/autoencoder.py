@@ -21,7 +21,7 @@ def load_autoencoder(config: GenerationConfig, device: torch.device) -> Tokenize
     if not is_python_file(config.autoencoder_folder) and not (config.autoencoder_folder / "config.json").is_file():
         raise UserError(
             f"there is no autoencoder at {config.autoencoder_folder}: run `{config.makes_autoencoder()}` first, "
-            "with the same PRESET and DATA, or write autoencoder=<folder or Python file>"
+            "with the same PRESET (its family's, where stage 2 has none of that name) and DATA, or write autoencoder=<folder or Python file>"
         )
     autoencoder = load_tokenizer(config.autoencoder_folder, config.data.size).requires_grad_(False).to(device)
     if config.data.size != autoencoder.config.image_size:

@@ -235,6 +235,11 @@ class GenerationConfig:
         """What a person types to run the room's command ``name``."""
         return f"python -m {cls.NAME} {name}"
 
+    def command_here(self, name: str) -> str:
+        """:meth:`command` with this run's folder and preset."""
+        preset = f" --preset {self.command_line.preset}" if self.command_line.preset else ""
+        return f"{self.command(name)}{preset} run_dir={self.run_dir}"
+
     def makes_autoencoder(self) -> str:
         """What a person types to train the autoencoder that the run lacks."""
         return f"bash scripts/train_ae.sh run_dir={self.run_dir}"

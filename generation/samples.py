@@ -60,7 +60,7 @@ def find_samples(config: GenerationConfig, world: World = ONE_PROCESS) -> Sample
     if config.evaluate.samples_have_labels:
         files = {f"{cfg:g}": samples_file(config, cfg) for cfg in config.sample.cfg}
         if missing := [file for file in files.values() if not file.is_file()]:
-            raise UserError(f"there is no set of samples at {missing[0]}: run `{config.command('generate')}`")
+            raise UserError(f"there is no set of samples at {missing[0]}: run `{config.command_here('generate')}`")
     elif where.endswith(".npz"):
         files = {Path(where).name: Path(where)}
     else:
@@ -103,7 +103,7 @@ def samples_protocol(config: GenerationConfig, samples: Samples, world: World = 
         }
     made, wanted_of = {}, protocols_of_sets(config)
     for cfg in config.sample.cfg:
-        provenance, again = provenance_of_set(config, cfg), f"run `{config.command('generate')}` again"
+        provenance, again = provenance_of_set(config, cfg), f"run `{config.command_here('generate')}` again"
         if not isinstance(kept := provenance.kept(), dict):
             raise UserError(f"{provenance.file} is missing or damaged: {again}")
         if cfg in wanted_of and (stale := stale_parts(config, cfg, *wanted_of[cfg], world)):
@@ -120,7 +120,7 @@ def _remedy_for_shares(config: GenerationConfig, kept: dict[str, Any]) -> str:
     same = f"evaluate.reference={config.evaluate.reference}"
     now = "equal" if kept.get("labels") == EQUAL.description else "data"
     return (
-        f"their classes are in the shares of another reference than {same}; run `{config.command('generate')} {same}` with the run's other "
+        f"their classes are in the shares of another reference than {same}; run `{config.command_here('generate')} {same}` with the run's other "
         f"options, or write sample.class_shares={now} to measure them as they are"
     )
 
@@ -137,7 +137,7 @@ def open_samples(
         check_count(ImageArchive(file).count, file, config)
         sets[name] = ImageSet.of_archive(file, extractor, progress=True, world=world)
         if config.evaluate.samples_have_labels and sets[name].labels is None:
-            raise UserError(f"{file} has no labels: delete it and run `{config.command('generate')}`")
+            raise UserError(f"{file} has no labels: delete it and run `{config.command_here('generate')}`")
     return sets
 
 
@@ -145,6 +145,6 @@ def check_count(count: int, where: str | Path, config: GenerationConfig) -> None
     """A :class:`UserError` unless a set has ``sample.count`` images."""
     if count != config.sample.count:
         raise UserError(
-            f"{where} holds {count} images and sample.count is {config.sample.count}: run `{config.command('generate')}` again, "
+            f"{where} holds {count} images and sample.count is {config.sample.count}: run `{config.command_here('generate')}` again, "
             f"or write sample.count={count}"
         )

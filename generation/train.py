@@ -61,15 +61,15 @@ def main(stage: type[GenerationConfig]) -> None:
 def open_cache(config: GenerationConfig, autoencoder: Tokenizer, world: World) -> LatentCache:
     """The run's latent cache, verified by the first process; a :class:`UserError` when it is of another autoencoder or crop,
     or has no scale."""
-    cache = LatentCache(config.cache_folder, config.train.seed, world.is_main, config.command("cache_latents"))
+    cache = LatentCache(config.cache_folder, config.train.seed, world.is_main, config.command_here("cache_latents"))
     kept, made_as = cache.manifest["origin"], {"size": config.data.size, **config.cache.describe()}
     wanted = {"autoencoder": autoencoder.fingerprint, "images": kept.get("images"), **made_as}
     if stale := differing(kept, wanted):
         raise UserError(
             f"the latent cache {config.cache_folder} was made from another input ({', '.join(stale)}): delete it and run "
-            f"`{config.command('cache_latents')}`"
+            f"`{config.command_here('cache_latents')}`"
         )
-    check_statistics(cache, config.command("estimate_scale"), config.cache.scale_per)
+    check_statistics(cache, config.command_here("estimate_scale"), config.cache.scale_per)
     return cache
 
 
@@ -78,15 +78,18 @@ def check_images(config: GenerationConfig, cache: LatentCache, world: World) -> 
     place = cache.manifest.get("place")
     if place is None or not config.data.path or config.data.has_subsets or place == config.data.place:
         return
+    images, reason = None, ""
     try:
         images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
     except UserError as error:
-        note(f"training reads the latents of the images in {place}, and none of data.path ({one_line(error)})")
+        reason = one_line(error)
+    if reasons := [told for told in world.all_gather(reason) if told]:  # images may lie on one node of several
+        note(f"training reads the latents of the images in {place}, and none of data.path ({reasons[0]})")
         return
     if shared_fingerprint(images, world) != cache.manifest["origin"].get("images"):
         raise UserError(
             f"the latent cache {config.cache_folder} was made from the images of {place}, and those in {config.data.path} are others: "
-            f"name the former, or write run_dir=<another> and run `{config.command('cache_latents')}` first"
+            f"name the former, or write run_dir=<another> and run `{config.command_here('cache_latents')}` first"
         )
 
 

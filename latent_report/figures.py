@@ -81,7 +81,7 @@ FIGURES = {
     "channel_std_ratio": Figure(
         "distribution",
         "std, largest / smallest",
-        "Ratio of the channels' deviations: 1 where one scale fits all, as a generator's normalisation assumes.",
+        "Ratio of the channels' deviations: 1 where one scale fits all, as cache.scale_per=all assumes.",
         "lower",
         ".2f",
     ),
@@ -109,7 +109,7 @@ FIGURES = {
     "gaussian_distance": Figure(
         "distribution",
         "distance to N(0, I)",
-        "Sliced Wasserstein distance of normalised tokens from the noise that generation starts at.",
+        "Sliced Wasserstein distance of tokens, centred and under one scale for all channels, from N(0, I).",
         "lower",
         ".4f",
     ),

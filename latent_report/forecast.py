@@ -63,8 +63,9 @@ def kept_forecasts(named: str = "") -> list[dict[str, Any]]:
     for file, forecast in zip(files, made):
         needed = {"study", "images", "protocol", "protocol_version", "weights", "cells", "reference", "generators"}
         if forecast.get("format") != FORMAT_VERSION or not needed <= forecast.keys():
+            study = forecast.get("study", "<its study>")
             raise UserError(
-                f"{file} is no forecast of this version: fit it again by `bash scripts/study.sh --forecast`"
+                f"{file} is no forecast of this version: fit it again by `bash scripts/study.sh --data {study} --forecast`"
             )
     return made
 

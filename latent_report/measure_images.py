@@ -93,6 +93,7 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
     pairs = mean(reconstruction.psnr_and_ssim(latents.images, rebuilt))
     for place, name in enumerate(("psnr", "ssim")):
         results.figures[name] = Estimate(pairs.value[place].item(), pairs.error[place].item())
+    remark_on_data(measured, results)
     _measure_lpips(measured, results, rebuilt)
     noisy = {
         s: reconstruction.decoded(latents.decode, reconstruction.noisy(latents.latents, s))
@@ -124,6 +125,16 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
         if 0.4 in each:
             results.figures["rfid_noise_0.4"] = each[0.4]
     results.leave_out(f"noise_shares={list(config.noise_shares)} does not ask for it", *named_in("reconstruction"))
+
+
+def remark_on_data(measured: Measured, results: Results) -> None:
+    """Say so where the images are of another source than the autoencoder was trained on."""
+    trained_on, kind = (measured.latents.about.get(name, "") for name in ("trained_on", "image_kind"))
+    if trained_on and trained_on != kind and {trained_on, kind} & {*EMBEDDED, "cifar10"}:
+        own = f"data.source={trained_on}" + " data.path=<their place>" * (trained_on not in EMBEDDED)
+        results.remarks["psnr"] = (
+            f"the autoencoder was trained on {trained_on}, and all figures here are of {kind}: {own} names its own images"
+        )
 
 
 def remark_on_extractor(measured: Measured, results: Results, real: Features) -> None:

@@ -97,8 +97,7 @@ class MARStageConfig(GenerationConfig):
         self, folder: Path, what: str, command: str, without: str, saved: dict[str, Any]
     ) -> tuple[Path, str]:
         """Folder and fingerprint of what was distilled from the generator in ``saved``; else a :class:`UserError`."""
-        preset = f" --preset {self.command_line.preset}" if self.command_line.preset else ""
-        remedy = f"run `{self.command(command)}{preset} run_dir={self.run_dir}`"
+        remedy = f"run `{self.command_here(command)}`"
         if not (folder / "config.json").is_file():
             raise UserError(f"there is no {what} at {folder}: {remedy}, or write model.mar.sampler.{without}")
         kept = read_json(folder / "config.json", what)

@@ -55,6 +55,7 @@ from tokenizer.metrics import Meter, build_meters  # noqa: E402
 from tokenizer.reconstruct import encoded, measure, measure_with_noise  # noqa: E402
 
 NOISE = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+FORMULAS = 2  # version of what is computed: figures of two do not compare
 SURE = 0.9  # the judge's probability of one digit
 GENERATORS: dict[str, type[GenerationConfig]] = {
     stage.NAME: stage for stage in (MARStageConfig, SiTStageConfig, SimFlowStageConfig)
@@ -83,7 +84,13 @@ def main() -> None:
     results = read_json(arguments.json, "results") if arguments.json.is_file() else {}
     refuse_same_names(arguments.runs)
     for run in arguments.runs:
-        made_from = {"networks": fingerprints(run), "noise": list(arguments.noise), "preset": arguments.preset}
+        made_from = {
+            "formulas": FORMULAS,
+            "networks": fingerprints(run),
+            "images": open_images(ae_config_of(run).held_out_data()).fingerprint(),
+            "noise": list(arguments.noise),
+            "preset": arguments.preset,
+        }
         if results.get(run.name, {}).get("made_from") != made_from:
             results[run.name] = measure_run(run, arguments.noise, arguments.preset) | {"made_from": made_from}
             write_json(arguments.json, results)

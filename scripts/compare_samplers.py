@@ -31,6 +31,7 @@ from flowprior.data.image_sizes import ImageSize  # noqa: E402
 from flowprior.distributed import World  # noqa: E402
 from flowprior.errors import entry_point  # noqa: E402
 from flowprior.metrics import ImageSet  # noqa: E402
+from flowprior.notes import note  # noqa: E402
 from flowprior.rounding import rounded_with_error  # noqa: E402
 from flowprior.run.files import read_json, write_json  # noqa: E402
 from generation.evaluate import metrics_of  # noqa: E402
@@ -203,6 +204,12 @@ def spread(values: list[float]) -> str:
     return " ± ".join(filter(None, rounded_with_error(statistics.fmean(values), deviation)))
 
 
+def options_of(found: dict[str, Any]) -> list[str]:
+    """The preset and the words that a case was measured with."""
+    words = found.get("made_from", [])
+    return words[next((i for i, word in enumerate(words) if word.startswith("--preset ")), len(words)) :]
+
+
 def table(results: dict[str, Any]) -> str:
     """Means and deviations over the runs, in Markdown."""
     lines = [
@@ -212,7 +219,14 @@ def table(results: dict[str, Any]) -> str:
     for name, by_cfg in results.items():
         for cfg, case in by_cfg.items():
             plain = results.get("plain", results.get("euler 25", {})).get(cfg, {"runs": {}})["runs"]
-            ratios = [case["runs"][run]["fid"] / plain[run]["fid"] for run in case["runs"] if run in plain]
+            alike = [
+                run for run, one in case["runs"].items() if run in plain and options_of(one) == options_of(plain[run])
+            ]
+            ratios = [case["runs"][run]["fid"] / plain[run]["fid"] for run in alike]
+            if len(alike) < len(case["runs"]) and plain:
+                note(
+                    f"{name}, guidance {cfg}: plain was measured with other options, or not of all runs: no ratio to it"
+                )
             cells = [spread([found[metric] for found in case["runs"].values()]) for metric in SHOWN]
             cells[1:1] = [spread(ratios) if ratios else ""]
             seconds = statistics.median(found["cpu_seconds"] for found in case["runs"].values())

@@ -59,7 +59,7 @@ def metrics_text(metrics: dict[str, float | None]) -> str:
 
 def measured_images(protocol: dict[str, Any]) -> str:
     """How many images an autoencoder's metrics are of, and whether it was trained on them."""
-    kinds = {True: "held-out ", False: "training ", None: ""}  # an evaluation of before does not say
+    kinds = {True: "held-out ", False: "training ", None: ""}  # not known of one that was imported
     return f"{protocol['count']} {kinds[protocol.get('held_out')]}images"
 
 

@@ -31,7 +31,8 @@ def has(run: Path, stage: str) -> bool:
     if stage == "ae" and any(_trained_jointly(run / name) for name in GENERATORS):
         return True
     later = {"flowhead": ["ae", *GENERATORS], "ae": [*GENERATORS]}[stage]
-    return (run / stage).is_dir() or not any((run / name).is_dir() for name in later)
+    own = any((run / stage / name).is_file() for name in ("config.yaml", "result.json"))  # else its model was imported
+    return own or not any((run / name).is_dir() for name in later)
 
 
 def trained_stages(run: Path) -> list[str]:

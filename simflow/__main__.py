@@ -24,8 +24,9 @@ def train_alone(stage: type[SimFlowStageConfig]) -> None:
         note_other_noise(config)
     elif config.model.tarflow.noise_std and not config.model.tarflow.sampler.denoise:
         note(
-            f"samples of a new flow keep the noise that training adds, of {config.model.tarflow.noise_std:g} times each channel's standard "
-            "deviation: where the decoder was not trained on that, write model.tarflow.sampler.denoise=true, or start=<a flow> to train that one on"
+            f"samples of a new flow keep the noise that training adds, of {config.model.tarflow.noise_std:g} times the deviation that "
+            "cache.scale_per normalises by: where the decoder was not trained on that, write model.tarflow.sampler.denoise=true, or "
+            "start=<a flow> to train that one on"
         )
     train.main(stage)
 

@@ -127,8 +127,8 @@ def run_study(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         tasks = find_left(plan, cells, results, arguments).tasks(plan)
         for task in tasks:
-            for _, command in task.commands:
-                print(f"{task.name}: python -m {' '.join(command)}")
+            for command in task.commands:
+                print(f"{task.name}: python -m {' '.join(command.words)}")
         say_plan(plan, cells, tasks, results, device, jobs)
         return
     with sole_writer(plan.runs, World()):
@@ -141,8 +141,9 @@ def run_study(arguments: argparse.Namespace) -> None:
                 *(report_file(results, c) for c in left.reports),
             ]
             for task in tasks:  # one that was stopped goes on, and has no file yet
-                if task.is_report and report_file(results, task.cell).is_file():
-                    forget_seconds(task.run_dir, task.stages[-1].name)
+                file = (report_file if task.is_report else cell_file)(results, task.cell) if task.cell else None
+                for stage in task.stages if file and file.is_file() else ():
+                    forget_seconds(task.run_dir, stage.name, stage.stage.measuring)
             put_aside([task for task in tasks if not task.is_report], files)
 
         failed = run_tasks(plan, tasks, jobs, devices, results, device) if tasks else {}

@@ -28,14 +28,14 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def choose(x: np.ndarray, y: np.ndarray, groups: np.ndarray, most: int = MOST_FIGURES) -> Choice:
     """The columns of ``x (n, d)`` whose least squares predict ``y (n,)`` best where a whole group of ``groups (n,)`` is left out.
 
-    All sets of up to ``most`` columns are tried, a larger one counts where it lowers the error by more than a tenth.
+    All sets of up to ``most`` columns are tried; a larger one counts where it lowers the error by more than a tenth for each column more.
     """
     best = Choice((), float(np.sqrt(np.mean(y**2))))  # no figure: every ratio is 1
     for size in range(1, min(most, x.shape[1]) + 1):
         sets = np.array(list(combinations(range(x.shape[1]), size)))
         errors = left_out_errors(x, y, groups, sets)
         place = int(np.argmin(errors))
-        if errors[place] < GAIN * best.error:
+        if errors[place] < GAIN ** (size - len(best.columns)) * best.error:
             best = Choice(tuple(int(column) for column in sets[place]), float(errors[place]))
     return best
 

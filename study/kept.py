@@ -36,6 +36,13 @@ OF_LATENTS = ("latent_std", "target_std", "latent_effective_rank", "target_effec
 OF_LATENTS += ("latent_sliced_wasserstein", "latent_sliced_wasserstein_floor", "alignment_knn_correlation")
 
 
+@dataclasses.dataclass
+class MeasuredImages:
+    """Those that an autoencoder is measured on."""
+
+    held_out: str = ""
+
+
 def cell_file(folder: Path, cell: Cell) -> Path:
     return folder / f"{cell.name}.json"
 
@@ -72,7 +79,7 @@ def measuring_sections(stage: PlannedStage) -> dict[str, Any]:
     """The sections of the stage's config that say how it is sampled and measured."""
     config = stage.config()
     if stage.name == "autoencoder":
-        return {"evaluate": config.evaluate}
+        return {"evaluate": config.evaluate, "images": MeasuredImages(config.held_out)}
     if stage.name not in GENERATORS:
         return {}
     sampler = getattr(config.model, config.model.name).sampler

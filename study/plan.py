@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowprior.data.images import ImageConfig
 from study.stages import AUTOENCODERS, GENERATORS, PRIOR, REPORT, Stage
@@ -27,6 +27,14 @@ class Cell:
         return f"{self.row}_{self.length}_seed{self.seed}"
 
 
+class Command(NamedTuple):
+    """What runs as one process: its stage's name, its own (``sit train``), and all that follows ``python -m``."""
+
+    stage: str
+    name: str
+    words: list[str]
+
+
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage with its words.
@@ -41,9 +49,10 @@ class PlannedStage:
     words: tuple[str, ...]
 
     @property
-    def commands(self) -> Iterator[list[str]]:
-        """What follows ``python -m``."""
-        return ([*command, *self.words, *self.stage.place(self.run_dir)] for command in self.stage.commands)
+    def commands(self) -> Iterator[Command]:
+        """One after the other."""
+        for command in self.stage.commands:
+            yield Command(self.name, " ".join(command), [*command, *self.words, *self.stage.place(self.run_dir)])
 
     def config(self) -> Any:
         """What the stage's commands read; a :class:`UserError` for words that they would refuse."""
@@ -70,9 +79,9 @@ class Task:
     is_report: bool = False
 
     @property
-    def commands(self) -> list[tuple[str, list[str]]]:
-        """``(the stage's name, what follows python -m)``."""
-        return [(stage.name, command) for stage in self.stages for command in stage.commands]
+    def commands(self) -> list[Command]:
+        """Of all stages."""
+        return [command for stage in self.stages for command in stage.commands]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -90,7 +90,7 @@ class Runner:
     def _next(self, one: Running) -> None:
         """Start the next command, in a session of its own: Ctrl-C on a terminal reaches this process alone, which hands on one signal."""
         one.number, one.start = one.number + 1, time.perf_counter()
-        _, words = one.task.commands[one.number]
+        words = one.task.commands[one.number].words
         one.log.write(f"--- python -m {' '.join(words)}\n".encode())
         one.log.flush()
         one.process = subprocess.Popen(
@@ -129,12 +129,10 @@ class Runner:
         if not pid:
             return False
         one.process.returncode = os.waitstatus_to_exitcode(status)
-        stage, spent = one.task.commands[one.number][0], spent_on(one.task.run_dir)
-        before = spent.get(stage, {"seconds": 0.0, "cpu_seconds": 0.0})
-        spent[stage] = {
-            "seconds": before["seconds"] + time.perf_counter() - one.start,
-            "cpu_seconds": before["cpu_seconds"] + usage.ru_utime + usage.ru_stime,
-        }
+        command, spent = one.task.commands[one.number], _read(one.task.run_dir)
+        took = {"seconds": time.perf_counter() - one.start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        of_stage = spent.setdefault(command.stage, {})
+        of_stage[command.name] = _sum([of_stage.get(command.name, {}), took])
         write_json(one.task.run_dir / SPENT, spent)
         return True
 
@@ -158,14 +156,27 @@ class Runner:
 
 def spent_on(run_dir: Path) -> dict[str, dict[str, float]]:
     """By stage, over all attempts: ``seconds`` of the clock, and ``cpu_seconds``. An attempt that a power cut ended is not in it."""
+    return {stage: _sum(list(commands.values())) for stage, commands in _read(run_dir).items()}
+
+
+def forget_seconds(run_dir: Path, stage: str, commands: Collection[str]) -> None:
+    """Leave out what ``commands`` of ``stage`` have taken: they run again in the folder that they were in."""
+    spent = _read(run_dir)
+    if kept := {name: took for name, took in spent.pop(stage, {}).items() if name not in commands}:
+        spent[stage] = kept
+    if (run_dir / SPENT).is_file():
+        write_json(run_dir / SPENT, spent)
+
+
+def _read(run_dir: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """By stage and command; of a stage of before commands were told apart, all under one empty name."""
     file = run_dir / SPENT
-    return read_json(file, "list of seconds") if file.is_file() else {}
+    spent = read_json(file, "list of seconds") if file.is_file() else {}
+    return {stage: {"": took} if "seconds" in took else took for stage, took in spent.items()}
 
 
-def forget_seconds(run_dir: Path, stage: str) -> None:
-    """Leave out what ``stage`` has taken: it begins anew in the folder that it was in."""
-    if stage in (spent := spent_on(run_dir)):
-        write_json(run_dir / SPENT, {name: seconds for name, seconds in spent.items() if name != stage})
+def _sum(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in ("seconds", "cpu_seconds")}
 
 
 def last_line(file: Path) -> str:

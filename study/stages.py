@@ -28,6 +28,7 @@ class Stage:
         folder: of the stage in its run.
         commands: what follows ``python -m``, one after the other, each with the same words behind it.
         read: the config of such words.
+        measuring: those of ``commands``, by name, that run again where only sampling or measuring is to be otherwise.
         place: words that name what the stage reads and writes, of a run's folder.
     """
 
@@ -35,11 +36,15 @@ class Stage:
     commands: tuple[tuple[str, ...], ...]
     read: Callable[[list[str]], Any]
     place: Callable[[Path], tuple[str, ...]] = lambda run_dir: (f"run_dir={run_dir}",)
+    measuring: tuple[str, ...] = ()
 
 
 def _generator(config: type) -> Stage:
     names = ("cache_latents", "estimate_scale", "train", "generate", "evaluate")
-    return Stage(config.NAME, tuple((config.NAME, name) for name in names), partial(config.read, ""))
+    measuring = tuple(f"{config.NAME} {name}" for name in names[-2:])
+    return Stage(
+        config.NAME, tuple((config.NAME, name) for name in names), partial(config.read, ""), measuring=measuring
+    )
 
 
 PRIOR = Stage(
@@ -52,11 +57,13 @@ AUTOENCODERS = {
         "ae",
         (("tokenizer.train_ae",), ("tokenizer.evaluate",)),
         partial(config_from_command_line, AEConfig, AE_PRESETS, ""),
+        measuring=("tokenizer.evaluate",),
     ),
     "simflow": Stage(
         "ae",
         (("simflow.train_simflow",), ("simflow.evaluate_ae",)),
         partial(config_from_command_line, SimFlowAEConfig, JOINT_PRESETS, ""),
+        measuring=("simflow.evaluate_ae",),
     ),
 }
 GENERATORS = {config.NAME: _generator(config) for config in (SiTStageConfig, MARStageConfig)}
@@ -65,4 +72,5 @@ REPORT = Stage(
     (("latent_report",),),
     lambda words: parse_report(words)[1],
     lambda run_dir: (str(run_dir / "ae" / "autoencoder"), f"out={run_dir / 'report'}"),
+    measuring=("latent_report",),
 )

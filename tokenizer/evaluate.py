@@ -51,9 +51,10 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     images = open_images(config.held_out_data())
     if reasons := config.says_of_extractor():
         note(reasons)
-    if reasons := config.says_of_held_out(images):
+    trained_here = "imported" not in autoencoder.about
+    if trained_here and (reasons := config.says_of_held_out(images)):
         note(reasons)
-    if not config.holds_out:
+    if trained_here and not config.holds_out:
         others = "data.subset=train keeps" if config.data.has_subsets else "held_out=<other images> names"
         note(f"measured on the {len(images)} training images: {others} others")
 
@@ -64,7 +65,7 @@ def evaluate(config: AEConfig, folder: Path, autoencoder: Autoencoder) -> None:
     protocol = {
         "autoencoder": autoencoder.fingerprint,
         "images": images.fingerprint(),
-        "held_out": config.holds_out,
+        "held_out": config.holds_out if trained_here else None,  # whoever trained it elsewhere may have had these
         "count": len(images),
         "size": config.data.size,
         "crop": "centre",

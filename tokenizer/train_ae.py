@@ -33,7 +33,8 @@ from tokenizer.dry_run import describe_step
 from tokenizer.features import build_features
 from tokenizer.features.base import FeatureContext
 from tokenizer.losses.adversarial import Adversary
-from tokenizer.losses.perceptual import PerceptualLoss
+from tokenizer.losses.perceptual import PerceptualLoss, vgg_place
+from tokenizer.metrics.lpips import LPIPSMeter
 from tokenizer.monitor import Monitor
 from tokenizer.objective import AutoencoderObjective
 from tokenizer.regularisers.base import RegulariserContext
@@ -215,7 +216,13 @@ def train(
 
 
 def note_missing_weights(config: AEConfig) -> None:
-    """Say before a long training, rather than after it, that its evaluation will lack the extractor's weights, or what they are of."""
+    """Say before a long training, rather than after it, that its evaluation will lack weights, or what the extractor's are of."""
+    vgg = config.loss.perceptual_weights
+    if "lpips" in config.evaluate.metrics and not vgg_place(vgg).is_file():
+        try:
+            LPIPSMeter.network(vgg)
+        except UserError as error:
+            note(f"the evaluation after training will stop: {error}")
     if not config.evaluate.extractor:
         return
     if caveat := config.says_of_extractor():
@@ -240,8 +247,8 @@ def find_prior(config: AEConfig) -> FlowPrior | None:
             return None
         if not HUB_NAME.fullmatch(config.prior) or config.prior_folder.exists():
             raise UserError(
-                f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR} run_dir={config.run_dir}` first, with the same PRESET, "
-                "or write prior=<folder> or regulariser.name=none"
+                f"there is no flow prior at {config.prior_folder}: run `{MAKE_PRIOR} run_dir={config.run_dir}` first, with the same PRESET (its "
+                "family's, where stage 1 has none of that name), or write prior=<folder> or regulariser.name=none"
             )
     prior = FlowPrior.from_pretrained(config.prior_folder)
     if prior.channels != config.model.channels:

@@ -114,23 +114,28 @@ class LatentCache:
         """Move the latents to ``device`` where that is a GPU and they take at most ``share`` of its free memory; whether they did."""
         if device.type != "cuda" or self.bytes > share * torch.cuda.mem_get_info(device)[0]:
             return False
-        self.latents = [part.to(device) for part in self.latents]
-        self.labels = self.labels.to(device)
+        self.move_to(device)
         return True
+
+    def move_to(self, device: torch.device) -> None:
+        """Latents and labels to ``device``, there as one tensor: a batch costs few copies of indices, however many shards there are."""
+        whole = torch.empty(self.count, *self.latents[0].shape[1:], dtype=self.latents[0].dtype, device=device)
+        for start, part in zip(self.starts.tolist(), self.latents):
+            whole[start : start + len(part)] = part  # straight to their place: the memory is never needed twice
+        self.latents, self.labels, self.starts = [whole], self.labels.to(device), torch.tensor([0, self.count])
 
     def batch(self, keys: list[SampleKey], draw: bool = True) -> dict[str, Tensor]:
         """Raw ``latents`` float32 (B, T, C), of a view drawn by (seed, epoch, index), and ``label`` int64 (B,); of moments a draw, or the mean."""
         index = torch.tensor([key.index for key in keys])
-        shards = torch.searchsorted(self.starts, index, right=True) - 1
         views = torch.zeros_like(index)
         if self.views > 1:
             views = torch.tensor([self._view(key) if key.epoch >= 0 else 0 for key in keys])
-        width = self.latents[0].shape[-1]
-        latents = torch.empty(len(keys), self.shape[0], width, dtype=self.latents[0].dtype, device=self.device)
-        for shard in shards.unique().tolist():
-            places = (shards == shard).nonzero()[:, 0]
-            rows = (index[places] - self.starts[shard]).to(self.device)
-            latents[places.to(self.device)] = self.latents[shard][rows, views[places].to(self.device)]
+        if len(self.latents) == 1:
+            latents = self.latents[0][index.to(self.device), views.to(self.device)]
+        else:  # image by image, from files: a batch meets about as many shards as it has images
+            shards = torch.searchsorted(self.starts, index, right=True) - 1
+            places = zip(shards.tolist(), (index - self.starts[shards]).tolist(), views.tolist())
+            latents = torch.stack([self.latents[shard][row, view] for shard, row, view in places])
         latents = latents.float()
         if self.moments and not draw:
             latents = latents.chunk(2, -1)[0]

@@ -21,4 +21,6 @@ def library(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
-        raise UserError(f"{module} needs {error.name}: pip install 'flowprior[metrics]'") from None
+        raise UserError(
+            f"{module} needs {error.name}: pip install -r requirements.txt, or this package with its extra [metrics]"
+        ) from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from flowprior.distributed import World
@@ -61,7 +62,12 @@ class RunFolder:
         return self.result_file.is_file() or any((self.path / "checkpoints").glob("step_*"))
 
     def check(self, config: Any, inputs: dict[str, str]) -> list[str]:
-        """What differs between this config with these inputs and the folder's run; a :class:`UserError` if that run has begun."""
+        """What differs between this config with these inputs and the folder's run; a :class:`UserError` if that run has begun, or if the model
+        in the folder is of no run and would be written over."""
+        if self.product and (self.path / self.product / "config.json").is_file() and not self.config_file.is_file():
+            raise UserError(
+                f"{self.path / self.product} was made elsewhere, and this run would write over it: write run_dir=<another folder>, or delete it"
+            )
         for file in (self.config_file, self.inputs_file):
             if self.has_begun() and not file.is_file():
                 raise UserError(f"{self.path} holds a run without its {file.name}: restore the file, or {self.remedy}")
@@ -151,7 +157,10 @@ class Stopwatch:
 
 
 def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far, in GB; 0 where the system does not tell."""
+    """Largest memory of this process so far, in GB: what PyTorch allocated on its GPU, or without one the resident memory; 0 where the
+    system does not tell."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e9
     try:
         import resource
     except ImportError:

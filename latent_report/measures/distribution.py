@@ -13,7 +13,7 @@ POINTS = 20_000  # tokens, at most, that a sliced distance is taken of
 
 
 def normalised(latents: Tensor) -> Tensor:
-    """``(N, T, C)`` with each channel's mean at 0 and one deviation of 1 for all, as a generator gets them.
+    """``(N, T, C)`` with each channel's mean at 0 and one deviation of 1 for all: the report's own frame.
 
     One scale for all channels leaves their shape as it is: whatever follows depends on the latents up to shift and scale.
 

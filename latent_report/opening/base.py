@@ -89,6 +89,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
     if options.labels is not None:
         check_labels(options.labels, len(source), f"the data ({source.kind})")
         labels = options.labels[chosen]
+    trained_on = (getattr(tokenizer, "about", None) or {}).get("data", {}).get("source", "")
     places = directions(getattr(tokenizer, "places", None) or (latents.shape[1],))
     device = next(tokenizer.parameters()).device
     return Latents(
@@ -98,7 +99,7 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
         labels,
         torch.cat([pictures for pictures, _ in parts]),
         lambda part: tokenizer.decode(part.to(device)),
-        {"image_size": size, "images": fingerprint, "image_kind": source.kind},
+        {"image_size": size, "images": fingerprint, "image_kind": source.kind, "trained_on": trained_on},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,10 @@ def latent_caching(level: str, device: torch.device, folder: Path) -> Case:
     )
 
 
-def cache_reading(level: str, device: torch.device, folder: Path, hold: bool = True) -> Case:
-    """Batches of 256 training images in random order, from a cache of 64 x 32 latents; ``hold``: on a GPU it lies there, else in files."""
-    count, batch = (64, 8) if level == "tiny" else (20_000, 256)
+def cache_reading(level: str, device: torch.device, folder: Path) -> Case:
+    """Batches of 256 training images in random order, from a cache of 64 x 32 latents in as many shards as ImageNet has: in files, and held on
+    the device as one tensor."""
+    count, batch, shard_images = (64, 8, 16) if level == "tiny" else (20_000, 256, 64)
 
     class Blank:
         kind, num_classes, class_names = "none", 10, [str(n) for n in range(10)]
@@ -66,17 +68,17 @@ def cache_reading(level: str, device: torch.device, folder: Path, hold: bool = T
             index = torch.tensor([key.index for key in keys])
             return {"image": torch.zeros(len(keys), 3, 1, 1, dtype=torch.uint8), "label": index % 10, "index": index}
 
-    config = CacheConfig(batch=4096)
+    config = CacheConfig(batch=4096, shard_images=shard_images)
     write_latent_cache(folder / "read", Blank(), lambda x: torch.randn(len(x), 64, 32), config, {}, World())
-    cache = LatentCache(folder / "read", verify=False)
-    if hold:
-        cache.hold_on(device)
-    stream = iter(training_batches(cache, TrainConfig(global_batch=batch), World(device=device)))
+    in_files, held = (LatentCache(folder / "read", verify=False) for _ in range(2))
+    held.move_to(device)
 
-    def call() -> object:
-        return {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
+    def reading(cache: LatentCache) -> Callable[[], object]:
+        stream = iter(training_batches(cache, TrainConfig(global_batch=batch), World(device=device)))
+        return lambda: {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
 
-    return Case(f"{batch} of {count} images, 64 x 32, float16", "images", batch, {"read": call})
+    size = f"{batch} of {count} images, 64 x 32, float16, {len(in_files.latents)} shards"
+    return Case(size, "images", batch, {"in files": reading(in_files), "held as one tensor": reading(held)})
 
 
 def image_loading(level: str, device: torch.device, folder: Path) -> Case:

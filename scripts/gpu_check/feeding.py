@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from scripts.benchmarks.data_cases import cache_reading, image_loading
@@ -16,7 +15,6 @@ def run(context: Context) -> None:
     cases = {
         "JPEG files": image_loading,
         "latent cache": cache_reading,
-        "latent cache in files": partial(cache_reading, hold=False),
     }
     for name, make in cases.items():
         folder = context.folder / name.replace(" ", "_")

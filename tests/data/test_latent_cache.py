@@ -414,6 +414,16 @@ def test_images_read_by_other_processes_make_the_same_cache(tmp_path):
     assert one == other
 
 
+@pytest.mark.parametrize("options", [{}, {"flips": True}, {"dtype": "bfloat16"}])
+def test_latents_that_are_held_are_one_tensor_and_give_the_same_batches(options, tmp_path):
+    cache, held = write(tmp_path, 53, **options), LatentCache(tmp_path)
+    held.move_to(torch.device("cpu"))
+    assert len(cache.latents) == 6 and len(held.latents) == 1 and held.bytes == cache.bytes
+    keys = [SampleKey(i, epoch) for epoch in (-1, 0, 3) for i in (0, 9, 10, 52, 17, 9)]
+    for name, value in cache.batch(keys).items():
+        assert torch.equal(held.batch(keys)[name], value)
+
+
 def test_latents_that_do_not_lie_on_a_gpu_stay_where_they_are(tmp_path):
     cache = write(tmp_path, 12)
     assert not cache.hold_on(torch.device("cpu")) and cache.device.type == "cpu"

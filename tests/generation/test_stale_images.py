@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from PIL import Image
 
 from flowprior.data.images import ImageConfig, open_images
 from flowprior.distributed import World
+from flowprior.run.config import build_config
 from flowprior.run.files import write_tensors
+from generation.train import check_images
 from mar import cache_latents, estimate_scale, evaluate, train_mar
+from mar.config import MARStageConfig
 from tokenizer import evaluate as evaluate_autoencoder
 from tokenizer import train_ae
 from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, ViTConfig
@@ -232,3 +236,19 @@ def test_a_computed_target_of_an_earlier_version_is_kept_with_a_line(images, tmp
     write_tensors(tmp_path / "run" / "target.safetensors", {"features": torch.ones(5, 2)}, about)
     assert make(("k", f"patches {now}")).features.shape == (5, 2)
     assert "earlier version" in capsys.readouterr().err
+
+
+class BesideANodeWithoutImages(World):
+    """The first of two processes."""
+
+    def all_gather(self, value):
+        assert value == ""  # what kept this one from its images: nothing
+        return [value, "there are no images there"]
+
+
+def test_where_one_node_of_two_has_the_images_neither_compares_them_and_the_first_says_so(images, tmp_path, capsys):
+    data = {"source": "files", "path": str(tmp_path / "images")}
+    config = build_config(MARStageConfig, {"run_dir": str(tmp_path), "data": data})
+    cache = SimpleNamespace(manifest={"place": "/elsewhere", "origin": {"images": "others"}})
+    check_images(config, cache, BesideANodeWithoutImages())
+    assert "none of data.path (there are no images there)" in capsys.readouterr().err

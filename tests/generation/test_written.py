@@ -147,4 +147,6 @@ def test_the_script_that_makes_a_missing_autoencoder_takes_the_same_preset(
     monkeypatch.setattr(sys, "argv", ["x", "--preset", preset, f"run_dir={tmp_path}"])
     with pytest.raises(UserError) as refusal:
         generate.main(config)
-    assert f"run `bash scripts/{script} run_dir={tmp_path}` first, with the same PRESET" in str(refusal.value)
+    assert f"run `bash scripts/{script} run_dir={tmp_path}` first, with the same PRESET (its family's" in str(
+        refusal.value
+    )

@@ -283,6 +283,15 @@ def test_images_of_one_class_keep_the_likeness_to_features_which_needs_no_label(
         assert "all training images have one label" in one["left_out"][name] and name not in one["figures"]
 
 
+def test_an_autoencoder_of_other_images_is_said_to_be_measured_on_these(tmp_path):
+    model = small_autoencoder()
+    model.about["data"] = {"source": "mnist"}
+    model.save(tmp_path / "model")
+    config = ReportConfig(out=str(tmp_path), images=40, flow=SMALL, resamples=2)
+    [one] = write_report([str(tmp_path / "model")], config)["tokenizers"]
+    assert "trained on mnist, and all figures here are of digits: data.source=mnist" in one["remarks"]["psnr"]
+
+
 def test_weights_of_lpips_that_are_not_there_leave_out_lpips_alone_and_name_the_reports_option(tmp_path):
     small_autoencoder().save(tmp_path / "model")
     config = ReportConfig(out=str(tmp_path), images=40, flow=SMALL, resamples=2, lpips_weights=str(tmp_path / "x.pth"))

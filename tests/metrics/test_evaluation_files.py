@@ -162,7 +162,7 @@ def test_samples_count_by_their_labels_and_not_by_what_these_are_the_shares_of(c
     np.savez(file, arr_0=images, labels=np.arange(40) % 10)
     assert protocol_of(config)["samples"]["1"]["labels"] == made_by["labels"]
     np.savez(file, arr_0=images, labels=np.arange(40) % 5)
-    said = "made with other labels: .*generate evaluate.reference=data` .* sample.class_shares=data to measure them as they"
+    said = "made with other labels: .*generate run_dir=.* evaluate.reference=data` .* sample.class_shares=data to measure them as they"
     with pytest.raises(UserError, match=said):
         protocol_of(config)
 

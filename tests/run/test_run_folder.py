@@ -2,6 +2,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from flowprior.distributed import World
 from flowprior.errors import UserError
 from flowprior.run.config import option
 from flowprior.run.reporting import RunLog, read_log
-from flowprior.run.run_folder import RunFolder, Stopwatch
+from flowprior.run.run_folder import RunFolder, Stopwatch, peak_memory_gb
 from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
 
@@ -176,3 +177,19 @@ def test_a_stage_whose_product_is_gone_is_not_complete_and_still_refuses_other_o
     assert not folder.is_complete()
     with pytest.raises(UserError, match="optim.lr"):
         folder.open(Config(optim=OptimConfig(lr=0.1)), World())
+
+
+def test_a_model_that_was_made_elsewhere_is_not_written_over(tmp_path):
+    model = tmp_path / "stage" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+    with pytest.raises(UserError, match="was made elsewhere, and this run would write over it"):
+        RunFolder(tmp_path, "stage", product="model").open(Config(), World())
+    assert [file.name for file in (tmp_path / "stage").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_peak_is_the_gpus_where_one_is_used_and_else_the_resident_memory(used, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 60_000_000_000)
+    assert (peak_memory_gb() == 60) is used and peak_memory_gb() > 0.1

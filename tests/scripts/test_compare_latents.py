@@ -77,6 +77,10 @@ def test_another_noise_and_other_weights_are_measured_anew_and_one_name_for_two_
     run, file = write_run(tmp_path / "a" / "run", 0), tmp_path / "latents.json"
     compare(run, "--noise", "0.5")
     first = json.loads(file.read_text())["run"]
+    of_before = {name: first["made_from"][name] for name in first["made_from"] if name != "formulas"}
+    file.write_text(json.dumps({"run": first | {"psnr": 99.0, "made_from": of_before}}))
+    compare(run, "--noise", "0.5")
+    assert json.loads(file.read_text())["run"] == first
     compare(run, "--noise", "0.2")
     second = json.loads(file.read_text())["run"]
     assert "rfid_noise_0.2" in second and "rfid_noise_0.5" not in second and second["psnr"] == first["psnr"]

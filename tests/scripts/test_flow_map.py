@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from flowprior.run.files import read_json, tensors_fingerprint, write_json
 from runs import kill_once_it_has_saved, losses, read
+from scripts.compare_samplers import table
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = ["model.mar.sampler={ar_steps: 2, head_steps: 3, head: map, head_evaluations: 2}"]
@@ -195,3 +196,14 @@ def test_samplers_are_compared_on_the_sets_that_the_commands_draw_and_each_is_me
     again = compare()
     assert again.returncode == 0 and again.stdout == first.stdout and not again.stderr
     assert read(kept) == results
+
+
+def test_no_ratio_is_formed_to_a_plain_sampler_that_was_measured_with_other_options(capsys):
+    def case(fid, *words):
+        metrics = {"fid": fid, "precision": 0.5, "recall": 0.5, "recognised": 0.5, "cpu_seconds": 1.0}
+        return {"1": {"runs": {"run": metrics | {"made_from": ["0123abcd", *words]}}, "gflop": 1, "times_faster": [1]}}
+
+    whole, few = ["--preset digits"], ["--preset digits", "sample.count=200"]
+    rows = table({"plain": case(0.05, *whole), "like": case(0.1, *whole), "few": case(0.15, *few)}).splitlines()[2:]
+    assert [row.split(" | ")[3] for row in rows] == ["1.000", "2.000", ""]
+    assert "few, guidance 1: plain was measured with other options" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """What a study plans, keeps and shows, without a run."""
 
+from dataclasses import replace
+
 import pytest
 
 from finished_cells import kept_of
@@ -74,7 +76,7 @@ def test_the_lengths_share_their_prior_and_the_generators_their_autoencoder(plan
 
 
 def test_a_simflow_row_is_trained_by_its_own_commands(plan):
-    commands = [command[0] for _, command in plan.task(Cell("simflow", "trained", 1)).commands]
+    commands = [command.words[0] for command in plan.task(Cell("simflow", "trained", 1)).commands]
     assert commands[:2] == ["simflow.train_simflow", "simflow.evaluate_ae"] and commands[2:] == ["sit"] * 5
 
 
@@ -294,3 +296,12 @@ def test_the_page_is_written_between_its_marks_alone(tmp_path, plan):
     with pytest.raises(UserError, match="study.md has not one"):
         page.put_into(file, results)
     assert file.read_text() == "no marks"
+
+
+def test_a_cell_that_was_measured_on_other_images_is_not_as_the_study_wants_it(plan):
+    cell = Cell("none", "trained", 1)
+    stages = plan.stages_of(cell)
+    [autoencoder] = [stage for stage in stages if stage.name == "autoencoder"]
+    held_out = replace(autoencoder, words=(*autoencoder.words, "held_out=/data/val"))
+    now = [held_out if stage is autoencoder else stage for stage in stages]
+    assert differences(kept_of(plan, cell), now) == ["autoencoder images.held_out:  -> /data/val"]

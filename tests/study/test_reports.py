@@ -47,7 +47,7 @@ def reported(plan, cell, results):
 def test_a_report_waits_for_its_cell_and_its_words_name_the_autoencoder_and_its_images(plan):
     task = plan.report_task(CELL)
     assert task.after == CELL.name and task.is_report and task.run_dir == plan.runs / CELL.name
-    [(name, command)] = task.commands
+    [(name, _, command)] = task.commands
     assert name == "report" and command[0] == "latent_report"
     assert str(plan.runs / CELL.name / "ae" / "autoencoder") in command and "data.source=mnist" in command
     config = task.stages[0].config()

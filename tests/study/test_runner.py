@@ -73,7 +73,10 @@ def test_what_ends_the_study_ends_its_processes_and_counts_their_seconds(tmp_pat
     assert (before := spent_on(sleeper.run_dir)["stage"]["seconds"]) > 0
     assert Runner([task(tmp_path, "sleeper", ("this",))], 1, [], lambda done: None).run() == {}
     assert spent_on(sleeper.run_dir)["stage"]["seconds"] > before  # of both attempts
-    forget_seconds(sleeper.run_dir, "stage")
+    both = spent_on(sleeper.run_dir)["stage"]
+    forget_seconds(sleeper.run_dir, "stage", ["this"])
+    assert both["seconds"] > spent_on(sleeper.run_dir)["stage"]["seconds"] == before  # of what is not run again
+    forget_seconds(sleeper.run_dir, "stage", ["asleep"])
     assert spent_on(sleeper.run_dir) == {}
     assert begun and begun[0].returncode == -signal.SIGTERM
 

@@ -75,6 +75,18 @@ def test_training_and_evaluation_say_whether_their_figures_are_of_training_image
     assert protocol["held_out"] is (kind == "held-out") and protocol["count"] == len(measured)
 
 
+@pytest.mark.parametrize("place", [{"data": {"path": "{root}/others"}}, {"held_out": "{root}/others"}])
+def test_nothing_is_said_of_the_training_images_of_an_autoencoder_that_was_imported(place, folders, tmp_path, capsys):
+    options = json.loads(json.dumps(place).replace("{root}", str(folders)))
+    chosen = config(tmp_path, data={"source": "folder"} | options.pop("data", {}), **options)
+    imported = train_ae.Autoencoder(chosen.model, {"imported": {"file": "other.safetensors"}})
+    (tmp_path / "ae").mkdir()
+    evaluate.evaluate(chosen, tmp_path / "ae", imported)
+    assert "training images" not in capsys.readouterr().err
+    protocol = json.loads((tmp_path / "ae" / "evaluation.json").read_text())["protocol"]
+    assert protocol["held_out"] is None and protocol["count"] == 5
+
+
 @pytest.mark.parametrize(
     "subset, features, name, said",
     [
@@ -154,3 +166,12 @@ def test_further_metrics_of_an_autoencoder_that_was_measured_are_measured(tmp_pa
     capsys.readouterr()
     evaluate.evaluate(both, folder.path, autoencoder)
     assert "complete" in capsys.readouterr().out
+
+
+def test_weights_of_lpips_that_are_missing_are_said_before_training_with_what_does_without_them(tmp_path, capsys):
+    loss = {"perceptual_weight": 0, "perceptual_weights": str(tmp_path / "nowhere.pth")}
+    evaluated = {"metrics": ["fidelity", "lpips"], "extractor": ""}
+    train_ae.note_missing_weights(config(tmp_path, loss=loss, evaluate=evaluated))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the evaluation after training will stop: LPIPS needs" in said and "leave lpips out of the metrics" in said
+    assert "loss.perceptual_weight=0" not in said

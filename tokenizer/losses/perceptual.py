@@ -34,14 +34,16 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def load(self, weights: str = "") -> PerceptualLoss:
+    def load(self, weights: str = "", without: str = "write loss.perceptual_weight=0") -> PerceptualLoss:
         """Take torchvision's VGG-16, of which only ``features.*`` are read, from the file ``weights`` or else from torch's hub folder.
+
+        ``without`` is what a person does to need none.
 
         Raises:
             UserError: the weights are not on this machine and cannot be fetched, or are not VGG-16's.
         """
         file, fetch = vgg_place(weights), not weights
-        remedy = f"put {VGG_FILE} from {VGG_URL} there, name it with loss.perceptual_weights=<path>, or write loss.perceptual_weight=0"
+        remedy = f"put {VGG_FILE} from {VGG_URL} there, name it with loss.perceptual_weights=<path>, or {without}"
         if fetch and not file.is_file():
             try:
                 os.makedirs(file.parent, exist_ok=True)

@@ -19,8 +19,13 @@ class LPIPSMeter(Meter):
 
     def __init__(self, context: MeterContext) -> None:
         super().__init__(context)
-        self.distance = PerceptualLoss().load(context.perceptual_weights).to(context.device)
+        self.distance = self.network(context.perceptual_weights).to(context.device)
         self.sum, self.count = 0.0, 0
+
+    @staticmethod
+    def network(weights: str) -> PerceptualLoss:
+        """The distance; a :class:`UserError` where there are no weights for it."""
+        return PerceptualLoss().load(weights, without="leave lpips out of the metrics")
 
     @torch.no_grad()
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
