@@ -93,7 +93,7 @@ def test_noise_is_a_share_of_each_channels_std_and_alike_for_all_shares_and_call
 class Copy(Recorder):
     """An autoencoder that loses nothing."""
 
-    fingerprint = "copy"
+    fingerprint, about = "copy", {}
 
     def encode(self, images):
         return images
