@@ -121,7 +121,9 @@ def _rebuild_tab(run: TrainedRun, examples: list[str]) -> None:
             seed = filled(gr.Number(0, precision=0, label="seed of the noise"))
             button = gr.Button("Rebuild", variant="primary")
             if examples:
-                gr.Examples(examples, image, label="images that the autoencoder is measured on")
+                gr.Examples(
+                    examples, image, label="images that the autoencoder is measured on, or the generator was trained on"
+                )
         with gr.Column(scale=2):
             gr.Markdown("Left to right: the image, rebuilt, rebuilt with noise.")
             sheet, said = _picture(), gr.Markdown()

@@ -85,7 +85,8 @@ class TrainedRun:
     Attributes:
         folder: of the run.
         autoencoder: on the best device.
-        examples: some of the images that the autoencoder is measured on, uint8 ``(n, 3, H, H)``; none where the data are gone.
+        examples: some of the images that the autoencoder is measured on, or that the generators were trained on where it lies elsewhere, uint8
+            ``(n, 3, H, H)``; none where the data are gone.
         deviation: of latents over images, ``(T, C)``; None without images.
         generators: by their name.
         prior: the flow prior, and features of its target ``(N, C)``; None without stage 1.
@@ -147,6 +148,8 @@ def with_the_generators_autoencoder(folder: Path, world: World) -> tuple[Trained
     for name, (_, stage) in GENERATORS.items():
         if (folder / name / "config.yaml").is_file():
             config = config_of(stage, folder)
+            if not config.autoencoder:
+                continue
             run = TrainedRun(folder, load_autoencoder(config, world.device))
             try:
                 run.examples, run.deviation = look_at(run.autoencoder, config.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,9 +237,11 @@ class GenerationConfig:
         return f"python -m {cls.NAME} {name}"
 
     def command_here(self, name: str) -> str:
-        """:meth:`command` with this run's folder and preset."""
-        preset = f" --preset {self.command_line.preset}" if self.command_line.preset else ""
-        return f"{self.command(name)}{preset} run_dir={self.run_dir}"
+        """:meth:`command` with the preset and the options that were written, and this run's folder."""
+        line = self.command_line
+        preset = ["--preset", line.preset] if line.preset else []
+        own = [] if "run_dir" in line.options else [f"run_dir={self.run_dir}"]
+        return " ".join([self.command(name), shlex.join([*preset, *line.words, *own])])
 
     def makes_autoencoder(self) -> str:
         """What a person types to train the autoencoder that the run lacks."""

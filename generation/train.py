@@ -76,20 +76,24 @@ def open_cache(config: GenerationConfig, autoencoder: Tokenizer, world: World) -
 def check_images(config: GenerationConfig, cache: LatentCache, world: World) -> None:
     """A :class:`UserError` where ``data.path`` names another place than the cache was made from, and other images lie there. None need to."""
     place = cache.manifest.get("place")
-    if place is None or not config.data.path or config.data.has_subsets or place == config.data.place:
+    if place is None or not config.data.path or config.data.has_subsets:
+        return
+    if all(
+        world.all_gather(place == config.data.place)
+    ):  # a path that lies on one node of several is known there alone
         return
     images, reason = None, ""
     try:
         images = open_images(replace(config.data, size=config.cache.image_size(config.data.size)))
     except UserError as error:
         reason = one_line(error)
-    if reasons := [told for told in world.all_gather(reason) if told]:  # images may lie on one node of several
+    if reasons := [told for told in world.all_gather(reason) if told]:
         note(f"training reads the latents of the images in {place}, and none of data.path ({reasons[0]})")
         return
     if shared_fingerprint(images, world) != cache.manifest["origin"].get("images"):
         raise UserError(
             f"the latent cache {config.cache_folder} was made from the images of {place}, and those in {config.data.path} are others: "
-            f"name the former, or write run_dir=<another> and run `{config.command_here('cache_latents')}` first"
+            f"name the former, or write run_dir=<another> and run `{config.command('cache_latents')} run_dir=<another>` first"
         )
 
 

@@ -65,7 +65,8 @@ def kept_forecasts(named: str = "") -> list[dict[str, Any]]:
         if forecast.get("format") != FORMAT_VERSION or not needed <= forecast.keys():
             study = forecast.get("study", "<its study>")
             raise UserError(
-                f"{file} is no forecast of this version: fit it again by `bash scripts/study.sh --data {study} --forecast`"
+                f"{file} is no forecast of this version: fit it again by `bash scripts/study.sh --data {study} --forecast` (a "
+                "table of your own by its file)"
             )
     return made
 

@@ -129,11 +129,15 @@ def measure_reconstruction(measured: Measured, results: Results) -> None:
 
 def remark_on_data(measured: Measured, results: Results) -> None:
     """Say so where the images are of another source than the autoencoder was trained on."""
-    trained_on, kind = (measured.latents.about.get(name, "") for name in ("trained_on", "image_kind"))
-    if trained_on and trained_on != kind and {trained_on, kind} & {*EMBEDDED, "cifar10"}:
-        own = f"data.source={trained_on}" + " data.path=<their place>" * (trained_on not in EMBEDDED)
+    trained_on, source = (measured.latents.about.get(name, "") for name in ("trained_on", "source"))
+    if trained_on in EMBEDDED and source in EMBEDDED and trained_on != source:
         results.remarks["psnr"] = (
-            f"the autoencoder was trained on {trained_on}, and all figures here are of {kind}: {own} names its own images"
+            f"the autoencoder was trained on {trained_on}, and all figures here are of {source}: data.source={trained_on} names its own images"
+        )
+    elif trained_on not in ("", *EMBEDDED) and source in EMBEDDED:
+        results.remarks["psnr"] = (
+            f"the autoencoder was trained on images of data.source={trained_on}, and all figures here are of {source}: data.source= and "
+            "data.path= name others"
         )
 
 

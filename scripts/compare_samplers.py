@@ -204,9 +204,9 @@ def spread(values: list[float]) -> str:
     return " ± ".join(filter(None, rounded_with_error(statistics.fmean(values), deviation)))
 
 
-def options_of(found: dict[str, Any]) -> list[str]:
-    """The preset and the words that a case was measured with."""
-    words = found.get("made_from", [])
+def options_of(found: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The preset and the words that a case was measured with; those of ``other`` where results of before do not say."""
+    words = found.get("made_from", other.get("made_from", []))
     return words[next((i for i, word in enumerate(words) if word.startswith("--preset ")), len(words)) :]
 
 
@@ -219,13 +219,12 @@ def table(results: dict[str, Any]) -> str:
     for name, by_cfg in results.items():
         for cfg, case in by_cfg.items():
             plain = results.get("plain", results.get("euler 25", {})).get(cfg, {"runs": {}})["runs"]
-            alike = [
-                run for run, one in case["runs"].items() if run in plain and options_of(one) == options_of(plain[run])
-            ]
-            ratios = [case["runs"][run]["fid"] / plain[run]["fid"] for run in alike]
-            if len(alike) < len(case["runs"]) and plain:
+            pairs = {run: (one, plain[run]) for run, one in case["runs"].items() if run in plain}
+            alike = [(one, other) for one, other in pairs.values() if options_of(one, other) == options_of(other, one)]
+            ratios = [one["fid"] / other["fid"] for one, other in alike]
+            if left := len(pairs) - len(alike):
                 note(
-                    f"{name}, guidance {cfg}: plain was measured with other options, or not of all runs: no ratio to it"
+                    f"{name}, guidance {cfg}: no ratio of {left} runs, whose plain sampler was measured with other options"
                 )
             cells = [spread([found[metric] for found in case["runs"].values()]) for metric in SHOWN]
             cells[1:1] = [spread(ratios) if ratios else ""]

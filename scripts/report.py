@@ -68,7 +68,9 @@ def summary(run: Path) -> list[tuple[str, str]]:
     generators = measured_generators(run)
     stages = {name: read(run / name / "result.json") for name in trained_stages(run)}
     rows, halves = [], None
-    if has(run, "ae"):
+    if (
+        has(run, "ae") or (run / "ae" / "evaluation.json").is_file()
+    ):  # one that was imported has been measured or has not
         reconstruction = read(run / "ae" / "evaluation.json")
         measured = f"{metrics_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})"
         rows.append(("autoencoder", measured))

@@ -30,7 +30,7 @@ from study.cost import count_tflop
 from study.forecast import forecast_file, make_forecast
 from study.forecast_page import draw, in_words
 from study.kept import cell_file, read_cells, write_cell
-from study.left import Left, cells_left, say_plan
+from study.left import Left, cells_left, measured_again, say_plan
 from study.page import markdown, put_into
 from study.plan import Cell, Plan, Task
 from study.reports import read_reports, report_file, reports_left, write_report
@@ -140,11 +140,12 @@ def run_study(arguments: argparse.Namespace) -> None:
                 *(cell_file(results, cell) for cell in left.cells),
                 *(report_file(results, c) for c in left.reports),
             ]
-            for task in tasks:  # one that was stopped goes on, and has no file yet
-                file = (report_file if task.is_report else cell_file)(results, task.cell) if task.cell else None
-                for stage in task.stages if file and file.is_file() else ():
-                    forget_seconds(task.run_dir, stage.name, stage.stage.measuring)
+            again = [
+                (task.run_dir, stage) for task in tasks for stage in measured_again(task, results, plan.table.name)
+            ]
             put_aside([task for task in tasks if not task.is_report], files)
+            for run_dir, stage in again:
+                forget_seconds(run_dir, stage.name, stage.stage.measuring)
 
         failed = run_tasks(plan, tasks, jobs, devices, results, device) if tasks else {}
     print(markdown(plan.table, read_cells(results, plan.table.name)))

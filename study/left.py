@@ -13,9 +13,9 @@ from flowprior.errors import UserError
 from flowprior.run.machine import device_name
 from study.cost import measure_pace
 from study.estimate import duration, estimate
-from study.kept import cell_file, differences, read_cell, read_cells
+from study.kept import cell_file, differences, measured_otherwise, read_cell, read_cells
 from study.plan import Cell, Plan, PlannedStage, Task
-from study.reports import read_reports
+from study.reports import read_reports, report_file
 from study.stages import PRIOR
 
 
@@ -60,6 +60,16 @@ def cells_left(plan: Plan, cells: list[Cell], results: Path, anew: bool) -> list
             f"{stale[0]}{more} was made from other options than this study's: write --anew to put it aside and make it anew"
         )
     return left
+
+
+def measured_again(task: Task, results: Path, study: str) -> list[PlannedStage]:
+    """Stages whose sampling or measuring commands run again, since their kept file says other options; none of a task that has no file yet."""
+    if task.cell is None or not (file := (report_file if task.is_report else cell_file)(results, task.cell)).is_file():
+        return []
+    if task.is_report:
+        return list(task.stages)
+    measured = read_cell(file, study).get("measured") or {}
+    return [stage for stage in task.stages if measured_otherwise(measured.get(stage.name) or {}, stage)]
 
 
 def say_plan(plan: Plan, cells: list[Cell], tasks: list[Task], results: Path, device: torch.device, jobs: int) -> None:

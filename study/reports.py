@@ -119,7 +119,8 @@ def with_reports(plan: Plan, cells: list[dict[str, Any]], reports: list[dict[str
             if others := other_weights({network: weights}, before["weights"]):
                 raise UserError(
                     f"the reports of {cell_of(before).name} and {cell_of(cell).name} do not compare, since {others[0]} differ: delete those of "
-                    f"one kind, and make them again by `bash scripts/study.sh --data {plan.table.name} --report`"
+                    f"one kind, and make them again by `bash scripts/study.sh --data {plan.table.name} --report` (a table of your own by its "
+                    "file)"
                 )
         made.append((cell, report))
     return made

@@ -89,6 +89,7 @@ class OnlineFlow:
         world: this process among those of the run; by default as ``torch.distributed`` is set up.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         prior: FlowPrior | VelocityMLP,

@@ -168,7 +168,7 @@ class FlowPrior(nn.Module):
             raise ValueError(f"this prior is over {self.channels} channels, the latents have {latents.shape[-1]}")
 
     @classmethod
-    @torch.inference_mode(False)  # with gradients, also where the call stands under no_grad
+    @torch.inference_mode(False)  # with gradients, also under no_grad
     def fit(
         cls,
         features: Tensor,
@@ -191,8 +191,7 @@ class FlowPrior(nn.Module):
             features: float ``(N, d)``, a tensor or an array; gradients do not reach them.
             channels: of the latents to be shaped.
             projection: ``random``, ``avg_pool``, ``pca`` or ``identity``.
-            width, depth: of the velocity network.
-            steps, batch_size, lr, seed: of the training.
+            width, depth, steps, batch_size, lr, seed: of the velocity network and its training.
             progress: show a bar with rate and ETA.
 
         Raises:
@@ -201,7 +200,7 @@ class FlowPrior(nn.Module):
         from flowprior.training.config import TrainConfig
         from flowprior.training.loop import TrainingLoop  # not needed to use a prior
 
-        features = torch.as_tensor(features).detach().clone()
+        features = torch.as_tensor(features).detach()
         settings = TargetMapSettings(channels, projection, seed=seed)
         generator = torch.Generator().manual_seed(stream_seed(seed, "velocity"))
         world = World(device=best_device())
@@ -218,9 +217,8 @@ class FlowPrior(nn.Module):
             description="flow prior",
             progress=progress,
         )
-        with torch.random.fork_rng(
-            [world.device] if world.device.type == "cuda" else []
-        ):  # the loop seeds the caller's
+        devices = [world.device] if world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the loop seeds the global generators, which are the caller's
             loop.run(_random_rows(features, batch_size, seed))
         with loop.averaged_weights():
             weights = {name: value.clone() for name, value in objective.velocity.state_dict().items()}

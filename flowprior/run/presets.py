@@ -88,10 +88,12 @@ class CommandLine:
 
     Attributes:
         preset: as it was named.
-        options: dotted names of the options behind it, ``model.mar.width`` say.
+        words: the options behind it, as they were written.
+        options: their dotted names, ``model.mar.width`` say.
     """
 
     preset: str = ""
+    words: tuple[str, ...] = ()
     options: frozenset[str] = frozenset()
 
 
@@ -141,7 +143,9 @@ def read_command_line(
     values |= {name: True for name, given in vars(arguments).items() if given is True}
     values.setdefault("run_dir", f"runs/{Path(arguments.preset).stem}")
     written = {text.partition("=")[0]: as_written(text.partition("=")[2]) for text in arguments.overrides}
-    return build_config(cls, values), CommandLine(arguments.preset, frozenset(_leaves(written)))
+    return build_config(cls, values), CommandLine(
+        arguments.preset, tuple(arguments.overrides), frozenset(_leaves(written))
+    )
 
 
 def _leaves(values: dict[str, Any], where: str = "") -> list[str]:

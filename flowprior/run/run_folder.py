@@ -64,10 +64,9 @@ class RunFolder:
     def check(self, config: Any, inputs: dict[str, str]) -> list[str]:
         """What differs between this config with these inputs and the folder's run; a :class:`UserError` if that run has begun, or if the model
         in the folder is of no run and would be written over."""
-        if self.product and (self.path / self.product / "config.json").is_file() and not self.config_file.is_file():
-            raise UserError(
-                f"{self.path / self.product} was made elsewhere, and this run would write over it: write run_dir=<another folder>, or delete it"
-            )
+        model = self.path / self.product / "config.json"
+        if self.product and model.is_file() and not (self.config_file.is_file() or self.has_begun()):
+            raise UserError(f"{model.parent} was made elsewhere, and this run would write over it: {self.remedy}")
         for file in (self.config_file, self.inputs_file):
             if self.has_begun() and not file.is_file():
                 raise UserError(f"{self.path} holds a run without its {file.name}: restore the file, or {self.remedy}")

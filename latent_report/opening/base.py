@@ -99,7 +99,13 @@ def encode_images(tokenizer: Tokenizer, kind: str, options: ImageOptions) -> Lat
         labels,
         torch.cat([pictures for pictures, _ in parts]),
         lambda part: tokenizer.decode(part.to(device)),
-        {"image_size": size, "images": fingerprint, "image_kind": source.kind, "trained_on": trained_on},
+        {
+            "image_size": size,
+            "images": fingerprint,
+            "image_kind": source.kind,
+            "source": options.data.source,
+            "trained_on": trained_on,
+        },
     )
 
 

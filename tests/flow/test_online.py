@@ -174,9 +174,10 @@ def test_latents_of_other_channels_are_refused():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_an_update_where_gradients_are_off_is_the_same(mode):
-    online, other = make(), make()
+    online, prior = make(), random_prior()
     online.update(latents(0))
     with mode():
+        other = make(prior=prior)
         other.update(latents(0))
     for one, two in zip(online.velocity.parameters(), other.velocity.parameters()):
         assert torch.equal(one, two)

@@ -186,6 +186,9 @@ def test_a_model_that_was_made_elsewhere_is_not_written_over(tmp_path):
     with pytest.raises(UserError, match="was made elsewhere, and this run would write over it"):
         RunFolder(tmp_path, "stage", product="model").open(Config(), World())
     assert [file.name for file in (tmp_path / "stage").iterdir()] == ["model"]
+    (tmp_path / "stage" / "result.json").touch()  # of a run, then, whose config is lost
+    with pytest.raises(UserError, match="holds a run without its config.yaml"):
+        RunFolder(tmp_path, "stage", product="model").open(Config(), World())
 
 
 @pytest.mark.parametrize("used", [True, False])

@@ -201,9 +201,11 @@ def test_samplers_are_compared_on_the_sets_that_the_commands_draw_and_each_is_me
 def test_no_ratio_is_formed_to_a_plain_sampler_that_was_measured_with_other_options(capsys):
     def case(fid, *words):
         metrics = {"fid": fid, "precision": 0.5, "recall": 0.5, "recognised": 0.5, "cpu_seconds": 1.0}
-        return {"1": {"runs": {"run": metrics | {"made_from": ["0123abcd", *words]}}, "gflop": 1, "times_faster": [1]}}
+        made_from = {"made_from": ["0123abcd", *words]} if words else {}
+        return {"1": {"runs": {"run": metrics | made_from}, "gflop": 1, "times_faster": [1]}}
 
     whole, few = ["--preset digits"], ["--preset digits", "sample.count=200"]
-    rows = table({"plain": case(0.05, *whole), "like": case(0.1, *whole), "few": case(0.15, *few)}).splitlines()[2:]
-    assert [row.split(" | ")[3] for row in rows] == ["1.000", "2.000", ""]
-    assert "few, guidance 1: plain was measured with other options" in capsys.readouterr().err
+    cases = {"plain": case(0.05, *whole), "like": case(0.1, *whole), "few": case(0.15, *few), "of before": case(0.2)}
+    assert [row.split(" | ")[3] for row in table(cases).splitlines()[2:]] == ["1.000", "2.000", "", "4.000"]
+    said = capsys.readouterr().err
+    assert said.count("no ratio of 1 runs") == 1 and "few, guidance 1" in said

@@ -173,5 +173,8 @@ def test_weights_of_lpips_that_are_missing_are_said_before_training_with_what_do
     evaluated = {"metrics": ["fidelity", "lpips"], "extractor": ""}
     train_ae.note_missing_weights(config(tmp_path, loss=loss, evaluate=evaluated))
     said = " ".join(capsys.readouterr().err.split())
-    assert "the evaluation after training will stop: LPIPS needs" in said and "leave lpips out of the metrics" in said
+    assert (
+        "the evaluation after training will stop: LPIPS needs" in said
+        and "name the metrics without it, evaluate.metrics=" in said
+    )
     assert "loss.perceptual_weight=0" not in said

@@ -25,7 +25,9 @@ class LPIPSMeter(Meter):
     @staticmethod
     def network(weights: str) -> PerceptualLoss:
         """The distance; a :class:`UserError` where there are no weights for it."""
-        return PerceptualLoss().load(weights, without="leave lpips out of the metrics")
+        return PerceptualLoss().load(
+            weights, without="name the metrics without it, evaluate.metrics=[fidelity,rfid] say"
+        )
 
     @torch.no_grad()
     def update(self, original: Tensor, reconstructed: Tensor) -> None:
