@@ -19,7 +19,7 @@ from flowprior.run.presets import CommandLine, read_command_line
 from flowprior.run.run_folder import RunFolder
 from flowprior.training.config import TrainConfig
 from flowprior.training.optim import OptimConfig
-from generation.presets import find_family
+from generation.presets import JOINT, find_family
 
 C = TypeVar("C", bound="GenerationConfig")
 
@@ -244,8 +244,12 @@ class GenerationConfig:
         return " ".join([self.command(name), shlex.join([*preset, *line.words, *own])])
 
     def makes_autoencoder(self) -> str:
-        """What a person types to train the autoencoder that the run lacks."""
-        return f"bash scripts/train_ae.sh run_dir={self.run_dir}"
+        """What a person types to train the autoencoder that the run lacks; a preset of one that is trained with a generator has a script of its
+        own, called as that generator's room."""
+        rooms = [
+            f.parent.parent.name for f in self.PRESETS.parent.parent.glob(f"*/{JOINT}/{self.command_line.preset}.yaml")
+        ]
+        return f"bash scripts/train_{rooms[0] if rooms else 'ae'}.sh run_dir={self.run_dir}"
 
     def makes_generator(self, regularisers: Collection[str]) -> str:
         """What a person does to have the generator that the run lacks; ``regularisers`` are the names of those of the run's autoencoder."""

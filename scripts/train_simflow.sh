@@ -26,6 +26,7 @@ if help_requested "$@" || [[ " $* " == *" --dry-run "* ]]; then
   NPROC=1 NNODES=1 launch simflow.train_simflow "${training[@]}"
   exit
 fi
+if $behind; then NPROC=1 NNODES=1 launch simflow check_options "${sampling[@]}"; fi  # before training, rather than behind it
 launch simflow.train_simflow "${training[@]}"
 launch_once simflow.evaluate_ae "${training[@]}"
 launch simflow generate "${sampling[@]}"

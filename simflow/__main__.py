@@ -8,18 +8,13 @@ from flowprior.run.files import read_json
 from generation import cache_latents, train
 from generation.commands import run
 from simflow import likelihood
-from simflow.config import SimFlowStageConfig
+from simflow.config import SimFlowStageConfig, trained_jointly
 
 
 def train_alone(stage: type[SimFlowStageConfig]) -> None:
     """train the generator on cached latents"""
     config = stage.read(train.__doc__)
-    file = config.folder / "generator" / "config.json"
-    if file.is_file() and read_json(file, "generator").get("about", {}).get("trained") == "with the autoencoder":
-        raise UserError(
-            f"the flow in {file.parent} was trained with its autoencoder: to train another on the latents of that, write run_dir=<another folder> "
-            f"autoencoder={config.autoencoder_folder}, and start={file.parent} to go on from this one"
-        )
+    refuse_joint_run(config)
     if config.start:
         note_other_noise(config)
     elif config.model.tarflow.noise_std and not config.model.tarflow.sampler.denoise:
@@ -34,12 +29,23 @@ def train_alone(stage: type[SimFlowStageConfig]) -> None:
 def cache_latents_alone(stage: type[SimFlowStageConfig]) -> None:
     """encode every image once"""
     config = stage.read(cache_latents.__doc__)
+    refuse_joint_run(config)
     if posterior_std_of(config.start) == "learned" and config.cache.posterior == "mean":
         note(
             f"the flow in {config.start} learned latents that the encoder's posterior draws, and these are its means. To train it on draws, write "
             "cache.posterior=moments model.tarflow.noise_std=0 model.tarflow.sampler.denoise=false, in a run_dir that holds no other latents"
         )
     cache_latents.main(stage)
+
+
+def refuse_joint_run(config: SimFlowStageConfig) -> None:
+    """A :class:`UserError` where the run's flow was trained with its autoencoder, and another would take its place."""
+    file = config.folder / "generator" / "config.json"
+    if file.is_file() and trained_jointly(read_json(file, "generator")):
+        raise UserError(
+            f"the flow in {file.parent} was trained with its autoencoder: to train another on the latents of that, write run_dir=<another folder> "
+            f"autoencoder={config.autoencoder_folder}, and start={file.parent} to go on from this one"
+        )
 
 
 def note_other_noise(config: SimFlowStageConfig) -> None:
@@ -64,7 +70,17 @@ def posterior_std_of(start: str) -> float | str:
     return read_json(file, "generator").get("about", {}).get("posterior_std", 0) if start and file.is_file() else 0
 
 
-COMMANDS = {"cache_latents": cache_latents_alone, "train": train_alone, "likelihood": likelihood.main}
+def check_options(stage: type[SimFlowStageConfig]) -> None:
+    """read the options of sampling and evaluation, and do nothing else"""
+    stage.read(check_options.__doc__)
+
+
+COMMANDS = {
+    "check_options": check_options,
+    "cache_latents": cache_latents_alone,
+    "train": train_alone,
+    "likelihood": likelihood.main,
+}
 
 if __name__ == "__main__":
     run(SimFlowStageConfig, COMMANDS)

@@ -3,7 +3,8 @@
     python -m simflow.train_simflow [--preset digits_simflow] [--dry-run] [option=value ...]
 
 Writes ``<run_dir>/ae`` as stage 2 does, and ``<run_dir>/simflow/generator``, the flow, which ``python -m simflow generate`` samples from
-without a stage 3.
+without a stage 3. Options of sampling and its evaluation (``sample.cfg=[1,2]``) are those of ``generate``; ``scripts/train_simflow.sh`` takes
+them behind a ``--``.
 """
 
 from __future__ import annotations

@@ -138,6 +138,7 @@ def test_the_script_that_makes_a_missing_generator_is_the_rooms_own_for_that_aut
     [
         (SimFlowStageConfig, "digits_simflow", "train_simflow.sh"),
         (SimFlowStageConfig, "digits", "train_ae.sh"),
+        (MARStageConfig, "digits_simflow", "train_simflow.sh"),
         (MARStageConfig, "digits", "train_ae.sh"),
     ],
 )

@@ -76,3 +76,10 @@ def test_the_report_of_a_run_shows_what_it_has(joint, scripts, tmp_path, capsys,
     with pytest.raises(SystemExit) as ended:
         said_of(unfinished)
     assert ended.value.code == 2 and "finish with `bash scripts/train_simflow.sh" in capsys.readouterr().err
+
+
+def test_a_mistake_behind_the_dashes_is_said_before_anything_is_trained(scripts, tmp_path):
+    run = tmp_path / "run"
+    result = scripts.run("train_simflow", *JOINT, "--", "sample.cgf=[1]", run_dir=run, tiny=False)
+    assert result.returncode == 2 and "config has no option 'sample.cgf'" in result.stderr
+    assert not run.exists()

@@ -154,6 +154,10 @@ def test_a_flow_on_cached_latents_goes_through_the_stage_like_any_generator(call
         assert code == 0, said
         keeps = "samples of a new flow keep the noise that training adds, of 0.3 times the deviation that cache.scale_per normalises by"
         assert (keeps in said) == (command == "train")
+        assert ("samples keep the noise of std 0.3" in said) == (command == "generate")
+    code, said = call("cache_latents", first, *SAMPLE)
+    assert code == 2 and "was trained with its autoencoder" in said and not (tmp_path / "joint" / "latents").exists()
+    assert "samples keep the noise" not in call("generate", first, *SAMPLE)[1]
     rows = map(json.loads, (tmp_path / "alone" / "simflow" / "log.jsonl").read_text().splitlines())
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0]
