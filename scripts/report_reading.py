@@ -31,7 +31,7 @@ def has(run: Path, stage: str) -> bool:
     if stage == "ae" and any(_trained_jointly(run / name) for name in GENERATORS):
         return True
     later = {"flowhead": ["ae", *GENERATORS], "ae": [*GENERATORS]}[stage]
-    own = any((run / stage / name).is_file() for name in ("config.yaml", "result.json"))  # else its model was imported
+    own = any((run / stage / name).is_file() for name in ("config.yaml", "log.jsonl", "result.json"))  # else imported
     return own or not any((run / name).is_dir() for name in later)
 
 

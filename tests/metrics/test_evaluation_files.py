@@ -221,6 +221,16 @@ def test_the_report_prints_whatever_was_measured(tmp_path):
     assert rows["MAR, cfg 1"] == "IS 7.00 +- 0.50  recognised 50.00%" and "FID of real halves" not in rows
 
 
+def test_the_report_of_a_run_on_imported_models_shows_what_was_measured_and_asks_for_no_training(tmp_path):
+    report = runpy.run_path(str(SCRIPTS / "report.py"))
+    run = fill(tmp_path, {"1": {"fid": 2.0}})
+    for stage, model in (("flowhead", "prior"), ("ae", "autoencoder")):
+        (run / stage / "result.json").unlink()
+        write_json(run / stage / model / "config.json", {})
+    rows = dict(report["summary"](run))
+    assert rows["autoencoder"] == "PSNR 20.00 dB  SSIM 0.5000  (on 90 images)" and rows["training time"] == "mar 1 s"
+
+
 def test_a_figure_that_was_not_measured_is_named_by_report_and_table_and_is_never_the_best(
     tmp_path, monkeypatch, capsys
 ):
