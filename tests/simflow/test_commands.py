@@ -227,4 +227,4 @@ def test_the_script_draws_and_measures_the_images_that_it_trained_on(tmp_path):
         "run_dir=r data.subset=train data.flip=true optim.lr=1",
         "run_dir=r data.subset=train sample.cfg=[1]",
     )
-    assert calls == [training, training, sampling, sampling]
+    assert calls == [sampling, training, training, sampling, sampling]  # the first reads the options alone
