@@ -78,9 +78,8 @@ def check_images(config: GenerationConfig, cache: LatentCache, world: World) -> 
     place = cache.manifest.get("place")
     if place is None or not config.data.path or config.data.has_subsets:
         return
-    if all(
-        world.all_gather(place == config.data.place)
-    ):  # a path that lies on one node of several is known there alone
+    # A path that lies on one node of several is known there alone.
+    if all(world.all_gather(place == config.data.place)):
         return
     images, reason = None, ""
     try:

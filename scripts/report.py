@@ -68,9 +68,8 @@ def summary(run: Path) -> list[tuple[str, str]]:
     generators = measured_generators(run)
     stages = {name: read(run / name / "result.json") for name in trained_stages(run)}
     rows, halves = [], None
-    if (
-        has(run, "ae") or (run / "ae" / "evaluation.json").is_file()
-    ):  # one that was imported has been measured or has not
+    # One that was imported has been measured or has not.
+    if has(run, "ae") or (run / "ae" / "evaluation.json").is_file():
         reconstruction = read(run / "ae" / "evaluation.json")
         measured = f"{metrics_text(reconstruction['metrics'])}  (on {measured_images(reconstruction['protocol'])})"
         rows.append(("autoencoder", measured))
